@@ -1,0 +1,42 @@
+"""wprox: proximal optimisation in Wasserstein space."""
+
+from wprox.functionals import (
+    KL,
+    Entropy,
+    Functional,
+    InteractionEnergy,
+    InternalEnergy,
+    PorousMedium,
+    PotentialEnergy,
+)
+from wprox.jko import Trajectory, jko, jko_steps
+from wprox.maps import AffineMap, ComposedMap, SplineMap, TransportMap
+from wprox.measures import DensityUnknownError, Gaussian, Measure, Particles
+from wprox.solvers import NeuralProx, Solver, Step, StepFailedError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "KL",
+    "AffineMap",
+    "ComposedMap",
+    "DensityUnknownError",
+    "Entropy",
+    "Functional",
+    "Gaussian",
+    "InteractionEnergy",
+    "InternalEnergy",
+    "Measure",
+    "NeuralProx",
+    "Particles",
+    "PorousMedium",
+    "PotentialEnergy",
+    "Solver",
+    "SplineMap",
+    "Step",
+    "StepFailedError",
+    "Trajectory",
+    "TransportMap",
+    "jko",
+    "jko_steps",
+]

@@ -1,0 +1,126 @@
+"""Argument checks that live once, at the boundary: tensors, seeds and step sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+StepSize = float | Sequence[float] | Callable[[int], float]
+Seed = int | torch.Generator | None
+
+
+def as_floating(values: Any, name: str) -> Tensor:
+    """Anything `torch.as_tensor` takes, as a finite floating-point tensor (integers become the default dtype)."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be an array of numbers, got {type(values).__name__}: {error}") from None
+    if tensor.is_complex():
+        raise TypeError(f"{name} must be real, got {tensor.dtype}")
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.get_default_dtype())
+    check_finite(tensor, name)
+    return tensor
+
+
+def check_finite(tensor: Tensor, name: str) -> None:
+    """Raise `ValueError` that says how many entries are NaN or infinite and where the first one is."""
+    bad = ~torch.isfinite(tensor.detach())
+    count = int(bad.sum())
+    if count:
+        first = tuple(bad.nonzero()[0].tolist())
+        where = f"row {first[0]}, column {first[1]}" if len(first) == 2 else f"index {first}"
+        raise ValueError(
+            f"{name} has {count} NaN or infinite entries, the first at {where}; remove or impute them first"
+        )
+
+
+def as_points(values: Any, name: str, dim: int | None = None) -> Tensor:
+    """A finite tensor of shape (n, d) with n ≥ 1, and d = `dim` where that is given."""
+    points = as_floating(values, name)
+    if points.ndim != 2:
+        hint = "; reshape a single feature to (n, 1) and a single row to (1, d)" if points.ndim == 1 else ""
+        raise ValueError(f"{name} must have shape (n, d), got {tuple(points.shape)}{hint}")
+    if points.shape[0] == 0 or points.shape[1] == 0:
+        raise ValueError(f"{name} is empty: got shape {tuple(points.shape)}, expected at least one row and one column")
+    if dim is not None and points.shape[1] != dim:
+        raise ValueError(f"{name} has {points.shape[1]} columns, expected {dim}")
+    return points
+
+
+def as_weights(values: Any, like: Tensor) -> Tensor:
+    """Non-negative weights of shape (n,) that sum to 1, in the dtype and on the device of the points `like`."""
+    weights = as_floating(values, "weights").to(like)
+    if weights.shape != like.shape[:1]:
+        raise ValueError(f"weights must have shape ({like.shape[0]},), one a point, got {tuple(weights.shape)}")
+    if bool((weights < 0).any()):
+        raise ValueError(f"weights must not be negative, the smallest is {float(weights.min()):g}")
+    total = float(weights.sum())
+    if abs(total - 1) > 1e-4:
+        raise ValueError(f"weights must sum to 1, they sum to {total:g}; divide them by their sum")
+    return weights
+
+
+def check_count(value: Any, name: str, least: int = 1) -> int:
+    """An integer of at least `least`."""
+    if isinstance(value, bool) or (not isinstance(value, int) and not hasattr(value, "__index__")):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if int(value) < least:
+        raise ValueError(f"{name} must be at least {least}, got {int(value)}")
+    return int(value)
+
+
+def check_positive(value: Any, name: str) -> float:
+    """A finite number above zero."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name} must be positive and finite, got {number:g}")
+    return number
+
+
+def check_fraction(value: Any, name: str) -> float:
+    """A number strictly between 0 and 1."""
+    if not check_positive(value, name) < 1:
+        raise ValueError(f"{name} must lie between 0 and 1, got {float(value):g}")
+    return float(value)
+
+
+def step_sizes(step_size: StepSize, n_steps: int) -> Callable[[int], float]:
+    """The step size γ of step k as a function of k, from a float, a sequence with one entry a step, or a callable."""
+    if callable(step_size):
+        return lambda k: check_positive(step_size(k), f"step_size({k})")
+    if isinstance(step_size, int | float):
+        constant = check_positive(step_size, "step_size")
+        return lambda k: constant
+    sequence = [check_positive(value, f"step_size[{k}]") for k, value in enumerate(step_size)]
+    if len(sequence) < n_steps:
+        raise ValueError(f"step_size has {len(sequence)} entries for {n_steps} steps; give one a step")
+    return lambda k: sequence[k]
+
+
+def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator from a seed; `None` draws a fresh seed from the operating system, a generator is passed through."""
+    if isinstance(seed, torch.Generator):
+        return seed
+    generator = torch.Generator(device=device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(check_count(seed, "seed", least=0))
+    return generator
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's default generator inside the block and restore it afterwards: `nn.Linear` knows no other source."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

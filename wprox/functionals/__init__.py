@@ -1,0 +1,16 @@
+"""Functionals on probability measures: written once, run on every measure and solver."""
+
+from wprox.functionals.base import Functional, Sum
+from wprox.functionals.divergences import KL
+from wprox.functionals.energies import Entropy, InteractionEnergy, InternalEnergy, PorousMedium, PotentialEnergy
+
+__all__ = [
+    "KL",
+    "Entropy",
+    "Functional",
+    "InteractionEnergy",
+    "InternalEnergy",
+    "PorousMedium",
+    "PotentialEnergy",
+    "Sum",
+]

@@ -1,0 +1,137 @@
+"""The abstract functional on probability measures, with sums and multiples."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from wprox.measures import DensityUnknownError, Measure, Particles
+
+
+class Functional(ABC):
+    r"""A functional F: P(R^d) → R, written once in `__call__` with the verbs of a measure.
+
+    The verbs are `rho.integrate(f)`, `rho.integrate_pairs(k)`, `rho.log_density()` and `rho.mean_log_density()`. A
+    functional written with them, differentiable in torch, runs on every measure and every solver. Functionals add
+    (`F + G`) and scale (`0.5 * F`).
+
+    Attributes:
+        modulus: λ where F is known to be λ-convex along generalised geodesics (Ambrosio, Gigli and Savaré,
+            *Gradient flows*, section 9.2), else `None`. Sums add, non-negative multiples multiply.
+
+    Example:
+        >>> import torch, wprox
+        >>> class SquaredSecondMoment(wprox.Functional):
+        ...     def __call__(self, rho):
+        ...         return rho.integrate(lambda x: x.square().sum(-1)) ** 2
+        >>> F = SquaredSecondMoment() + 0.5 * wprox.PotentialEnergy(lambda x: x[:, 0])
+        >>> F(wprox.Particles(torch.tensor([[1.0, 1.0]])))
+        tensor(4.5000)
+    """
+
+    modulus: float | None = None
+
+    @abstractmethod
+    def __call__(self, rho: Measure) -> Tensor:
+        """F(ρ), a scalar tensor that is differentiable in the points and the density of ρ."""
+
+    def wasserstein_gradient(self, rho: Measure) -> Tensor:
+        r"""∇_{W₂}F(ρ) = ∇ δF/δρ at the support points, (n, d).
+
+        By automatic differentiation: moving the points by ξ changes log ρ there by −div ξ, and by integration by parts
+        dF = Σ_i ⟨∂F/∂x_i, ξ_i⟩ + c E_ρ⟨∇ log ρ, ξ⟩ where F depends on the density through c ∫ log ρ dρ.
+
+        Raises:
+            DensityUnknownError: where ∇ log ρ is needed and the measure does not know it.
+            NotImplementedError: where F depends on the density in another way; override this method there.
+        """
+        with torch.enable_grad():
+            points = rho.points.detach().requires_grad_()
+            log_density = _density_or_none(rho)
+            if log_density is not None:
+                log_density = log_density.detach().clone().requires_grad_()
+            value = self(Particles(points, rho.weights.detach(), log_density))
+            inputs = [points] if log_density is None else [points, log_density]
+            if not value.requires_grad:
+                return torch.zeros_like(rho.points)
+            by_points, *by_density = torch.autograd.grad(value, inputs, allow_unused=True)
+        weights = rho.weights[:, None]
+        gradient = torch.zeros_like(rho.points) if by_points is None else by_points / weights
+        if by_density and by_density[0] is not None:
+            slope = by_density[0] / rho.weights
+            if not torch.allclose(slope, slope.mean().expand_as(slope), rtol=1e-4, atol=1e-8):
+                raise NotImplementedError(
+                    f"{type(self).__name__} depends on the density by more than ∫ log ρ dρ; "
+                    "override wasserstein_gradient(rho) with ∇ δF/δρ at rho.points"
+                )
+            gradient = gradient + slope.mean() * rho.score()
+        return gradient
+
+    def __add__(self, other: Functional) -> Functional:
+        if not isinstance(other, Functional):
+            return NotImplemented
+        return Sum(_terms(self) + _terms(other))
+
+    def __radd__(self, other: object) -> Functional:
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # lets sum([F, G]) work
+
+    def __mul__(self, factor: float) -> Functional:
+        if isinstance(factor, Functional):
+            raise TypeError("functionals add and scale; the product of two functionals is a functional of your own")
+        value = float(factor)
+        if not math.isfinite(value):
+            raise ValueError(f"a functional can be scaled by a finite number only, got {value}")
+        return Sum([(value * weight, term) for weight, term in _terms(self)])
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Functional:
+        return -1.0 * self
+
+    def __sub__(self, other: Functional) -> Functional:
+        return self + (-other)
+
+
+class Sum(Functional):
+    r"""A linear combination F = Σ_j c_j F_j; what `+` and `*` build.
+
+    Arguments:
+        terms: pairs (c_j, F_j).
+    """
+
+    def __init__(self, terms: list[tuple[float, Functional]]) -> None:
+        self.terms = terms
+
+    @property
+    def modulus(self) -> float | None:  # type: ignore[override]
+        total = 0.0
+        for weight, term in self.terms:
+            if weight == 0:
+                continue
+            if term.modulus is None or weight < 0:
+                return None
+            total += weight * term.modulus
+        return total
+
+    def __call__(self, rho: Measure) -> Tensor:
+        return torch.stack([weight * term(rho) for weight, term in self.terms]).sum()
+
+    def wasserstein_gradient(self, rho: Measure) -> Tensor:
+        return torch.stack([weight * term.wasserstein_gradient(rho) for weight, term in self.terms]).sum(0)
+
+    def __repr__(self) -> str:
+        return " + ".join(f"{weight:g} * {term!r}" if weight != 1 else repr(term) for weight, term in self.terms)
+
+
+def _terms(functional: Functional) -> list[tuple[float, Functional]]:
+    return list(functional.terms) if isinstance(functional, Sum) else [(1.0, functional)]
+
+
+def _density_or_none(rho: Measure) -> Tensor | None:
+    try:
+        return rho.log_density()
+    except DensityUnknownError:
+        return None

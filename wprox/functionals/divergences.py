@@ -1,0 +1,77 @@
+"""Divergences to a target density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+from wprox.functionals.base import Functional
+from wprox.measures import Gaussian, Measure
+
+
+class KL(Functional):
+    r"""F(ρ) = KL(ρ ‖ π) = ∫ ρ log(ρ/π) dx.
+
+    Its Wasserstein gradient is ∇ log ρ − ∇ log π and its gradient flow the Fokker–Planck equation of Langevin dynamics
+    (Jordan, Kinderlehrer and Otto 1998); λ-convex where −log π is. Where π is not normalised, the value is off by the
+    constant log Z; where the initial density is unknown, `NeuralProx` reports it up to the constant ∫ log μ dμ.
+
+    Arguments:
+        target: a torch `Distribution` over R^d, a `wprox.Gaussian`, or a log-density (n, d) → (n,), which need not be
+            normalised.
+        modulus: λ with −∇² log π ⪰ λ I. Known for Gaussian targets, 1/λ_max(Σ); else give it where you know it.
+
+    Raises:
+        TypeError: for a target that has no log-density.
+        ValueError: for a Distribution whose event is not a vector (wrap it in `Independent`).
+
+    Example:
+        >>> import torch, wprox
+        >>> target = wprox.Gaussian(torch.zeros(2), torch.eye(2))
+        >>> wprox.KL(target)(wprox.Gaussian(torch.tensor([1.0, 1.0]), torch.eye(2)))
+        tensor(1.0000)
+    """
+
+    def __init__(
+        self, target: Distribution | Gaussian | Callable[[Tensor], Tensor], modulus: float | None = None
+    ) -> None:
+        self.target = target
+        self.dim: int | None = None
+        if isinstance(target, Distribution):
+            if len(target.event_shape) != 1 or target.batch_shape:
+                raise ValueError(
+                    "the target must be one distribution over vectors, got batch shape "
+                    f"{tuple(target.batch_shape)} and event shape {tuple(target.event_shape)}; "
+                    "wrap it in torch.distributions.Independent(target, 1)"
+                )
+            self.dim = target.event_shape[0]
+            self.log_target: Callable[[Tensor], Tensor] = target.log_prob
+        elif isinstance(target, Gaussian):
+            self.dim, self.log_target = target.dim, target.log_prob
+        elif callable(target):
+            self.log_target = target
+        else:
+            raise TypeError(
+                f"target must be a torch Distribution, a wprox.Gaussian or a log-density, got {type(target).__name__}"
+            )
+        self.modulus = _gaussian_modulus(target) if modulus is None else modulus
+
+    def __call__(self, rho: Measure) -> Tensor:
+        if self.dim is not None and rho.dim != self.dim:
+            raise ValueError(f"the target lives in dimension {self.dim}, the measure in dimension {rho.dim}")
+        return rho.mean_log_density() - rho.integrate(self.log_target)
+
+    def __repr__(self) -> str:
+        return f"KL({getattr(self.target, '__name__', type(self.target).__name__)})"
+
+
+def _gaussian_modulus(target: object) -> float | None:
+    """1/λ_max(Σ) of a Gaussian target, `None` for any other."""
+    if isinstance(target, MultivariateNormal | Gaussian):
+        return 1 / float(torch.linalg.eigvalsh(target.covariance_matrix.detach()).max())
+    if isinstance(target, Independent) and isinstance(target.base_dist, Normal):
+        return 1 / float(target.base_dist.variance.max())
+    return None

@@ -1,0 +1,160 @@
+"""Potential, interaction and internal energies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wprox.functionals.base import Functional
+from wprox.measures import Measure
+
+
+class PotentialEnergy(Functional):
+    r"""F(ρ) = ∫ V dρ.
+
+    Its Wasserstein gradient is ∇V; λ-convex where V is (Ambrosio, Gigli and Savaré, *Gradient flows*, section 9.3).
+
+    Arguments:
+        potential: V, maps points (n, d) to (n,).
+        modulus: λ with ∇²V ⪰ λ I, where you know it.
+
+    Example:
+        >>> import torch, wprox
+        >>> F = wprox.PotentialEnergy(lambda x: 0.5 * x.square().sum(-1), modulus=1.0)
+        >>> F(wprox.Particles(torch.tensor([[1.0, 1.0], [0.0, 2.0]])))
+        tensor(1.5000)
+    """
+
+    def __init__(self, potential: Callable[[Tensor], Tensor], modulus: float | None = None) -> None:
+        self.potential = _callable(potential, "potential")
+        self.modulus = modulus
+
+    def __call__(self, rho: Measure) -> Tensor:
+        return rho.integrate(self.potential)
+
+    def __repr__(self) -> str:
+        return f"PotentialEnergy({_name(self.potential)})"
+
+
+class InteractionEnergy(Functional):
+    r"""F(ρ) = ½ ∬ W(x − y) dρ(x) dρ(y), for a symmetric kernel W(z) = W(−z).
+
+    Its Wasserstein gradient is ∇W ∗ ρ; convex where W is (McCann, *A convexity principle for interacting gases*, 1997).
+
+    Arguments:
+        kernel: W, maps differences (m, d) to (m,).
+        modulus: λ of the energy, where you know it: 0 for convex W; −c where ∇²W ⪰ −c I with c ≥ 0.
+
+    Example:
+        >>> import torch, wprox
+        >>> F = wprox.InteractionEnergy(lambda z: z.square().sum(-1))
+        >>> F(wprox.Particles(torch.tensor([[0.0], [2.0]])))
+        tensor(1.)
+    """
+
+    def __init__(self, kernel: Callable[[Tensor], Tensor], modulus: float | None = None) -> None:
+        self.kernel = _callable(kernel, "kernel")
+        self.modulus = modulus
+
+    def __call__(self, rho: Measure) -> Tensor:
+        return rho.integrate_pairs(self.kernel) / 2
+
+    def __repr__(self) -> str:
+        return f"InteractionEnergy({_name(self.kernel)})"
+
+
+class Entropy(Functional):
+    r"""F(ρ) = ∫ ρ log ρ dx, the negative differential entropy.
+
+    Its Wasserstein gradient is ∇ log ρ and its gradient flow the heat equation; convex (McCann 1997). Where the initial
+    density is unknown, `NeuralProx` minimises it all the same and reports it up to the constant ∫ log μ dμ.
+
+    Example:
+        >>> import torch, wprox
+        >>> wprox.Entropy()(wprox.Gaussian(torch.zeros(1), torch.eye(1)))
+        tensor(-1.4189)
+    """
+
+    modulus = 0.0
+
+    def __call__(self, rho: Measure) -> Tensor:
+        return rho.mean_log_density()
+
+    def __repr__(self) -> str:
+        return "Entropy()"
+
+
+class InternalEnergy(Functional):
+    r"""F(ρ) = ∫ U(ρ(x)) dx = E_ρ[U(ρ)/ρ].
+
+    Its Wasserstein gradient is ∇U′(ρ) = ρ U″(ρ) ∇ log ρ (Ambrosio, Gigli and Savaré, section 10.4.3). It needs the
+    density.
+
+    Arguments:
+        energy: U, maps densities (n,) to (n,), with U(0) = 0.
+        modulus: 0 where U satisfies McCann's condition (s ↦ s^d U(s^{−d}) convex and non-increasing), if you know it.
+
+    Example:
+        >>> import torch, wprox
+        >>> F = wprox.InternalEnergy(lambda density: density**2)
+        >>> F(wprox.Particles([[0.0], [1.0]], log_density=[0.0, 0.0]))
+        tensor(1.)
+    """
+
+    def __init__(self, energy: Callable[[Tensor], Tensor], modulus: float | None = None) -> None:
+        self.energy = _callable(energy, "energy")
+        self.modulus = modulus
+
+    def __call__(self, rho: Measure) -> Tensor:
+        density = rho.log_density().exp()
+        return rho.weights @ (self.energy(density) / density)
+
+    def wasserstein_gradient(self, rho: Measure) -> Tensor:
+        with torch.enable_grad():
+            density = rho.log_density().detach().exp().requires_grad_()
+            (slope,) = torch.autograd.grad(self.energy(density).sum(), density, create_graph=True)
+            if not slope.requires_grad:  # U is linear: a constant first variation
+                return torch.zeros_like(rho.points)
+            (curvature,) = torch.autograd.grad(slope.sum(), density)
+        return (density.detach() * curvature)[:, None] * rho.score()
+
+    def __repr__(self) -> str:
+        return f"InternalEnergy({_name(self.energy)})"
+
+
+class PorousMedium(InternalEnergy):
+    r"""F(ρ) = ∫ ρ^m / (m − 1) dx, whose gradient flow is ∂_t ρ = Δ ρ^m (Otto 2001).
+
+    Slow diffusion for m > 1, fast diffusion for m < 1; convex for m ≥ 1 − 1/d, so `modulus` is 0 for m > 1 (for m < 1
+    it depends on the dimension and is left unknown). m = 1 is `Entropy`.
+
+    Arguments:
+        exponent: m, positive and not 1.
+
+    Example:
+        >>> import torch, wprox
+        >>> wprox.PorousMedium(2.0)(wprox.Particles([[0.0], [1.0]], log_density=[0.0, 0.0]))
+        tensor(1.)
+    """
+
+    def __init__(self, exponent: float) -> None:
+        m = float(exponent)
+        if not m > 0 or m == 1:
+            raise ValueError(f"the exponent m must be positive and not 1, got {m:g}; m = 1 is wprox.Entropy()")
+        super().__init__(lambda density: density**m / (m - 1), modulus=0.0 if m > 1 else None)
+        self.exponent = m
+
+    def __repr__(self) -> str:
+        return f"PorousMedium({self.exponent:g})"
+
+
+def _callable(f: object, name: str) -> Callable[[Tensor], Tensor]:
+    if not callable(f):
+        raise TypeError(f"{name} must be a function of points, got {type(f).__name__}")
+    return f
+
+
+def _name(f: object) -> str:
+    return getattr(f, "__name__", type(f).__name__)

@@ -1,0 +1,158 @@
+"""The driver: proximal steps one after the other, and the trajectory they make."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from wprox._checks import StepSize, check_count, check_positive, step_sizes
+from wprox.functionals import Functional
+from wprox.maps import ComposedMap, TransportMap
+from wprox.measures import Measure
+from wprox.solvers.base import Solver, Step, StepFailedError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass
+class Trajectory:
+    """What `jko` returns: the measures ρ_0, …, ρ_n, the steps between them and the values of F.
+
+    Attributes:
+        measures: n + 1 measures, the initial one first.
+        steps: n steps.
+        values: n + 1 values of the functional.
+        converged: whether `tol` was reached.
+        interrupted: whether Ctrl-C ended the iteration early.
+    """
+
+    measures: list[Measure]
+    values: list[Tensor]
+    steps: list[Step] = field(default_factory=list)
+    converged: bool = False
+    interrupted: bool = False
+
+    @property
+    def final(self) -> Measure:
+        """The last measure."""
+        return self.measures[-1]
+
+    @property
+    def map(self) -> TransportMap | None:
+        """T_n ∘ … ∘ T_1, or `None` where a step has no map."""
+        maps = [step.map for step in self.steps if step.map is not None]
+        return ComposedMap(maps) if maps and len(maps) == len(self.steps) else None
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def plot(self, axes: Any = None, count: int = 5) -> list[Axes]:
+        """Draw `count` measures along the way and the values of F; returns the matplotlib axes.
+
+        Arguments:
+            axes: `count + 1` matplotlib axes; made where not given.
+            count: how many measures to draw, evenly spread.
+        """
+        from wprox.plot import plot_trajectory
+
+        return plot_trajectory(self, axes, count)
+
+
+def jko_steps(
+    functional: Functional,
+    solver: Solver,
+    initial: Measure,
+    step_size: StepSize = 0.1,
+    n_steps: int = 50,
+    held_out: Measure | None = None,
+) -> Iterator[Step]:
+    """The steps of `jko` one by one, for loops that decide on the way when to stop or what to keep.
+
+    Nothing is stored: memory is that of one step.
+    """
+    gamma = step_sizes(step_size, check_count(n_steps, "n_steps"))
+    measure, previous = initial, None
+    for k in range(n_steps):
+        previous = solver.step(functional, measure, gamma(k), previous=previous, held_out=held_out)
+        measure, held_out = previous.measure, previous.held_out
+        yield previous
+
+
+def jko(
+    functional: Functional,
+    solver: Solver,
+    initial: Measure,
+    step_size: StepSize = 0.1,
+    n_steps: int = 50,
+    tol: float | None = None,
+    progress: bool = False,
+) -> Trajectory:
+    r"""Iterate ρ_{k+1} = argmin_ρ F(ρ) + W₂²(ρ_k, ρ)/(2γ_k) (Jordan, Kinderlehrer and Otto 1998).
+
+    Arguments:
+        functional: F.
+        solver: how a step is solved.
+        initial: ρ_0.
+        step_size: γ: a number, a sequence with one entry a step, or a callable of the step's index.
+        n_steps: the largest number of steps.
+        tol: stop once the mean speed √(transport cost)/γ of a step is at most `tol`.
+        progress: show a progress bar.
+
+    Returns:
+        The trajectory. Ctrl-C ends it early, with what was computed so far and a warning.
+
+    Raises:
+        StepFailedError: where a step fails; its `trajectory` holds the steps before.
+
+    Example:
+        >>> import torch, wprox
+        >>> x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)) + 3
+        >>> F = wprox.PotentialEnergy(lambda x: x.square().sum(-1) / 2)
+        >>> solver = wprox.NeuralProx(map=wprox.AffineMap, learning_rate=0.05)
+        >>> trajectory = wprox.jko(F, solver, wprox.Particles(x), step_size=1.0, n_steps=2)
+        >>> len(trajectory.measures), len(trajectory.steps), bool(trajectory.values[2] < trajectory.values[1])
+        (3, 2, True)
+    """
+    if tol is not None:
+        check_positive(tol, "tol")
+    initial = solver.prepare(initial)
+    with torch.no_grad():
+        trajectory = Trajectory([initial], [functional(initial)])
+    steps = jko_steps(functional, solver, initial, step_size, n_steps)
+    bar = tqdm(total=n_steps, desc="jko", disable=not progress)
+    warned = False
+    try:
+        for step in steps:
+            trajectory.steps.append(step)
+            trajectory.measures.append(step.measure)
+            trajectory.values.append(step.value)
+            bar.update()
+            bar.set_postfix_str(f"F {float(step.value):.4g}")
+            if step.interrupted:
+                raise KeyboardInterrupt
+            if not step.converged and not warned:
+                residual = "" if step.residual is None else f" (residual {step.residual:.2g})"
+                warnings.warn(
+                    f"step {step.index} did not converge{residual}: {step.message}", RuntimeWarning, stacklevel=2
+                )
+                warned = True
+            if tol is not None and math.sqrt(float(step.transport_cost)) <= tol * step.step_size:
+                trajectory.converged = True
+                break
+    except KeyboardInterrupt:
+        trajectory.interrupted = True
+        warnings.warn(f"interrupted after {len(trajectory)} steps; they are returned", RuntimeWarning, stacklevel=2)
+    except StepFailedError as error:
+        error.trajectory = trajectory
+        raise
+    finally:
+        bar.close()
+    return trajectory

@@ -1,0 +1,7 @@
+"""Invertible transport maps with log-determinants."""
+
+from wprox.maps.affine import AffineMap
+from wprox.maps.base import ComposedMap, TransportMap
+from wprox.maps.spline import SplineMap
+
+__all__ = ["AffineMap", "ComposedMap", "SplineMap", "TransportMap"]

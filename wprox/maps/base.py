@@ -1,0 +1,91 @@
+"""The abstract transport map: invertible, with a log-determinant."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+class TransportMap(nn.Module):
+    """An invertible map T: R^d → R^d with its log-determinant; the identity when newly built.
+
+    `forward` returns T(x) and log|det ∇T(x)|; `inverse` returns T⁻¹(y). A map that `JKOFlow.save` shall store gives in
+    `config` the arguments that rebuild it.
+
+    Attributes:
+        dim: the dimension d.
+    """
+
+    dim: int
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """T(x), (n, d), and log|det ∇T(x)|, (n,)."""
+
+    @abstractmethod
+    def inverse(self, y: Tensor) -> Tensor:
+        """T⁻¹(y), (n, d)."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON can hold them."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how to rebuild it; give it a `config` property")
+
+
+class ComposedMap(TransportMap):
+    r"""T_N ∘ … ∘ T_1: the maps are applied in the order given, log-determinants add.
+
+    Arguments:
+        maps: maps of one dimension, the first applied first.
+
+    Example:
+        >>> import torch, wprox
+        >>> scaling = wprox.AffineMap.from_matrix(2 * torch.eye(2))
+        >>> y, log_det = wprox.ComposedMap([scaling, scaling])(torch.ones(1, 2))
+        >>> y.detach()
+        tensor([[4.0000, 4.0000]])
+    """
+
+    def __init__(self, maps: Sequence[TransportMap]) -> None:
+        super().__init__()
+        if not maps:
+            raise ValueError("a ComposedMap needs at least one map")
+        dims = sorted({map.dim for map in maps})
+        if len(dims) > 1:
+            raise ValueError(f"composed maps must share one dimension, got {dims}")
+        self.dim = dims[0]
+        self.layers = nn.ModuleList(maps)
+
+    @property
+    def maps(self) -> list[TransportMap]:
+        """T_1, …, T_N."""
+        return [cast(TransportMap, layer) for layer in self.layers]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = x.new_zeros(len(x))
+        for map in self.maps:
+            x, part = map(x)
+            log_det = log_det + part
+        return x, log_det
+
+    def inverse(self, y: Tensor) -> Tensor:
+        for map in reversed(self.maps):
+            y = map.inverse(y)
+        return y
+
+
+@torch.no_grad()
+def apply_in_batches(map: TransportMap, x: Tensor, batch_size: int = 16384) -> tuple[Tensor, Tensor]:
+    """T(x) and its log-determinant without a graph, in memory bounded by the batch size."""
+    parts = [map(batch) for batch in x.split(batch_size)]
+    return torch.cat([y for y, _ in parts]), torch.cat([log_det for _, log_det in parts])
+
+
+@torch.no_grad()
+def invert_in_batches(map: TransportMap, y: Tensor, batch_size: int = 16384) -> Tensor:
+    """T⁻¹(y) without a graph, in memory bounded by the batch size."""
+    return torch.cat([map.inverse(batch) for batch in y.split(batch_size)])

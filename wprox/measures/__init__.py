@@ -1,0 +1,7 @@
+"""Measures: quadrature rules with a density."""
+
+from wprox.measures.base import DensityUnknownError, Measure
+from wprox.measures.gaussian import Gaussian
+from wprox.measures.particles import Particles
+
+__all__ = ["DensityUnknownError", "Gaussian", "Measure", "Particles"]

@@ -1,0 +1,134 @@
+"""Weighted particles, with or without a density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wprox._checks import Seed, as_floating, as_points, as_weights, check_count, make_generator
+from wprox.measures.base import DensityUnknownError, Measure, evaluate
+
+
+class Particles(Measure):
+    r"""Weighted particles ρ = Σ_i w_i δ_{x_i}, optionally with the log-density of the law they were drawn from.
+
+    Under a map T the density follows the change of variables, log (T#ρ)(T(x)) = log ρ(x) − log |det ∇T(x)|.
+
+    Arguments:
+        points: (n, d).
+        weights: (n,), non-negative and summing to 1; equal by default.
+        log_density: (n,), log ρ at the points; unknown by default.
+
+    Raises:
+        ValueError: for empty or non-finite points, and weights that are negative or do not sum to 1.
+
+    Example:
+        >>> import torch, wprox
+        >>> rho = wprox.Particles(torch.tensor([[0.0, 0.0], [2.0, 0.0]]), weights=[0.25, 0.75])
+        >>> rho.integrate(lambda x: x.square().sum(-1))
+        tensor(3.)
+    """
+
+    def __init__(self, points: Any, weights: Any = None, log_density: Any = None) -> None:
+        self.points = as_points(points, "points")
+        n = len(self.points)
+        self.weights = self.points.new_full((n,), 1 / n) if weights is None else as_weights(weights, self.points)
+        self._log_density: Tensor | None = None
+        if log_density is not None:
+            self._log_density = as_floating(log_density, "log_density").to(self.points)
+            if self._log_density.shape != (n,):
+                raise ValueError(f"log_density must have shape ({n},), got {tuple(self._log_density.shape)}")
+        self._is_relative = False
+
+    @classmethod
+    def from_distribution(cls, distribution: torch.distributions.Distribution, n: int, seed: Seed = None) -> Particles:
+        """n draws from a torch distribution over R^d, with its log-density.
+
+        torch's distributions draw from the default generator, which is seeded for the draw and then restored.
+        """
+        generator = make_generator(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator.initial_seed() if not isinstance(seed, torch.Generator) else _draw(seed))
+            points = distribution.sample(torch.Size((check_count(n, "n"),)))
+        return cls(points, log_density=distribution.log_prob(points))
+
+    @property
+    def density_known(self) -> bool:
+        """Whether `log_density` answers."""
+        return self._log_density is not None and not self._is_relative
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether the density is known only relative to the unknown density of an earlier measure."""
+        return self._is_relative
+
+    def log_density(self) -> Tensor:
+        if self._log_density is None or self._is_relative:
+            raise DensityUnknownError(
+                "these particles have no density: log ρ at the points is unknown. Give it as "
+                "Particles(points, log_density=...), draw them with Particles.from_distribution, or use a functional "
+                "that needs no density. (Entropy and KL need only mean_log_density(), which NeuralProx knows up to a "
+                "constant.)"
+            )
+        return self._log_density
+
+    def mean_log_density(self) -> Tensor:
+        if self._is_relative:
+            assert self._log_density is not None
+            return self.weights @ self._log_density
+        return super().mean_log_density()
+
+    def relative(self) -> Particles:
+        r"""The same particles, with the density counted relative to their own unknown one.
+
+        `mean_log_density` of T#ρ then is −E_ρ log |det ∇T|, which differs from the true value by the constant
+        ∫ log ρ dρ; minimising over T is not affected. Particles with a density, or already relative, are returned
+        as they are.
+        """
+        if self._log_density is not None:
+            return self
+        result = self._replace(self.points, torch.zeros_like(self.weights))
+        result._is_relative = True
+        return result
+
+    def push(self, map: Callable) -> Particles:
+        output = map(self.points)
+        if not isinstance(output, tuple):
+            return self._replace(evaluate(lambda _: output, self.points, "map"), None)
+        points, log_det = output
+        if points.shape != self.points.shape or log_det.shape != self.weights.shape:
+            raise ValueError(
+                f"a map must return (y, log_det) of shapes {tuple(self.points.shape)} and {tuple(self.weights.shape)}, "
+                f"got {tuple(points.shape)} and {tuple(log_det.shape)}"
+            )
+        result = self._replace(points, None if self._log_density is None else self._log_density - log_det)
+        result._is_relative = self._is_relative
+        return result
+
+    def subset(self, index: Tensor | slice) -> Particles:
+        """The particles at `index`, with weights scaled to sum to 1: a minibatch."""
+        log_density = None if self._log_density is None else self._log_density[index]
+        result = self._replace(self.points[index], log_density)
+        weights = self.weights[index]
+        result.weights = weights / weights.sum()
+        result._is_relative = self._is_relative
+        return result
+
+    def sample(self, n: int, seed: Seed = None) -> Tensor:
+        generator = make_generator(seed, self.device)
+        index = torch.multinomial(self.weights, check_count(n, "n"), replacement=True, generator=generator)
+        return self.points[index]
+
+    def _replace(self, points: Tensor, log_density: Tensor | None) -> Particles:
+        """The same weights at other points; skips the checks of the constructor, which inner loops need not repeat."""
+        result = object.__new__(Particles)
+        result.points, result.weights = points, self.weights
+        result._log_density, result._is_relative = log_density, False
+        return result
+
+
+def _draw(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))

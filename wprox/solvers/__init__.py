@@ -1,0 +1,6 @@
+"""Solvers of the proximal step: one method, step(functional, measure, step_size) -> Step."""
+
+from wprox.solvers.base import Solver, Step, StepFailedError
+from wprox.solvers.neural import NeuralProx
+
+__all__ = ["NeuralProx", "Solver", "Step", "StepFailedError"]

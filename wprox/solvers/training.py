@@ -1,0 +1,155 @@
+"""Minibatch training that keeps the best state: what every neural step runs on."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from wprox.solvers.base import StepFailedError
+
+
+@dataclass(frozen=True)
+class Training:
+    """The settings of a training loop.
+
+    Attributes:
+        iterations: the largest number of gradient steps.
+        batch_size: rows in a minibatch; all rows where there are fewer.
+        learning_rate: Adam's, at the top of a schedule that warms up for a twentieth and falls along a cosine.
+        weight_decay: decoupled (AdamW).
+        clip: gradients of a larger norm are scaled down to it.
+        check_every: iterations between two looks at the held-out objective.
+        patience: looks without a better objective after which training stops.
+    """
+
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    clip: float = 5.0
+    check_every: int = 25
+    patience: int = 8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended: `objective` is the best held-out one, whose state the module is left in."""
+
+    objective: float
+    iterations: int
+    best_iteration: int
+    interrupted: bool
+
+    @property
+    def message(self) -> str:
+        if self.interrupted:
+            return f"interrupted at iteration {self.iterations}; the best state is that of {self.best_iteration}"
+        return f"best held-out objective at iteration {self.best_iteration} of {self.iterations}"
+
+
+def train(
+    module: nn.Module,
+    batch_objective: Callable[[Tensor], Tensor],
+    held_out_objective: Callable[[], float],
+    n_rows: int,
+    settings: Training,
+    generator: torch.Generator,
+    describe: str,
+    progress: bool = False,
+) -> Outcome:
+    """Minimise an objective over a module's parameters and leave the module in its best held-out state.
+
+    Arguments:
+        module: what is trained; put into evaluation mode at the end.
+        batch_objective: the objective of the minibatch of the given row indices, (batch,) → scalar.
+        held_out_objective: the objective on points that are not trained on.
+        n_rows: how many rows minibatches are drawn from.
+        describe: what is trained, for errors and the progress bar ("step 3").
+
+    Raises:
+        StepFailedError: where the objective or its gradient is not finite.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    device = parameters[0].device
+    best, best_iteration, best_state = _held_out(module, held_out_objective), 0, copy.deepcopy(module.state_dict())
+    if not math.isfinite(best):
+        raise StepFailedError(
+            f"{describe}: the held-out objective is {best} before the first iteration; check that the functional is "
+            "finite at the points of the measure"
+        )
+    waited, iteration, interrupted = 0, 0, False
+    bar = tqdm(total=settings.iterations, desc=describe, disable=not progress, leave=False, delay=0.5)
+    try:
+        while iteration < settings.iterations and waited < settings.patience:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * _schedule(iteration / settings.iterations)
+            rows = _minibatch(n_rows, settings.batch_size, generator).to(device)
+            module.train()
+            objective = batch_objective(rows)
+            optimizer.zero_grad(set_to_none=True)
+            if objective.requires_grad:
+                objective.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, settings.clip)
+            value = float(objective.detach())
+            if not (math.isfinite(value) and math.isfinite(float(norm))):
+                raise StepFailedError(
+                    f"{describe}, iteration {iteration}: the objective is {value:g} and the norm of its gradient "
+                    f"{float(norm):g}; lower learning_rate (now {settings.learning_rate:g}) or step_size, or "
+                    "check that the functional is finite where the map sends points"
+                )
+            optimizer.step()
+            iteration += 1
+            bar.update()
+            if iteration % settings.check_every == 0 or iteration == settings.iterations:
+                value = _held_out(module, held_out_objective)
+                waited += 1
+                if value < best:
+                    best, best_iteration, best_state = value, iteration, copy.deepcopy(module.state_dict())
+                    waited = 0
+                bar.set_postfix_str(f"objective {best:.4f}")
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        bar.close()
+        module.load_state_dict(best_state)
+        module.eval()
+    return Outcome(best, iteration, best_iteration, interrupted)
+
+
+def _held_out(module: nn.Module, objective: Callable[[], float]) -> float:
+    module.eval()
+    with torch.no_grad():
+        return float(objective())
+
+
+def _minibatch(n_rows: int, batch_size: int, generator: torch.Generator) -> Tensor:
+    if n_rows <= batch_size:
+        return torch.arange(n_rows)
+    return torch.randint(n_rows, (batch_size,), generator=generator)
+
+
+def _schedule(fraction: float, warmup: float = 0.05) -> float:
+    if fraction < warmup:
+        return 0.1 + 0.9 * fraction / warmup
+    return 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / (1 - warmup)))
+
+
+def saved_bytes_per_row(forward: Callable[[Tensor], Tensor], rows: Tensor) -> float:
+    """The memory that autograd keeps for the backward pass, in bytes a row, measured on the given row indices."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = forward(rows)  # noqa: F841 (alive until counted, so that no storage is counted twice)
+    return sum(seen.values()) / len(rows)
