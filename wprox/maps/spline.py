@@ -94,22 +94,43 @@ class SplineMap(ComposedMap):
         return dict(self._config)
 
 
-def _splits(dim: int, transforms: int) -> list[tuple[Tensor, int]]:
-    """For each transform the change of coordinates (rotation or permutation matrix) and the size of the kept half.
+class _Axes(nn.Module):
+    """Orthogonal coordinates of one transform, as a matrix whose columns are the axes.
 
-    Transforms come in pairs in the same coordinates, the second with the halves exchanged.
+    In the plane they are kept as an angle and made on the fly, so that they are orthogonal to the precision of whatever
+    dtype the map is cast to; in higher dimension they are a permutation, which is exact in all.
     """
-    result = []
+
+    angle: Tensor
+    order: Tensor
+
+    def __init__(self, angle: float | None, order: Tensor) -> None:
+        super().__init__()
+        self.planar = angle is not None
+        self.register_buffer("angle", torch.tensor(angle if angle is not None else 0.0))
+        self.register_buffer("order", order)
+
+    def forward(self) -> Tensor:
+        if self.planar:
+            cos, sin = self.angle.cos(), self.angle.sin()
+            return torch.stack((cos, -sin, sin, cos)).view(2, 2)[:, self.order]
+        return torch.eye(len(self.order), dtype=self.angle.dtype, device=self.angle.device)[:, self.order]
+
+
+def _splits(dim: int, transforms: int) -> list[tuple[_Axes, int]]:
+    """For each transform its axes and the number of coordinates that it keeps.
+
+    Transforms come in pairs on the same axes, the second with the halves exchanged.
+    """
+    pairs = (transforms + 1) // 2
     start = float(torch.rand(()))
     kept = dim // 2
-    for pair in range((transforms + 1) // 2):
-        if dim == 2:  # right angles would repeat a pair, so the pairs share out a quarter turn
-            angle = 0.5 * math.pi * (start + pair / ((transforms + 1) // 2))
-            cos, sin = math.cos(angle), math.sin(angle)
-            axes = torch.tensor([[cos, -sin], [sin, cos]])
-        else:
-            axes = torch.eye(dim)[:, torch.randperm(dim)]
-        result += [(axes, kept), (axes.flip(1), dim - kept)]
+    result = []
+    for pair in range(pairs):
+        # a right angle would repeat a pair, so the pairs share out a quarter turn
+        angle = 0.5 * math.pi * (start + pair / pairs) if dim == 2 else None
+        order = torch.arange(2) if dim == 2 else torch.randperm(dim)
+        result += [(_Axes(angle, order), kept), (_Axes(angle, order.flip(0)), dim - kept)]
     return result[:transforms]
 
 
@@ -144,12 +165,11 @@ class _ElementwiseSpline(TransportMap):
 class _CouplingSpline(TransportMap):
     """Splines of the second part of x @ axes, conditioned on the first."""
 
-    axes: Tensor
     octaves: Tensor
 
     def __init__(
         self,
-        axes: Tensor,
+        axes: _Axes,
         kept: int,
         bins: int,
         hidden: tuple[int, ...],
@@ -158,10 +178,10 @@ class _CouplingSpline(TransportMap):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.dim, self.kept, self.bins, self.bound = axes.shape[0], kept, bins, bound
-        self.register_buffer("axes", axes)
+        self.dim, self.kept, self.bins, self.bound = len(axes.order), kept, bins, bound
+        self.axes = axes
         self.register_buffer("octaves", math.pi / bound * 2.0 ** torch.arange(frequencies), persistent=False)
-        moved = axes.shape[0] - kept
+        moved = self.dim - kept
         widths = (kept * (1 + 2 * frequencies), *hidden)
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
@@ -171,8 +191,8 @@ class _CouplingSpline(TransportMap):
         layers.append(nn.Linear(widths[-1], moved * (3 * bins - 1)))
         self.network = _zero_last_layer(nn.Sequential(*layers))
 
-    def _transform(self, x: Tensor) -> tuple[Tensor, Tensor, MonotonicRQSTransform]:
-        x = x @ self.axes
+    def _transform(self, x: Tensor, axes: Tensor) -> tuple[Tensor, Tensor, MonotonicRQSTransform]:
+        x = x @ axes
         fixed, moved = x[:, : self.kept], x[:, self.kept :]
         features = fixed
         if len(self.octaves):
@@ -182,24 +202,24 @@ class _CouplingSpline(TransportMap):
         return fixed, moved, _spline(parameters, self.bins, self.bound)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        fixed, moved, spline = self._transform(x)
+        axes = self.axes()
+        fixed, moved, spline = self._transform(x, axes)
         moved, log_slope = spline.call_and_ladj(moved)
-        return torch.cat((fixed, moved), dim=1) @ self.axes.mT, log_slope.sum(-1)
+        return torch.cat((fixed, moved), dim=1) @ axes.mT, log_slope.sum(-1)
 
     def inverse(self, y: Tensor) -> Tensor:
-        fixed, moved, spline = self._transform(y)
-        return torch.cat((fixed, spline.inv(moved)), dim=1) @ self.axes.mT
+        axes = self.axes()
+        fixed, moved, spline = self._transform(y, axes)
+        return torch.cat((fixed, spline.inv(moved)), dim=1) @ axes.mT
 
 
 class _AutoregressiveSpline(TransportMap):
     """Splines of every coordinate of x @ axes, each conditioned on all before it."""
 
-    axes: Tensor
-
-    def __init__(self, axes: Tensor, bins: int, hidden: tuple[int, ...], bound: float) -> None:
+    def __init__(self, axes: _Axes, bins: int, hidden: tuple[int, ...], bound: float) -> None:
         super().__init__()
-        self.dim, self.bins, self.bound = axes.shape[0], bins, bound
-        self.register_buffer("axes", axes)
+        self.dim, self.bins, self.bound = len(axes.order), bins, bound
+        self.axes = axes
         before = torch.ones(self.dim, self.dim).tril(-1).bool()
         adjacency = before.repeat_interleave(3 * bins - 1, dim=0)
         self.network = _zero_last_layer(MaskedMLP(adjacency, hidden, activation=nn.SiLU))
@@ -208,13 +228,15 @@ class _AutoregressiveSpline(TransportMap):
         return _spline(self.network(z).unflatten(-1, (z.shape[1], 3 * self.bins - 1)), self.bins, self.bound)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z = x @ self.axes
+        axes = self.axes()
+        z = x @ axes
         z, log_slope = self._spline_of(z).call_and_ladj(z)
-        return z @ self.axes.mT, log_slope.sum(-1)
+        return z @ axes.mT, log_slope.sum(-1)
 
     def inverse(self, y: Tensor) -> Tensor:
-        y = y @ self.axes
+        axes = self.axes()
+        y = y @ axes
         z = torch.zeros_like(y)
         for _ in range(y.shape[1]):  # pass k makes coordinate k final
             z = self._spline_of(z).inv(y)
-        return z @ self.axes.mT
+        return z @ axes.mT
