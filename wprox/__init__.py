@@ -12,6 +12,7 @@ from wprox.functionals import (
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import AffineMap, ComposedMap, SplineMap, TransportMap
 from wprox.measures import DensityUnknownError, Gaussian, Measure, Particles
+from wprox.models import JKOFlow
 from wprox.solvers import NeuralProx, Solver, Step, StepFailedError
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "Gaussian",
     "InteractionEnergy",
     "InternalEnergy",
+    "JKOFlow",
     "Measure",
     "NeuralProx",
     "Particles",
