@@ -71,8 +71,8 @@ def load_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{folder / CONFIG} was not written by wprox: it names no format")
     if not isinstance(config["format"], int) or config["format"] > FORMAT:
         raise ValueError(
-            f"{folder} has format {config['format']}, written by wprox {config['wprox']}; this version reads formats up "
-            f"to {FORMAT}: update wprox"
+            f"{folder} has format {config['format']}, written by wprox {config['wprox']}; this version reads formats "
+            f"up to {FORMAT}: update wprox"
         )
     try:
         tensors = safetensors.torch.load_file(folder / TENSORS)

@@ -35,6 +35,7 @@ from wprox.solvers.neural import MapFactory
 
 LIKELIHOOD_DRAWS = 8  # dequantisation draws over which log_prob of integer data is averaged
 NOISE_ROWS = 10_000  # random preprocessing is drawn repeatedly until a training set has about this many rows
+CHECK_EVERY = 25  # iterations between two looks at the held-out objective
 MAP_CLASSES: dict[str, type[TransportMap]] = {"AffineMap": AffineMap, "SplineMap": SplineMap}
 
 
@@ -48,8 +49,8 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
     fine-tuned together. The likelihood is exact, by the change of variables; sampling runs the blocks backwards.
 
     It has scikit-learn's manners: `fit` returns the flow, arguments are stored untouched, learned attributes end in
-    `_`. Networks are trained in float32; `log_prob`, `transform`, `inverse_transform` and `sample` compute and return the
-    dtype of their input (of the training data, for `sample`). The same seed on the same machine gives the same flow.
+    `_`. Networks are trained in float32; what uses them computes in and returns the dtype of its input (`sample`: of
+    the training data). The same seed on the same machine gives the same flow.
 
     Arguments:
         map: "spline", or a factory dim → `TransportMap`.
@@ -63,7 +64,8 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
         patience: looks at the held-out objective (every 25 iterations) without improvement that end a training.
         tol: the gain in held-out log-likelihood, in nats a row, under which a block is the last.
         fine_tune: whether all blocks are trained together at the end.
-        fine_tune_iterations: the largest number of gradient steps of it.
+        fine_tune_iterations: the largest number of gradient steps of it; a hundred passes over the rows, but at least
+            200 and at most 2,000.
         fine_tune_learning_rate: Adam's; 3e-3 up to eight columns, else 3e-4.
         fine_tune_batch_size: rows in its minibatches; twice `batch_size`.
         memory_budget: bytes that activations may take in it (minibatches are made small enough); 512 MB.
@@ -102,7 +104,7 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
         patience: int = 8,
         tol: float = 1e-3,
         fine_tune: bool = True,
-        fine_tune_iterations: int = 2000,
+        fine_tune_iterations: int | None = None,
         fine_tune_learning_rate: float | None = None,
         fine_tune_batch_size: int | None = None,
         memory_budget: int = 2**29,
@@ -233,11 +235,15 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
         start = time.perf_counter()
         small = training.dim <= 8
         rate = self.fine_tune_learning_rate
+        batch_size = self.fine_tune_batch_size or 2 * self._batch_size(training)
+        iterations = self.fine_tune_iterations or min(2000, max(200, 100 * self._rows // batch_size))
         solver = self._solver(
             training,
-            iterations=self.fine_tune_iterations,
+            iterations=iterations,
             learning_rate=(3e-3 if small else 3e-4) if rate is None else rate,
-            batch_size=self.fine_tune_batch_size or 2 * self._batch_size(training),
+            batch_size=batch_size,
+            # at the top of the schedule the objective often rises before it falls
+            patience=max(self.patience, iterations // (2 * CHECK_EVERY)),
         )
         outcome = solver.fine_tune(ComposedMap(self.blocks_), reference, training, held_out, self.memory_budget)
         self.interrupted_ = outcome.interrupted
@@ -258,6 +264,7 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
             "learning_rate": (5e-3 if small else 2e-3) if self.learning_rate is None else self.learning_rate,
             "weight_decay": self.weight_decay,
             "patience": self.patience,
+            "check_every": CHECK_EVERY,
             "seed": self.seed,
             "progress": self.progress,
         }
@@ -273,7 +280,9 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
 
     def _check_arguments(self) -> None:
         check_count(self.n_blocks, "n_blocks")
-        check_count(self.fine_tune_iterations, "fine_tune_iterations")
+        for name in ("batch_size", "fine_tune_iterations", "fine_tune_batch_size"):
+            if getattr(self, name) is not None:
+                check_count(getattr(self, name), name)
         check_count(self.memory_budget, "memory_budget")
         check_fraction(self.validation_fraction, "validation_fraction")
         step_sizes(self._step_size(), self.n_blocks)
@@ -452,5 +461,5 @@ def _as_table(X: Any, name: str) -> tuple[Tensor, list[str] | None]:
         text = [str(column) for column in X.columns if X[column].dtype.kind not in "fiub"]
         if text:
             raise TypeError(f"{name} has columns that are not numbers: {', '.join(text)}; encode or drop them")
-        X = X.to_numpy(dtype=float)
+        X = X.to_numpy(dtype=float, copy=True)  # a frame's own array may be read-only
     return as_points(X, name), columns
