@@ -44,8 +44,8 @@ class Gaussian(Measure):
         d = len(self.loc)
         if covariance.shape != (d, d):
             raise ValueError(f"covariance_matrix must have shape ({d}, {d}) like loc, got {tuple(covariance.shape)}")
-        asymmetry = float((covariance - covariance.mT).abs().max())
-        if asymmetry > 1e-5 * float(covariance.abs().max()):
+        asymmetry = float((covariance - covariance.mT).detach().abs().max())
+        if asymmetry > 1e-5 * float(covariance.detach().abs().max()):
             raise ValueError(f"covariance_matrix must be symmetric, the largest |Σ − Σᵀ| is {asymmetry:g}")
         self.covariance_matrix = (covariance + covariance.mT) / 2
         scale_tril, info = torch.linalg.cholesky_ex(self.covariance_matrix)
