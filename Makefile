@@ -22,7 +22,7 @@ format: install
 	$(BIN)/ruff format .
 
 test: install
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 demo: install
 	$(BIN)/python examples/digits_demo.py

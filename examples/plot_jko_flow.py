@@ -23,11 +23,11 @@ flow = wprox.JKOFlow(
     map_options={"frequencies": 1, "bins": 8},  # the density is smooth, so the network need not follow fine detail
     step_sizes=[0.03, 0.06, 0.12, 0.25, 0.5],
     n_blocks=5,
-    iterations=200,
-    fine_tune_iterations=300,
+    iterations=150,
+    fine_tune_iterations=200,
     seed=0,
 )
-flow.fit(moons.sample(12_000, seed=0))
+flow.fit(moons.sample(10_000, seed=0))
 test = moons.sample(4000, seed=1)
 nll = -flow.score(test)
 print(f"test NLL {nll:.3f}, entropy {moons.entropy():.3f}: KL(data ‖ model) ≈ {nll - moons.entropy():.3f} nats")
@@ -44,7 +44,7 @@ colours = torch.atan2(test[:, 1] - 0.25, test[:, 0] - 0.5)  # the direction from
 figure = plt.figure(figsize=(14, 5.6), layout="constrained")
 above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
 for k, (panel, points) in enumerate(zip(above.subplots(1, len(path)), path, strict=True)):
-    panel.scatter(*points.T, c=colours, cmap="twilight_shifted", s=2, linewidths=0)
+    panel.scatter(*points.T, c=colours, cmap="hsv", s=2, alpha=0.7, linewidths=0)
     panel.set(xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), xticks=[], yticks=[], aspect="equal")
     panel.set_title("data" if k == 0 else f"after block {k}")
 

@@ -46,8 +46,8 @@ for step in steps:
 # %%
 # The picture
 # -----------
-# Each particle keeps the colour of where it started, from left to right, and a few show the way they went. Optimal
-# transport does not let ways cross.
+# Each particle keeps the colour of where it started, from left to right, and a few show the way they went. The ways of
+# optimal transport do not cross, and those that the network found hardly do.
 
 horizontal, vertical = torch.linspace(-2.5, 2.5, 200), torch.linspace(-1.3, 2.7, 160)
 grid = torch.stack(torch.meshgrid(horizontal, vertical, indexing="xy"), dim=-1)
@@ -59,7 +59,7 @@ clouds = {"the start μ": start} | {f"ρ for γ = {step.step_size:g}": step.meas
 for panel, (title, cloud) in zip(panels, clouds.items(), strict=True):
     panel.contourf(horizontal, vertical, landscape(grid), levels, cmap="Greys", vmax=14, extend="max")
     panel.contour(horizontal, vertical, landscape(grid), levels, colors="white", linewidths=0.7)
-    panel.scatter(*cloud.points.T, c=start.points[:, 0], cmap="Spectral", s=3, linewidths=0)
+    panel.scatter(*cloud.points.T, c=start.points[:, 0], cmap="turbo", s=3, linewidths=0)
     if cloud is not start:
         pairs = torch.stack((start.points[ways], cloud.points[ways]))
         panel.plot(pairs[..., 0], pairs[..., 1], color="black", linewidth=0.6, alpha=0.5)

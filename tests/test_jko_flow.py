@@ -40,28 +40,32 @@ def flow():
 def test_gaussian_data_follow_the_closed_form_block_by_block(gamma):
     """Each block is a JKO step: m' = m/(1+γ), and (1+γ)σ'² − σσ' − γ = 0 along each principal axis.
 
-    With n = 20,000 points the standard error of a mean of unit spread is 0.007 and of a standard deviation 0.005;
-    tolerances are 5 of them plus 1 % for what training leaves. The law of the start is that of the drawn sample.
+    The law of the start is that of the drawn sample. Tolerances are two standard errors of what n = 10,000 draws tell of
+    the widest axis: 0.032 for a mean and 0.072 for a covariance.
     """
-    n = 20_000
+    n, width = 10_000, 1.6
     generator = torch.Generator().manual_seed(0)
     rotation = torch.tensor([[0.8, -0.6], [0.6, 0.8]])
-    x = torch.randn(n, 2, generator=generator) * torch.tensor([1.6, 0.3]) @ rotation.T + torch.tensor([2.0, -1.5])
+    x = torch.randn(n, 2, generator=generator) * torch.tensor([width, 0.3]) @ rotation.T + torch.tensor([2.0, -1.5])
     flow = JKOFlow(
-        standardize=False, fine_tune=False, step_sizes=gamma, n_blocks=4, iterations=400, tol=-math.inf, seed=0
+        standardize=False,
+        fine_tune=False,
+        step_sizes=gamma,
+        n_blocks=3,
+        iterations=250,
+        batch_size=4096,
+        tol=-math.inf,
     ).fit(x)
-    assert len(flow.blocks_) == 4
+    assert len(flow.blocks_) == 3
     mean = x.mean(0)
     eigenvalues, axes = torch.linalg.eigh(torch.cov(x.T))
     sigma = eigenvalues.sqrt()
     for z in flow.latents(x)[1:]:
-        mean, sigma = (
-            mean / (1 + gamma),
-            (sigma + (sigma**2 + 4 * gamma * (1 + gamma)).sqrt()) / (2 * (1 + gamma)),
-        )
-        assert torch.allclose(z.mean(0), mean, atol=0.035 + 0.01)
+        mean = mean / (1 + gamma)
+        sigma = (sigma + (sigma**2 + 4 * gamma * (1 + gamma)).sqrt()) / (2 * (1 + gamma))
+        assert torch.allclose(z.mean(0), mean, rtol=0, atol=2 * width / math.sqrt(n))
         covariance = (axes * sigma**2) @ axes.T
-        assert torch.allclose(torch.cov(z.T), covariance, atol=2 * 0.025 + 0.02)
+        assert torch.allclose(torch.cov(z.T), covariance, rtol=0, atol=2 * width**2 * math.sqrt(2 / n))
 
 
 def test_density_integrates_to_one(flow):

@@ -66,7 +66,7 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
             flow from learning a small sample by heart (Rothfuss et al. 2019). Where there are fewer than 1,000 rows a
             column and at most eight columns, it is the bandwidth of the best kernel density estimate, else 0.
         patience: looks at the held-out objective (every 25 iterations) without improvement that end a training.
-        tol: the gain in held-out log-likelihood, in nats a row, under which a block is the last.
+        tol: the gain in held-out log-likelihood, in nats a row, under which a block is the last; −∞ trains them all.
         fine_tune: whether all blocks are trained together at the end.
         fine_tune_iterations: the largest number of gradient steps of it; a hundred passes over the rows, but at least
             200 and at most 2,000.
@@ -214,7 +214,8 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
             assert step.map is not None
             assert step.held_out is not None
             objective = float(reference(step.held_out))
-            if objective >= best and self.blocks_ and not step.interrupted:
+            last = best - objective < self.tol
+            if last and objective >= best and self.blocks_ and not step.interrupted:
                 break  # the block is worse than none
             self.blocks_.append(step.map)
             self.step_sizes_.append(step.step_size)
@@ -233,7 +234,7 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
             if step.interrupted:
                 self.interrupted_ = True
                 break
-            if best - objective < self.tol:
+            if last:
                 break
             best = objective
 
