@@ -10,9 +10,9 @@ from wprox.functionals import (
     PotentialEnergy,
 )
 from wprox.jko import Trajectory, jko, jko_steps
-from wprox.maps import AffineMap, ComposedMap, SplineMap, TransportMap
-from wprox.measures import DensityUnknownError, Gaussian, Measure, Particles
-from wprox.solvers import NeuralProx, Solver, Step, StepFailedError
+from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
+from wprox.measures import DensityUnknownError, Gaussian, Measure, Particles, Quantiles
+from wprox.solvers import NeuralProx, QuantileProx, Solver, Step, StepFailedError
 
 __version__ = "0.1.0"
 
@@ -27,10 +27,13 @@ __all__ = [
     "InteractionEnergy",
     "InternalEnergy",
     "Measure",
+    "MonotoneMap",
     "NeuralProx",
     "Particles",
     "PorousMedium",
     "PotentialEnergy",
+    "QuantileProx",
+    "Quantiles",
     "Solver",
     "SplineMap",
     "Step",

@@ -2,5 +2,6 @@
 
 from wprox.solvers.base import Solver, Step, StepFailedError
 from wprox.solvers.neural import NeuralProx
+from wprox.solvers.quantile import QuantileProx
 
-__all__ = ["NeuralProx", "Solver", "Step", "StepFailedError"]
+__all__ = ["NeuralProx", "QuantileProx", "Solver", "Step", "StepFailedError"]
