@@ -277,6 +277,9 @@ class _History:
             factors.append(float(shift @ gradient) / product)
             gradient = gradient - factors[-1] * change
         result = solve(gradient)
+        if self.pairs:  # the scale of the initial metric, from the newest pair (Nocedal and Wright, equation 7.20)
+            _, change, product = self.pairs[-1]
+            result = result * (product / float(change @ solve(change)))
         for (shift, change, product), factor in zip(self.pairs, reversed(factors), strict=True):
             result = result + (factor - float(change @ result) / product) * shift
         return result
