@@ -12,7 +12,7 @@ from wprox.functionals import (
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
 from wprox.measures import DensityUnknownError, Gaussian, Measure, Particles, Quantiles
-from wprox.solvers import NeuralProx, QuantileProx, Solver, Step, StepFailedError
+from wprox.solvers import GaussianProx, NeuralProx, QuantileProx, Solver, Step, StepFailedError
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "Entropy",
     "Functional",
     "Gaussian",
+    "GaussianProx",
     "InteractionEnergy",
     "InternalEnergy",
     "Measure",

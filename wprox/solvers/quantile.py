@@ -200,7 +200,9 @@ class _Problem:
                 f"the gradient of the objective is not finite at node {k}, x = {float(x[k]):g}; check that the "
                 "functional is finite and differentiable there"
             )
-        return _Expansion(gradient, self.weights, self.weights / self.step_size, self.weights * curvature, gap_curvature)
+        return _Expansion(
+            gradient, self.weights, self.weights / self.step_size, self.weights * curvature, gap_curvature
+        )
 
     def search(self, x: Tensor, point: _Expansion, direction: Tensor) -> Tensor | None:
         """An update along the direction that lowers J and keeps the order; `None` where there is none."""
