@@ -1,5 +1,6 @@
 """wprox: proximal optimisation in Wasserstein space."""
 
+from wprox import metrics, stein, theory
 from wprox.functionals import (
     KL,
     Entropy,
@@ -43,4 +44,7 @@ __all__ = [
     "TransportMap",
     "jko",
     "jko_steps",
+    "metrics",
+    "stein",
+    "theory",
 ]
