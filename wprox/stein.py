@@ -189,7 +189,7 @@ def _solve(basis: _Basis, gram: Tensor, right: Tensor, ridge: float) -> Tensor:
 def _fit(basis: _Basis, x: Tensor, field: Tensor, entropy_weight: float) -> Tensor:
     """The critic with the ridge penalty that does best on a third of the points that its fit has not seen.
 
-    Features are used only where they beat the affine critic by more than two standard errors of the difference.
+    Features are used only where they beat the affine critic by more than the standard error of the difference.
     """
     cut = 2 * len(x) // 3
     system = _normal_equations(basis, x[:cut], field[:cut], entropy_weight)
@@ -200,7 +200,7 @@ def _fit(basis: _Basis, x: Tensor, field: Tensor, entropy_weight: float) -> Tens
         score = 2 * linear - square
         baseline = score if baseline is None else baseline  # the first ridge is infinite: the affine critic
         gain = score - baseline
-        sure = float(gain.mean()) - 2 * float(gain.std()) / math.sqrt(len(gain))
+        sure = float(gain.mean()) - float(gain.std()) / math.sqrt(len(gain))
         if sure > best:
             best, best_ridge = sure, ridge
     return _solve(basis, *_normal_equations(basis, x, field, entropy_weight), best_ridge)
