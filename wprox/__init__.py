@@ -1,6 +1,7 @@
 """wprox: proximal optimisation in Wasserstein space."""
 
 from wprox import metrics, stein, theory
+from wprox.certificate import Certificate, certify
 from wprox.functionals import (
     KL,
     Entropy,
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "KL",
     "AffineMap",
+    "Certificate",
     "ComposedMap",
     "DensityUnknownError",
     "Entropy",
@@ -42,6 +44,7 @@ __all__ = [
     "StepFailedError",
     "Trajectory",
     "TransportMap",
+    "certify",
     "jko",
     "jko_steps",
     "metrics",

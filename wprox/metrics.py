@@ -1,12 +1,25 @@
-"""Distances between measures that can be computed exactly."""
+"""Wasserstein distances: exact between Gaussians and on the line, elsewhere bounded or estimated."""
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
+
+Law = Measure | Distribution
+DRAWS = 2000  # of each law, for an estimate of W₂ by optimal transport
+
+
+class Distance(NamedTuple):
+    """W₂, and how it is known: "exact", "given", "upper bound from moments" or "estimate from samples"."""
+
+    value: float
+    kind: str
 
 
 def bures_wasserstein(p: Gaussian | MultivariateNormal, q: Gaussian | MultivariateNormal) -> Tensor:
@@ -79,6 +92,97 @@ def wasserstein_1d(p: Measure, q: Measure) -> Tensor:
     return ((ends - starts) @ (low.square() + high.square()) / 2).sqrt()
 
 
+def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) -> Distance:
+    r"""W₂(p, q), exactly, bounded from moments or estimated from draws.
+
+    Arguments:
+        p: a measure.
+        q: a measure or a torch distribution.
+        method: "exact" (Gaussians, and Quantiles), "moments" for the upper bound W₂² ≤ |m_p − m_q|² + tr Σ_p + tr Σ_q
+            of independent coupling, "samples" for optimal transport between 2,000 draws of each (POT), which is an
+            estimate (from above on average, as empirical laws lie further apart). By default exact where possible, else "moments".
+        seed: of the draws.
+
+    Raises:
+        ValueError: for an unknown method, and "exact" for other measures.
+
+    Example:
+        >>> import torch, wprox
+        >>> p = wprox.Particles(torch.zeros(1, 2))
+        >>> wprox.metrics.wasserstein(p, wprox.Gaussian(torch.zeros(2), 2 * torch.eye(2)))
+        Distance(value=2.0, kind='upper bound from moments')
+    """
+    reference = as_measure_like(q, p)
+    if method in (None, "exact") and reference is not None:
+        return Distance(exact_w2(p, reference), "exact")
+    if method == "samples":
+        return Distance(_transport_distance(_draws(p, seed), _draws(q, seed + 1)), "estimate from samples")
+    if method not in (None, "moments"):
+        raise ValueError(
+            f'W₂(p, q) is known exactly between Gaussians and between Quantiles only; use "moments" or "samples", got '
+            f"{method!r}"
+        )
+    (mean, spread), (other_mean, other_spread) = _mean_and_spread(p, seed), _mean_and_spread(q, seed)
+    square = float((mean - other_mean.to(mean)).square().sum()) + spread + other_spread
+    return Distance(math.sqrt(square), "upper bound from moments")
+
+
+def _mean_and_spread(law: Law, seed: int) -> tuple[Tensor, float]:
+    """The mean and the trace of the covariance; of draws, where a distribution does not know them."""
+    if isinstance(law, Distribution):
+        try:
+            return law.mean, float(law.variance.sum())
+        except NotImplementedError:
+            law = Particles(_draws(law, seed))
+    mean = law.weights @ law.points
+    return mean, float(law.weights @ (law.points - mean).square().sum(1))
+
+
+def _draws(law: Law, seed: int) -> Tensor:
+    if isinstance(law, Distribution):
+        return Particles.from_distribution(law, DRAWS, seed).points
+    return law.sample(DRAWS, seed)
+
+
+def _transport_distance(x: Tensor, y: Tensor) -> float:
+    import ot
+
+    cost = torch.cdist(x.double().cpu(), y.double().cpu()).square().numpy()
+    return math.sqrt(float(ot.emd2([], [], cost, numItermax=10**7)))
+
+
+def as_measure_like(q: Law, p: Measure) -> Measure | None:
+    """q as a measure of p's kind, between which W₂ is exact; `None` where there is none."""
+    gaussian = _as_gaussian(q)
+    if isinstance(p, Gaussian):
+        return gaussian
+    if not isinstance(p, Quantiles):
+        return None
+    if isinstance(q, Quantiles):
+        return q
+    if gaussian is None or gaussian.dim != 1:
+        return None
+    normal = Normal(gaussian.loc[0].double(), gaussian.scale_tril[0, 0].double())
+    return Quantiles.from_icdf(normal.icdf, len(p))
+
+
+def _as_gaussian(q: Law) -> Gaussian | None:
+    if isinstance(q, Gaussian):
+        return q
+    if isinstance(q, MultivariateNormal):
+        return Gaussian(q.loc, q.covariance_matrix)
+    if isinstance(q, Independent) and isinstance(q.base_dist, Normal) and len(q.event_shape) == 1:
+        return Gaussian(q.base_dist.loc, torch.diag(q.base_dist.variance))
+    return None
+
+
+def exact_w2(p: Measure, q: Measure) -> float:
+    """W₂ between two Gaussians, or between measures of the line."""
+    if isinstance(p, Gaussian) and isinstance(q, Gaussian):
+        return float(bures_wasserstein(p, q))
+    return float(wasserstein_1d(p, q))
+
+
 def _pieces(rho: Measure, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """The quantile function in pieces: the levels at which they end, and its value at the start and end of each."""
     if isinstance(rho, Quantiles):
@@ -88,8 +192,9 @@ def _pieces(rho: Measure, name: str) -> tuple[Tensor, Tensor, Tensor]:
         raise TypeError(f"{name} must be Quantiles, or Particles on the line, got {type(rho).__name__}")
     if rho.dim != 1:
         raise ValueError(f"{name} must live on the line, it has dimension {rho.dim}")
-    values, order = rho.points[:, 0].double().cpu().sort()
-    levels = rho.weights.double().cpu()[order].cumsum(0)
+    kept = rho.weights > 0  # a piece of no length has no slope
+    values, order = rho.points[kept, 0].double().cpu().sort()
+    levels = rho.weights[kept].double().cpu()[order].cumsum(0)
     return levels / levels[-1], values, values
 
 
