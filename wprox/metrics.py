@@ -100,7 +100,8 @@ def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) ->
         q: a measure or a torch distribution.
         method: "exact" (Gaussians, and Quantiles), "moments" for the upper bound W₂² ≤ |m_p − m_q|² + tr Σ_p + tr Σ_q
             of independent coupling, "samples" for optimal transport between 2,000 draws of each (POT), which is an
-            estimate (from above on average, as empirical laws lie further apart). By default exact where possible, else "moments".
+            estimate (from above on average, as empirical laws lie further apart). By default exact where possible,
+            else "moments".
         seed: of the draws.
 
     Raises:

@@ -106,6 +106,12 @@ class QuantileProx(Solver):
 
     def _minimise(self, problem: _Problem) -> _Outcome:
         x = problem.source
+        value, _ = problem.value(x)
+        if not math.isfinite(value):
+            raise StepFailedError(
+                f"the functional is {value:g} at the measure that the step starts from; check that it is defined at "
+                "every node"
+            )
         point = problem.expand(x)
         history = _History(self.memory)
         for count in range(1, self.iterations + 1):
