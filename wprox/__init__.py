@@ -14,6 +14,7 @@ from wprox.functionals import (
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
 from wprox.measures import DensityUnknownError, Gaussian, Measure, Particles, Quantiles
+from wprox.models import JKOFlow
 from wprox.solvers import GaussianProx, NeuralProx, QuantileProx, Solver, Step, StepFailedError
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "GaussianProx",
     "InteractionEnergy",
     "InternalEnergy",
+    "JKOFlow",
     "Measure",
     "MonotoneMap",
     "NeuralProx",

@@ -1,0 +1,458 @@
+"""The JKO flow model: JKO steps, likelihood, manners, files and bad input."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import wprox
+from wprox import JKOFlow
+
+QUICK = {"n_blocks": 2, "iterations": 60, "fine_tune_iterations": 30}
+
+
+def blobs(n, seed=0, dim=2, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, dim, generator=generator, dtype=dtype)
+    x[: n // 2, 0] += 6.0
+    return 0.7 * x + 1.0
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return JKOFlow(**QUICK, seed=0).fit(blobs(2000))
+
+
+# the mathematics
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_gaussian_data_follow_the_closed_form_block_by_block(gamma):
+    """Each block is a JKO step: m' = m/(1+γ), and (1+γ)σ'² − σσ' − γ = 0 along each principal axis.
+
+    With n = 20,000 points the standard error of a mean of unit spread is 0.007 and of a standard deviation 0.005;
+    tolerances are 5 of them plus 1 % for what training leaves. The law of the start is that of the drawn sample.
+    """
+    n = 20_000
+    generator = torch.Generator().manual_seed(0)
+    rotation = torch.tensor([[0.8, -0.6], [0.6, 0.8]])
+    x = torch.randn(n, 2, generator=generator) * torch.tensor([1.6, 0.3]) @ rotation.T + torch.tensor([2.0, -1.5])
+    flow = JKOFlow(
+        standardize=False, fine_tune=False, step_sizes=gamma, n_blocks=4, iterations=400, tol=-math.inf, seed=0
+    ).fit(x)
+    assert len(flow.blocks_) == 4
+    mean = x.mean(0)
+    eigenvalues, axes = torch.linalg.eigh(torch.cov(x.T))
+    sigma = eigenvalues.sqrt()
+    for z in flow.latents(x)[1:]:
+        mean, sigma = (
+            mean / (1 + gamma),
+            (sigma + (sigma**2 + 4 * gamma * (1 + gamma)).sqrt()) / (2 * (1 + gamma)),
+        )
+        assert torch.allclose(z.mean(0), mean, atol=0.035 + 0.01)
+        covariance = (axes * sigma**2) @ axes.T
+        assert torch.allclose(torch.cov(z.T), covariance, atol=2 * 0.025 + 0.02)
+
+
+def test_density_integrates_to_one(flow):
+    axis = torch.linspace(-4, 9, 500, dtype=torch.float64)
+    points = torch.cartesian_prod(axis, axis)
+    mass = flow.log_prob(points).exp().sum() * (axis[1] - axis[0]) ** 2
+    assert abs(float(mass) - 1) < 0.01
+
+
+def test_round_trip_in_both_dtypes(flow):
+    x = blobs(500, seed=1)
+    assert torch.allclose(flow.inverse_transform(flow.transform(x)), x, atol=1e-8)
+    x = x.float()
+    assert torch.allclose(flow.inverse_transform(flow.transform(x)), x, atol=1e-4)
+
+
+def test_log_prob_is_the_change_of_variables(flow):
+    """Against the log-determinant of the autodiff Jacobian of the whole transform."""
+    x = blobs(5, seed=2)
+
+    def transform(row):
+        z, _ = flow.preprocessing_.forward(row[None])
+        return flow._map(row.dtype)(z)[0][0]
+
+    for row, value in zip(x, flow.log_prob(x), strict=True):
+        jacobian = torch.autograd.functional.jacobian(transform, row)
+        z = transform(row)
+        expected = -0.5 * z.square().sum() - math.log(2 * math.pi) + torch.linalg.slogdet(jacobian).logabsdet
+        assert torch.allclose(value, expected.detach(), atol=1e-8)
+
+
+def test_beats_a_gaussian_on_two_blobs(flow):
+    x = blobs(2000, seed=3)
+    gaussian = wprox.Gaussian.from_samples(blobs(2000))
+    assert flow.score(x) > float(gaussian.log_prob(x).mean()) + 0.2
+
+
+def test_fine_tuning_does_not_worsen_the_held_out_likelihood(flow):
+    *blocks, together = flow.history_
+    assert together["block"] == "fine-tuning"
+    assert together["held_out_nll"] <= blocks[-1]["held_out_nll"] + 1e-6
+
+
+def test_latents_end_near_the_gaussian(flow):
+    path = flow.latents(blobs(2000, seed=4))
+    assert len(path) == len(flow.blocks_) + 1
+    assert torch.allclose(path[-1].mean(0), torch.zeros(2, dtype=torch.float64), atol=0.1)
+    assert torch.equal(path[-1], flow.transform(blobs(2000, seed=4)))
+
+
+def test_one_dimension():
+    x = blobs(2000, dim=1)
+    flow = JKOFlow(**QUICK).fit(x)
+    axis = torch.linspace(-5, 10, 4001, dtype=torch.float64)[:, None]
+    assert abs(float(torch.trapezoid(flow.log_prob(axis).exp(), axis[:, 0])) - 1) < 0.01
+
+
+# integers, bounds, smoothing
+
+
+def test_integer_likelihood_is_a_bound_that_sums_to_nearly_one():
+    generator = torch.Generator().manual_seed(0)
+    rates = torch.tensor([0.3, 0.3, 0.2, 0.1, 0.1], dtype=torch.float64)
+    x = torch.multinomial(rates, 3000, replacement=True, generator=generator)[:, None]
+    flow = JKOFlow(integer=True, bounds=(0, 4), n_blocks=3, iterations=200, fine_tune_iterations=200).fit(x)
+    probability = flow.log_prob(torch.arange(5.0, dtype=torch.float64)[:, None]).exp()
+    assert 0.9 < float(probability.sum()) < 1.02
+    assert torch.allclose(probability, rates, atol=0.05)
+    sample = flow.sample(2000, seed=0)
+    assert set(sample.unique().tolist()) <= {0.0, 1.0, 2.0, 3.0, 4.0}
+    assert torch.equal(flow.inverse_transform(flow.transform(x)), x.to(flow.sample(1).dtype))
+
+
+def test_integer_likelihood_of_a_row_does_not_depend_on_its_company():
+    x = torch.randint(0, 8, (300, 3), generator=torch.Generator().manual_seed(0))
+    flow = JKOFlow(integer=True, **QUICK).fit(x)
+    assert torch.allclose(flow.log_prob(x)[7:9], flow.log_prob(x[7:9]), atol=1e-5)
+
+
+def test_row_noise_is_uniform():
+    """Kolmogorov–Smirnov on 8 x 400 draws a coordinate, false-alarm rate 1e-4 each of 3; the seed is fixed."""
+    from scipy.stats import kstest
+
+    x = torch.randint(0, 17, (400, 3), generator=torch.Generator().manual_seed(1)).double()
+    flow = JKOFlow(integer=True, n_blocks=1, iterations=5, fine_tune=False).fit(x)
+    noise = flow.preprocessing_.row_noise(x, 8)
+    assert noise.shape == (8, 400, 3)
+    for j in range(3):
+        assert kstest(noise[..., j].flatten().numpy(), "uniform").pvalue > 1e-4
+
+
+def test_bounded_data_stay_in_bounds_and_integrate_to_one():
+    generator = torch.Generator().manual_seed(0)
+    x = 2 + 3 * torch.rand(2000, 1, generator=generator, dtype=torch.float64) ** 2
+    flow = JKOFlow(bounds=(2.0, 5.0), **QUICK).fit(x)
+    sample = flow.sample(2000, seed=0)
+    assert float(sample.min()) >= 2
+    assert float(sample.max()) <= 5
+    axis = torch.linspace(2, 5, 20001, dtype=torch.float64)[:, None]
+    mass = float(torch.trapezoid(flow.log_prob(axis).exp(), axis[:, 0]))
+    assert 0.97 < mass < 1.001  # what is missing lies in the margin
+
+
+def test_smoothing_gives_a_law_without_a_density_one():
+    """Two atoms smoothed for δ are the mixture of two Gaussians of variance 1 − e^{−2δ} in standardised units."""
+    x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64).repeat(500, 1)
+    delta = 0.2
+    flow = JKOFlow(smoothing=delta, n_blocks=4, iterations=300, fine_tune_iterations=300).fit(x)
+    std = x.std()
+    axis = torch.linspace(-2.5, 2.5, 400, dtype=torch.float64)[:, None]
+    z = axis / std
+    variance = 1 - math.exp(-2 * delta)
+    centres = math.exp(-delta) * x[:2, 0] / std
+    density = (-(z - centres).square() / (2 * variance)).exp().mean(1) / math.sqrt(2 * math.pi * variance) / std
+    assert float((flow.log_prob(axis).exp() - density).abs().max()) < 0.1 * float(density.max())
+
+
+def test_constant_columns_are_put_back():
+    x = torch.cat((blobs(300), torch.full((300, 1), 7.0, dtype=torch.float64)), dim=1)
+    flow = JKOFlow(drop_constant=True, **QUICK).fit(x)
+    sample = flow.sample(5, seed=0)
+    assert sample.shape == (5, 3)
+    assert (sample[:, 2] == 7).all()
+    assert flow.transform(x).shape == (300, 2)
+
+
+# manners
+
+
+def test_pipeline_grid_search_and_clone():
+    x = blobs(300).numpy()
+    pipeline = make_pipeline(StandardScaler(), JKOFlow(**QUICK, fine_tune=False))
+    pipeline.fit(x)
+    assert np.isfinite(pipeline.score(x))
+    assert pipeline.transform(x).shape == (300, 2)
+    search = GridSearchCV(JKOFlow(n_blocks=1, iterations=10, fine_tune=False), {"step_sizes": [0.5, 1.0]}, cv=2).fit(x)
+    assert search.best_params_["step_sizes"] in (0.5, 1.0)
+    flow = JKOFlow(seed=3, bounds=(0, 1))
+    assert clone(flow).get_params() == flow.get_params()
+    assert flow.set_params(n_blocks=5).n_blocks == 5
+
+
+def test_same_seed_same_flow_and_global_generator_untouched():
+    x = blobs(400)
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    first, second = (JKOFlow(**QUICK, seed=5).fit(x) for _ in range(2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.equal(first.log_prob(x), second.log_prob(x))
+    assert torch.equal(first.sample(3, seed=1), second.sample(3, seed=1))
+    other = JKOFlow(**QUICK, seed=6).fit(x)
+    assert not torch.equal(first.log_prob(x), other.log_prob(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_in_is_dtype_out(dtype):
+    x = blobs(200, dtype=dtype)
+    flow = JKOFlow(n_blocks=1, iterations=5, fine_tune=False).fit(x)
+    assert flow.log_prob(x).dtype == flow.sample(2, seed=0).dtype == flow.transform(x).dtype == dtype
+
+
+def test_given_validation_rows_and_data_frames():
+    frame = pd.DataFrame(blobs(200).numpy(), columns=["a", "b"])
+    flow = JKOFlow(**QUICK, fine_tune=False).fit(frame, validation=blobs(50, seed=9))
+    assert flow.log_prob(frame).shape == (200,)
+
+
+def test_blocks_stop_when_one_no_longer_helps():
+    flow = JKOFlow(n_blocks=8, iterations=100, fine_tune=False, tol=0.5).fit(blobs(1000))
+    assert len(flow.blocks_) < 8
+
+
+@pytest.mark.parametrize("step_sizes", [0.5, [0.5, 1.0], lambda k: 0.5 * (k + 1)])
+def test_step_sizes(step_sizes):
+    flow = JKOFlow(**QUICK, fine_tune=False, tol=-math.inf, step_sizes=step_sizes).fit(blobs(300))
+    assert flow.step_sizes_[0] == 0.5
+
+
+class Interrupting(wprox.AffineMap):
+    """Behaves for a number of forward passes, then as if Ctrl-C were pressed."""
+
+    passes = 0
+
+    def forward(self, x):
+        type(self).passes += 1
+        if type(self).passes == 60:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+def test_interrupt_keeps_the_blocks_so_far():
+    Interrupting.passes = 0
+    with pytest.warns(RuntimeWarning, match="interrupted"):
+        flow = JKOFlow(map=Interrupting, n_blocks=5, iterations=40, tol=-math.inf).fit(blobs(300))
+    assert flow.interrupted_
+    assert 1 <= len(flow.blocks_) < 5
+    assert flow.sample(3, seed=0).isfinite().all()
+
+
+class Exploding(wprox.AffineMap):
+    passes = 0
+
+    def forward(self, x):
+        type(self).passes += 1
+        y, log_det = super().forward(x)
+        return (y * math.nan if type(self).passes > 60 else y), log_det
+
+
+def test_a_failed_block_names_itself_and_keeps_those_before():
+    Exploding.passes = 0
+    flow = JKOFlow(map=Exploding, n_blocks=5, iterations=40, tol=-math.inf)
+    with pytest.raises(wprox.StepFailedError, match=r"step 1, iteration .* lower learning_rate"):
+        flow.fit(blobs(300))
+    assert len(flow.blocks_) == 1
+
+
+def test_fine_tuning_keeps_to_its_memory_budget():
+    """A smaller budget makes smaller minibatches; the fit still works and improves."""
+    flow = JKOFlow(**QUICK, memory_budget=2**20).fit(blobs(1000))
+    assert flow.history_[-1]["held_out_nll"] <= flow.history_[-2]["held_out_nll"] + 1e-6
+
+
+@pytest.mark.slow
+def test_memory_of_blocks_does_not_grow_with_their_number():
+    """Peak resident memory of the block-wise phase with 10 blocks within 1.3 times that with 2, above the imports."""
+    program = """
+import math, pathlib, sys, torch, wprox
+def peak():  # of this process alone; getrusage would count the test run that started it
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
+torch.set_num_threads(1)
+x = torch.randn(50_000, 8, generator=torch.Generator().manual_seed(0)).exp()
+base = peak()
+wprox.JKOFlow(n_blocks=int(sys.argv[1]), iterations=3, fine_tune=False, tol=-math.inf).fit(x)
+print(peak() - base)
+"""
+    two, ten = (
+        int(subprocess.run([sys.executable, "-c", program, n], capture_output=True, check=True, text=True).stdout)
+        for n in ("2", "10")
+    )
+    assert ten < 1.3 * two
+
+
+# files
+
+
+def test_save_and_load(flow, tmp_path):
+    x = blobs(100, seed=5)
+    flow.save(tmp_path / "model")
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    again = JKOFlow.load(tmp_path / "model")
+    assert torch.equal(again.log_prob(x), flow.log_prob(x))
+    assert torch.equal(again.sample(5, seed=2), flow.sample(5, seed=2))
+    assert again.get_params() == flow.get_params()
+    assert again.history_ == flow.history_
+    again.save(tmp_path / "model", overwrite=True)
+    with pytest.raises(ValueError, match="exists already"):
+        flow.save(tmp_path / "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]  # nothing temporary stays
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"integer": True, "bounds": (0, 9), "drop_constant": True},
+        {"smoothing": 0.1, "bounds": ([-1.0, -1.0], [9.0, 10.0])},
+        {"standardize": False, "step_sizes": [0.5, 0.7], "map_options": {"bins": 5, "transforms": 3}},
+        {"map": wprox.AffineMap, "step_sizes": lambda k: 0.5},
+    ],
+)
+def test_save_and_load_with_options(options, tmp_path):
+    x = torch.randint(0, 10, (200, 2), generator=torch.Generator().manual_seed(0)).double()
+    flow = JKOFlow(n_blocks=2, iterations=10, fine_tune=False, tol=-math.inf, **options).fit(x)
+    flow.save(tmp_path / "model")
+    assert torch.equal(JKOFlow.load(tmp_path / "model").log_prob(x), flow.log_prob(x))
+
+
+class OwnMap(wprox.AffineMap):
+    pass
+
+
+def test_own_map_classes_are_named_at_load(tmp_path):
+    x = blobs(100)
+    flow = JKOFlow(map=OwnMap, n_blocks=1, iterations=5, fine_tune=False).fit(x)
+    flow.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="map_classes"):
+        JKOFlow.load(tmp_path / "model")
+    assert torch.equal(JKOFlow.load(tmp_path / "model", map_classes=[OwnMap]).log_prob(x), flow.log_prob(x))
+
+
+def _truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _rewrite(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncate, "truncated"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "truncated"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "not written by wprox"),
+        (lambda folder: (folder / "config.json").write_text('{"a": 1}'), "not written by wprox"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "damaged"),
+        (lambda folder: _rewrite(folder, format=99), "update wprox"),
+        (lambda folder: _rewrite(folder, model="Other"), "not a JKOFlow"),
+        (lambda folder: _rewrite(folder, blocks=[{"class": "SplineMap", "config": {"dim": 3}}]), "do not fit"),
+        (lambda folder: _rewrite(folder, parameters={"seed": 1}), "do not fit"),
+    ],
+)
+def test_damaged_files_are_named(flow, tmp_path, damage, message):
+    folder = tmp_path / "model"
+    flow.save(folder)
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        JKOFlow.load(folder)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        JKOFlow.load(tmp_path / "nothing")
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        ([[1.0, math.nan], [math.inf, 2.0]], ValueError, "2 NaN or infinite entries, the first at row 0, column 1"),
+        ([["a", "b"]], TypeError, "array of numbers"),
+        (np.array([["a", "b"]]), TypeError, "array of numbers"),
+        (pd.DataFrame({"height": [1.0, 2.0], "name": ["x", "y"]}), TypeError, "not numbers: name"),
+        (torch.zeros(3), ValueError, r"shape \(n, d\)"),
+        (torch.zeros(0, 2), ValueError, "empty"),
+        (blobs(3), ValueError, "takes at least 7"),
+        (torch.cat((blobs(50), torch.ones(50, 1)), 1), ValueError, "1 of 3 columns are constant: 2.*drop_constant"),
+        (pd.DataFrame({"a": [1.0, 2.0] * 9, "b": [3.0] * 18}), ValueError, "constant: b"),
+    ],
+)
+def test_bad_tables(x, error, message):
+    with pytest.raises(error, match=message):
+        JKOFlow(n_blocks=1, iterations=2).fit(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"step_sizes": -1.0}, ValueError, "step_size must be positive"),
+        ({"step_sizes": [1.0, -2.0], "n_blocks": 2}, ValueError, r"step_size\[1\] must be positive"),
+        ({"step_sizes": [1.0], "n_blocks": 2}, ValueError, "1 entries for 2 steps"),
+        ({"n_blocks": 0}, ValueError, "n_blocks must be at least 1"),
+        ({"iterations": 0}, ValueError, "iterations must be at least 1"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"learning_rate": 0.0}, ValueError, "learning_rate must be positive"),
+        ({"validation_fraction": 1.5}, ValueError, "between 0 and 1"),
+        ({"map": "splines"}, ValueError, "must be one of"),
+        ({"map": 3}, TypeError, "factory"),
+        ({"map": lambda dim: wprox.AffineMap(dim + 1)}, ValueError, "dimension 3 for points of dimension 2"),
+        ({"map": lambda dim: torch.nn.Linear(dim, dim)}, TypeError, "must return a TransportMap"),
+        ({"smoothing": -0.1}, ValueError, "smoothing"),
+        ({"integer": True}, ValueError, "not whole numbers"),
+        ({"bounds": (0.0, 1.0)}, ValueError, "outside their bounds, the first at row"),
+        ({"bounds": (1.0, 0.0)}, ValueError, "low must be below high"),
+        ({"bounds": 3}, ValueError, "pair"),
+        ({"bounds": ([0.0] * 3, 1.0)}, ValueError, "a number or 2 of them"),
+        ({"seed": -1}, ValueError, "seed"),
+    ],
+)
+def test_bad_arguments(options, error, message):
+    with pytest.raises(error, match=message):
+        JKOFlow(**{"n_blocks": 1, "iterations": 2, **options}).fit(blobs(50))
+
+
+def test_bad_calls(flow):
+    with pytest.raises(NotFittedError, match="not fitted"):
+        JKOFlow().log_prob(blobs(5))
+    with pytest.raises(NotFittedError):
+        JKOFlow().sample(2)
+    with pytest.raises(ValueError, match="X has 3 columns, expected 2"):
+        flow.log_prob(torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="Z has 3 columns, expected 2"):
+        flow.inverse_transform(torch.zeros(4, 3))
+    for n in (0, -1):
+        with pytest.raises(ValueError, match="n must be at least 1"):
+            flow.sample(n)
+    with pytest.raises(TypeError, match="n must be an integer"):
+        flow.sample(2.5)

@@ -1,0 +1,5 @@
+"""Models: thin compositions of functionals, solvers and maps."""
+
+from wprox.models.jko_flow import JKOFlow
+
+__all__ = ["JKOFlow"]

@@ -1,0 +1,465 @@
+"""The JKO flow: a generative model whose blocks are JKO steps from the data to a Gaussian."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sklearn.base import BaseEstimator, DensityMixin, TransformerMixin
+from sklearn.exceptions import NotFittedError
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from wprox._checks import (
+    Seed,
+    StepSize,
+    as_points,
+    check_count,
+    check_fraction,
+    make_generator,
+    step_sizes,
+)
+from wprox.functionals import KL
+from wprox.io import load_folder, save_folder
+from wprox.jko import jko_steps
+from wprox.maps import AffineMap, ComposedMap, SplineMap, TransportMap
+from wprox.maps.base import apply_in_batches, invert_in_batches
+from wprox.measures import Gaussian, Particles
+from wprox.models.preprocessing import Preprocessing
+from wprox.solvers import NeuralProx
+from wprox.solvers.neural import MapFactory
+
+LIKELIHOOD_DRAWS = 8  # dequantisation draws over which log_prob of integer data is averaged
+NOISE_ROWS = 10_000  # random preprocessing is drawn repeatedly until a training set has about this many rows
+CHECK_EVERY = 25  # iterations between two looks at the held-out objective
+MAP_CLASSES: dict[str, type[TransportMap]] = {"AffineMap": AffineMap, "SplineMap": SplineMap}
+
+
+class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
+    r"""A density model and sampler: JKO steps of KL(· ‖ N(0, I)), trained one after the other, then together.
+
+    Block n is an invertible network T_n that minimises KL(T#p_{n−1} ‖ N(0, I)) + E|T(x) − x|²/(2γ_n) from the law
+    p_{n−1} of the data after the blocks before it (Cheng, Lu, Tan and Xie, *Convergence of flow-based generative models
+    via proximal gradient descent in Wasserstein space*, 2024; Xu, Cheng and Xie 2023). Training a block stops by a
+    held-out objective; adding blocks stops when one no longer improves the held-out likelihood; then all blocks are
+    fine-tuned together. The likelihood is exact, by the change of variables; sampling runs the blocks backwards.
+
+    It has scikit-learn's manners: `fit` returns the flow, arguments are stored untouched, learned attributes end in
+    `_`. Networks are trained in float32; what uses them computes in and returns the dtype of its input (`sample`: of
+    the training data). The same seed on the same machine gives the same flow.
+
+    Arguments:
+        map: "spline", or a factory dim → `TransportMap`.
+        map_options: arguments of the named map, such as `{"transforms": 4}`.
+        step_sizes: γ_n: a number, a sequence with one entry a block, or a callable of the block's index; 1 by default.
+        n_blocks: the largest number of blocks.
+        iterations: the largest number of gradient steps a block.
+        batch_size: rows in a minibatch; 1,024 up to eight columns, else 256.
+        learning_rate: Adam's for a block; 5e-3 up to eight columns, else 2e-3.
+        weight_decay: AdamW's; 1 where there are fewer than 100 rows a column, else 0.
+        patience: looks at the held-out objective (every 25 iterations) without improvement that end a training.
+        tol: the gain in held-out log-likelihood, in nats a row, under which a block is the last.
+        fine_tune: whether all blocks are trained together at the end.
+        fine_tune_iterations: the largest number of gradient steps of it; a hundred passes over the rows, but at least
+            200 and at most 2,000.
+        fine_tune_learning_rate: Adam's; 3e-3 up to eight columns, else 3e-4.
+        fine_tune_batch_size: rows in its minibatches; twice `batch_size`.
+        memory_budget: bytes that activations may take in it (minibatches are made small enough); 512 MB.
+        validation_fraction: the part of X held out, where `fit` gets no validation data.
+        standardize, integer, bounds, smoothing, drop_constant: see `wprox.models.preprocessing.Preprocessing`.
+        seed: of everything random.
+        progress: show progress bars.
+
+    Attributes:
+        blocks_: the trained maps T_1, …, T_N.
+        step_sizes_: γ_1, …, γ_N.
+        history_: a dict a block with step_size, held_out_nll (nats a row, in the units of the data), transport_cost,
+            iterations and seconds; one with "block": "fine-tuning" at the end.
+        preprocessing_: from rows of X to points and back.
+        n_features_in_: the number of columns.
+        interrupted_: whether Ctrl-C ended the training early.
+
+    Example:
+        >>> import torch, wprox
+        >>> x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)) * 3 + 1
+        >>> flow = wprox.JKOFlow(n_blocks=1, iterations=20, fine_tune=False).fit(x)
+        >>> flow.log_prob(x).shape, flow.sample(4, seed=0).shape
+        (torch.Size([500]), torch.Size([4, 2]))
+    """
+
+    def __init__(
+        self,
+        map: str | MapFactory = "spline",
+        map_options: dict[str, Any] | None = None,
+        step_sizes: StepSize | None = None,
+        n_blocks: int = 8,
+        iterations: int = 300,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        weight_decay: float | None = None,
+        patience: int = 8,
+        tol: float = 1e-3,
+        fine_tune: bool = True,
+        fine_tune_iterations: int | None = None,
+        fine_tune_learning_rate: float | None = None,
+        fine_tune_batch_size: int | None = None,
+        memory_budget: int = 2**29,
+        validation_fraction: float = 0.1,
+        standardize: bool = True,
+        integer: bool = False,
+        bounds: tuple[Any, Any] | None = None,
+        smoothing: float = 0.0,
+        drop_constant: bool = False,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self.map = map
+        self.map_options = map_options
+        self.step_sizes = step_sizes
+        self.n_blocks = n_blocks
+        self.iterations = iterations
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.patience = patience
+        self.tol = tol
+        self.fine_tune = fine_tune
+        self.fine_tune_iterations = fine_tune_iterations
+        self.fine_tune_learning_rate = fine_tune_learning_rate
+        self.fine_tune_batch_size = fine_tune_batch_size
+        self.memory_budget = memory_budget
+        self.validation_fraction = validation_fraction
+        self.standardize = standardize
+        self.integer = integer
+        self.bounds = bounds
+        self.smoothing = smoothing
+        self.drop_constant = drop_constant
+        self.seed = seed
+        self.progress = progress
+
+    # training
+
+    def fit(self, X: Any, y: Any = None, validation: Any = None) -> JKOFlow:
+        """Train the flow.
+
+        Arguments:
+            X: (n, d), rows of data; a data frame's columns name themselves in errors.
+            y: ignored, as scikit-learn's pipelines pass it.
+            validation: (m, d), held-out rows for early stopping; split off X where not given.
+
+        Returns:
+            The flow itself. Ctrl-C ends the training early and keeps the blocks trained so far (`interrupted_`).
+
+        Raises:
+            ValueError, TypeError: for NaN, text or constant columns, too few rows, or arguments out of range.
+            StepFailedError: where the objective becomes non-finite; blocks trained before stay usable.
+        """
+        X, columns = _as_table(X, "X")
+        self._check_arguments()
+        generator = make_generator(self.seed)
+        self.n_features_in_ = X.shape[1]
+        self._dtype = X.dtype
+        self.preprocessing_ = Preprocessing(
+            self.standardize, self.integer, self.bounds, self.smoothing, self.drop_constant
+        ).fit(X, columns)
+        X = self.preprocessing_.check(X)
+        if validation is None:
+            X, validation = self._split(X, generator)
+        else:
+            validation = self.preprocessing_.check(_as_table(validation, "validation")[0], "validation")
+        self._rows = len(X)
+        training, _ = self._draw(X, generator)
+        held_out, offset = self._draw(validation, generator)
+
+        self.blocks_: list[TransportMap] = []
+        self.step_sizes_: list[float] = []
+        self.history_: list[dict[str, Any]] = []
+        self.interrupted_ = False
+        dim = self.preprocessing_.dim
+        reference = KL(Gaussian(torch.zeros(dim), torch.eye(dim)))
+        bar = tqdm(total=self.n_blocks, desc="blocks", disable=not self.progress)
+        try:
+            self._train_blocks(reference, training, held_out, offset, bar)
+            if self.fine_tune and not self.interrupted_:
+                self._train_together(reference, training, held_out, offset)
+        except KeyboardInterrupt:
+            if not self.blocks_:
+                raise
+            self.interrupted_ = True
+        finally:
+            bar.close()
+        if self.interrupted_:
+            warnings.warn(
+                f"interrupted; the flow has the {len(self.blocks_)} blocks trained so far", RuntimeWarning, stacklevel=2
+            )
+        return self
+
+    def _train_blocks(self, reference: KL, training: Particles, held_out: Particles, offset: float, bar: tqdm) -> None:
+        solver = self._solver(training)
+        best = float(reference(held_out.relative()))
+        steps = jko_steps(reference, solver, training, self._step_size(), self.n_blocks, held_out)
+        for step in steps:
+            assert step.map is not None
+            assert step.held_out is not None
+            objective = float(reference(step.held_out))
+            if objective >= best and self.blocks_ and not step.interrupted:
+                break  # the block is worse than none
+            self.blocks_.append(step.map)
+            self.step_sizes_.append(step.step_size)
+            self.history_.append(
+                {
+                    "block": len(self.blocks_),
+                    "step_size": step.step_size,
+                    "held_out_nll": objective + offset,
+                    "transport_cost": float(step.transport_cost),
+                    "iterations": step.iterations,
+                    "seconds": step.seconds,
+                }
+            )
+            bar.update()
+            bar.set_postfix_str(f"held-out NLL {objective + offset:.3f}")
+            if step.interrupted:
+                self.interrupted_ = True
+                break
+            if best - objective < self.tol:
+                break
+            best = objective
+
+    def _train_together(self, reference: KL, training: Particles, held_out: Particles, offset: float) -> None:
+        import time
+
+        start = time.perf_counter()
+        small = training.dim <= 8
+        rate = self.fine_tune_learning_rate
+        batch_size = self.fine_tune_batch_size or 2 * self._batch_size(training)
+        iterations = self.fine_tune_iterations or min(2000, max(200, 100 * self._rows // batch_size))
+        solver = self._solver(
+            training,
+            iterations=iterations,
+            learning_rate=(3e-3 if small else 3e-4) if rate is None else rate,
+            batch_size=batch_size,
+            # at the top of the schedule the objective often rises before it falls
+            patience=max(self.patience, iterations // (2 * CHECK_EVERY)),
+        )
+        outcome = solver.fine_tune(ComposedMap(self.blocks_), reference, training, held_out, self.memory_budget)
+        self.interrupted_ = outcome.interrupted
+        self.history_.append(
+            {
+                "block": "fine-tuning",
+                "held_out_nll": outcome.objective + offset,
+                "iterations": outcome.iterations,
+                "seconds": time.perf_counter() - start,
+            }
+        )
+
+    def _solver(self, training: Particles, **changes: Any) -> NeuralProx:
+        small = training.dim <= 8
+        settings: dict[str, Any] = {
+            "iterations": self.iterations,
+            "batch_size": self._batch_size(training),
+            "learning_rate": (5e-3 if small else 2e-3) if self.learning_rate is None else self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "patience": self.patience,
+            "check_every": CHECK_EVERY,
+            "seed": self.seed,
+            "progress": self.progress,
+        }
+        if self.weight_decay is None:
+            settings["weight_decay"] = 1.0 if self._rows < 100 * training.dim else 0.0
+        return NeuralProx(self.map, self.map_options, **(settings | changes))
+
+    def _batch_size(self, training: Particles) -> int:
+        return self.batch_size or (1024 if training.dim <= 8 else 256)
+
+    def _step_size(self) -> StepSize:
+        return 1.0 if self.step_sizes is None else self.step_sizes
+
+    def _check_arguments(self) -> None:
+        check_count(self.n_blocks, "n_blocks")
+        for name in ("batch_size", "fine_tune_iterations", "fine_tune_batch_size"):
+            if getattr(self, name) is not None:
+                check_count(getattr(self, name), name)
+        check_count(self.memory_budget, "memory_budget")
+        check_fraction(self.validation_fraction, "validation_fraction")
+        step_sizes(self._step_size(), self.n_blocks)
+
+    def _split(self, X: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        held = round(self.validation_fraction * len(X))
+        if held < 1 or len(X) - held < 2:
+            needed = math.ceil(0.5 / self.validation_fraction) + 2
+            raise ValueError(
+                f"X has {len(X)} rows; holding out {self.validation_fraction:g} of them takes at least {needed}. "
+                "Give more rows, or held-out rows as validation"
+            )
+        order = torch.randperm(len(X), generator=generator).to(X.device)
+        return X[order[held:]], X[order[:held]]
+
+    def _draw(self, X: Tensor, generator: torch.Generator) -> tuple[Particles, float]:
+        """Training points of rows X, several a row where preprocessing is random, and their mean −log|det|."""
+        copies = min(20, math.ceil(NOISE_ROWS / len(X))) if self.preprocessing_.is_random else 1
+        z, log_det = self.preprocessing_.forward(X.repeat(copies, 1), generator)
+        return Particles(z.float()), -float(log_det.mean())
+
+    # use
+
+    def log_prob(self, X: Any) -> Tensor:
+        r"""log p(x) of each row, (n,), in nats: log N(T(z); 0, I) + log|det ∇T(z)| + log|det ∂z/∂x|.
+
+        For integer data it is the mean over eight draws of the dequantisation noise, a lower bound of log P(x) in
+        expectation; a row's noise depends on the row only. For smoothed data it is the density of the smoothed law.
+        """
+        X = self._checked(X)
+        preprocessing = self.preprocessing_
+        if not self.integer:
+            return self._log_prob(*preprocessing.forward(X)).to(X.dtype)
+        noise = preprocessing.row_noise(X, LIKELIHOOD_DRAWS)
+        draws = [self._log_prob(*preprocessing.forward(X, noise=part)) for part in noise]
+        return torch.stack(draws).mean(0).to(X.dtype)
+
+    def _log_prob(self, z: Tensor, log_det: Tensor) -> Tensor:
+        y, flow_log_det = apply_in_batches(self._map(z.dtype), z)
+        return -0.5 * y.square().sum(1) - 0.5 * z.shape[1] * math.log(2 * math.pi) + flow_log_det + log_det
+
+    def score_samples(self, X: Any) -> Tensor:
+        """`log_prob` under scikit-learn's name."""
+        return self.log_prob(X)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """The mean of `log_prob`: what `GridSearchCV` maximises."""
+        return float(self.log_prob(X).mean())
+
+    def transform(self, X: Any) -> Tensor:
+        """The latent points T(z) of rows X, (n, d): data → noise. Integers enter from the middle of their cell."""
+        X = self._checked(X)
+        z, _ = self.preprocessing_.forward(X)
+        return apply_in_batches(self._map(z.dtype), z)[0].to(X.dtype)
+
+    def inverse_transform(self, Z: Any) -> Tensor:
+        """The rows whose latent points are Z: noise → data."""
+        self._check_fitted()
+        z = as_points(Z, "Z", self.preprocessing_.dim)
+        return self.preprocessing_.inverse(invert_in_batches(self._map(z.dtype), z)).to(z.dtype)
+
+    def latents(self, X: Any) -> list[Tensor]:
+        """The data on their way to the Gaussian: preprocessed, then after each block; N + 1 tensors (n, d)."""
+        X = self._checked(X)
+        path = [self.preprocessing_.forward(X)[0]]
+        for block in self._map(path[0].dtype).maps:
+            path.append(apply_in_batches(block, path[-1])[0])
+        return path
+
+    def sample(self, n: int = 1, seed: Seed = None) -> Tensor:
+        """n generated rows, (n, d): T⁻¹ of standard normal draws."""
+        self._check_fitted()
+        device = self.preprocessing_.mean.device
+        generator = make_generator(seed, device)
+        noise = torch.randn(
+            check_count(n, "n"), self.preprocessing_.dim, generator=generator, dtype=self._dtype, device=device
+        )
+        return self.inverse_transform(noise)
+
+    def _map(self, dtype: torch.dtype) -> ComposedMap:
+        return ComposedMap([copy.deepcopy(block).to(dtype) for block in self.blocks_])
+
+    def _checked(self, X: Any) -> Tensor:
+        self._check_fitted()
+        return self.preprocessing_.check(_as_table(X, "X")[0])
+
+    def _check_fitted(self) -> None:
+        if not getattr(self, "blocks_", None):
+            raise NotFittedError("this JKOFlow is not fitted yet: call fit(X) first, or JKOFlow.load(folder)")
+
+    # files
+
+    def save(self, folder: Any, overwrite: bool = False) -> None:
+        """Write model.safetensors and config.json into `folder`.
+
+        Raises:
+            ValueError: where the folder exists and `overwrite` is not set, or a block has no `config` to rebuild it.
+        """
+        self._check_fitted()
+        tensors = {f"preprocessing.{name}": tensor for name, tensor in self.preprocessing_.state().items()}
+        blocks = []
+        for k, block in enumerate(self.blocks_):
+            blocks.append({"class": type(block).__name__, "config": block.config})
+            tensors |= {f"blocks.{k}.{name}": tensor for name, tensor in block.state_dict().items()}
+        parameters = self.get_params()
+        if callable(parameters["map"]):
+            parameters["map"] = None  # the blocks say what they are
+        if parameters["step_sizes"] is not None:
+            parameters["step_sizes"] = list(self.step_sizes_)
+        if self.bounds is not None:
+            parameters["bounds"] = [torch.as_tensor(end).tolist() for end in self.bounds]
+        config = {
+            "model": "JKOFlow",
+            "parameters": parameters,
+            "blocks": blocks,
+            "step_sizes": self.step_sizes_,
+            "history": self.history_,
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "interrupted": self.interrupted_,
+        }
+        save_folder(folder, tensors, config, overwrite)
+
+    @classmethod
+    def load(cls, folder: Any, map_classes: Sequence[type[TransportMap]] = ()) -> JKOFlow:
+        """Read a flow that `save` wrote.
+
+        Arguments:
+            folder: the folder.
+            map_classes: classes of your own that its blocks are made of.
+
+        Raises:
+            ValueError: for a missing, truncated, foreign or newer file.
+        """
+        tensors, config = load_folder(folder)
+        if config.get("model") != "JKOFlow":
+            raise ValueError(f"{folder} holds a {config.get('model')!r}, not a JKOFlow")
+        known = MAP_CLASSES | {map_class.__name__: map_class for map_class in map_classes}
+        try:
+            parameters = dict(config["parameters"])
+            parameters["map"] = parameters["map"] or "spline"
+            if parameters["bounds"] is not None:
+                parameters["bounds"] = tuple(parameters["bounds"])
+            flow = cls(**parameters)
+            flow.preprocessing_ = Preprocessing(
+                flow.standardize, flow.integer, flow.bounds, flow.smoothing, flow.drop_constant
+            ).load_state(_part(tensors, "preprocessing."))
+            flow.blocks_ = []
+            for k, block in enumerate(config["blocks"]):
+                if block["class"] not in known:
+                    raise ValueError(
+                        f"{folder} has blocks of class {block['class']}, which wprox does not know; "
+                        f"give it as JKOFlow.load(folder, map_classes=[{block['class']}])"
+                    )
+                map = known[block["class"]](**block["config"])
+                map.load_state_dict(_part(tensors, f"blocks.{k}."))
+                flow.blocks_.append(map.eval())
+            flow.n_features_in_ = flow.preprocessing_.n_features
+            flow.step_sizes_ = config["step_sizes"]
+            flow.history_ = config["history"]
+            flow.interrupted_ = config["interrupted"]
+            flow._dtype = getattr(torch, config["dtype"])
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{folder} is damaged: its files do not fit together ({error}); save it again") from None
+        return flow
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _as_table(X: Any, name: str) -> tuple[Tensor, list[str] | None]:
+    """A finite tensor (n, d) and the names of its columns, from an array or a data frame."""
+    columns = None
+    if hasattr(X, "columns") and hasattr(X, "to_numpy"):
+        columns = [str(column) for column in X.columns]
+        text = [str(column) for column in X.columns if X[column].dtype.kind not in "fiub"]
+        if text:
+            raise TypeError(f"{name} has columns that are not numbers: {', '.join(text)}; encode or drop them")
+        X = X.to_numpy(dtype=float, copy=True)  # a frame's own array may be read-only
+    return as_points(X, name), columns

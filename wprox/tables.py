@@ -1,0 +1,323 @@
+"""Tables of numbers in files: reading what a user has, writing samples, both with errors that say what to do."""
+
+from __future__ import annotations
+
+import csv
+import os
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ENDINGS = (".csv", ".npy", ".parquet")
+MISSING = frozenset({"", "na", "n/a", "null", "none", "<na>"})
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of finite numbers and the names of their columns.
+
+    Attributes:
+        values: (n, d), float64.
+        columns: d names.
+    """
+
+    values: np.ndarray
+    columns: list[str]
+
+
+def read_table(path: str | os.PathLike[str]) -> Table:
+    """Read a `.csv` file with a header, an `.npy` array of two dimensions, or a `.parquet` file.
+
+    Rows are counted from 1 in error messages, a header not counted. The columns of an `.npy` file are called x1, …, xd.
+
+    Arguments:
+        path: the file; its ending says how it is read.
+
+    Raises:
+        ValueError: for a file that is missing, unreadable, empty, truncated or of another ending; for text columns,
+            rows of different lengths, arrays of objects or of the wrong number of dimensions, NaN and infinite entries.
+        ImportError: where a `.parquet` file is given and pandas with pyarrow is not installed.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "points.csv"
+        >>> _ = file.write_text("height,weight\\n1.8,80\\n1.7,65\\n")
+        >>> table = read_table(file)
+        >>> table.columns, table.values.shape
+        (['height', 'weight'], (2, 2))
+    """
+    file = Path(path)
+    readers: dict[str, Callable[[Path], Table]] = {".csv": _read_csv, ".npy": _read_npy, ".parquet": _read_parquet}
+    reader = readers[check_ending(file)]
+    if not file.exists():
+        raise ValueError(f"{file} does not exist; check the path")
+    if not file.is_file():
+        raise ValueError(f"{file} is not a file; give the path of one {', '.join(ENDINGS)} file")
+    try:
+        if file.stat().st_size == 0:
+            raise ValueError(f"{file} is empty: it has 0 bytes")
+        table = reader(file)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror or error}") from error
+    if table.values.shape[0] == 0 or table.values.shape[1] == 0:
+        n, d = table.values.shape
+        raise ValueError(f"{file} has no numbers: {n} rows and {d} columns; at least one of each is needed")
+    _check_finite(table, str(file))
+    return table
+
+
+def write_table(
+    path: str | os.PathLike[str], values: Any, columns: Sequence[str] | None = None, overwrite: bool = False
+) -> None:
+    """Write rows of numbers to a `.csv` (with a header), `.npy` or `.parquet` file; complete or not at all.
+
+    Whole numbers are written to `.csv` without a decimal point.
+
+    Arguments:
+        path: the file; its ending says how it is written.
+        values: (n, d).
+        columns: d names; x1, …, xd by default.
+        overwrite: replace a file that exists.
+
+    Raises:
+        ValueError: for values of another shape, another ending, a missing folder, or a file that exists.
+        ImportError: where a `.parquet` file is asked for and pandas with pyarrow is not installed.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "points.csv"
+        >>> write_table(file, [[1, 2], [3, 4]], columns=["a", "b"])
+        >>> file.read_text()
+        'a,b\\n1,2\\n3,4\\n'
+    """
+    file = Path(path)
+    ending = check_output(file, overwrite)
+    numbers = np.asarray(values)
+    if numbers.ndim != 2:
+        raise ValueError(f"values must have shape (n, d), got {numbers.shape}")
+    names = list(columns) if columns is not None else default_columns(numbers.shape[1])
+    if len(names) != numbers.shape[1]:
+        raise ValueError(f"columns has {len(names)} names for {numbers.shape[1]} columns; give one a column")
+    with replacing(file) as temporary:
+        if ending == ".npy":
+            np.save(temporary, numbers, allow_pickle=False)
+        elif ending == ".csv":
+            with temporary.open("w", newline="", encoding="utf-8") as stream:
+                writer = csv.writer(stream, lineterminator="\n")
+                writer.writerow(names)
+                writer.writerows(_cells(numbers))
+        else:
+            # pyarrow wants each name once, as pandas' own reader does.
+            frame = _pandas(file).DataFrame({name: numbers[:, j] for j, name in enumerate(_unique(names))})
+            frame.to_parquet(temporary, index=False)
+
+
+def check_ending(path: str | os.PathLike[str]) -> str:
+    """The ending of a file's name, in lower case, where it is one that tables have.
+
+    Raises:
+        ValueError: for any other ending.
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in ENDINGS:
+        raise ValueError(f"{path} ends in {ending or 'nothing'!r}; tables are read and written as {', '.join(ENDINGS)}")
+    return ending
+
+
+def check_output(path: str | os.PathLike[str], overwrite: bool) -> str:
+    """Check, before long work, that a table can be written to `path`; returns the ending.
+
+    Raises:
+        ValueError: for another ending, a missing folder, or a file that exists (unless `overwrite`).
+        ImportError: where a `.parquet` file is asked for and pandas with pyarrow is not installed.
+    """
+    file = Path(path)
+    ending = check_ending(file)
+    if ending == ".parquet":
+        _pandas(file)
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; give the path of a file")
+    if not file.absolute().parent.is_dir():
+        raise ValueError(f"the folder {file.parent} does not exist; make it first")
+    if file.exists() and not overwrite:
+        raise ValueError(f"{file} exists already; choose another name or allow overwriting it")
+    return ending
+
+
+def default_columns(d: int) -> list[str]:
+    """x1, …, xd: the names of columns that have none."""
+    return [f"x{j + 1}" for j in range(d)]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well and vanishes when it does not."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_csv(file: Path) -> Table:
+    numbers = array("d")
+    text: dict[int, tuple[str, int]] = {}
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream, strict=True)
+            columns = _header(file, next((row for row in reader if row), []))
+            n = 0
+            for row in reader:
+                if not row and len(columns) > 1:  # blank lines; in a file of one column they are missing entries
+                    continue
+                n += 1
+                if len(row or [""]) != len(columns):
+                    raise ValueError(
+                        f"{file} has {len(row)} entries in row {n} (line {reader.line_num}), "
+                        f"the header has {len(columns)}; every row needs one entry a column (is the file cut off?)"
+                    )
+                numbers.extend(_parse_row(row or [""], n, text))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not text in UTF-8 ({error.reason}); save it as a UTF-8 .csv file") from error
+    except csv.Error as error:
+        raise ValueError(f"{file} is not a readable .csv file (line {reader.line_num}: {error})") from error
+    _refuse_text(file, [f"{columns[j]!r} (row {row}: {cell!r})" for j, (cell, row) in sorted(text.items())])
+    return Table(np.array(numbers, dtype=np.float64).reshape(n, len(columns)), columns)
+
+
+def _header(file: Path, cells: list[str]) -> list[str]:
+    columns = [cell.strip() for cell in cells]
+    if not columns:
+        raise ValueError(f"{file} is empty; the first line must hold the names of the columns")
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(columns) == 1 and separator in columns[0]:
+            raise ValueError(f"{file} is separated by {name}; separate its columns by commas")
+    unnamed = [str(j + 1) for j, name in enumerate(columns) if not name]
+    if unnamed:
+        raise ValueError(
+            f"{file} has no name for column {', '.join(unnamed)}; name every column in the first line "
+            "(pandas leaves the name of the row numbers empty: write with index=False)"
+        )
+    if all(_is_number(name) for name in columns) and not _counts(columns):
+        raise ValueError(f"{file} has no header: its first line is numbers; put the names of the columns there")
+    return columns
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _counts(columns: list[str]) -> bool:
+    """Whether the names are 0, 1, …, d − 1 or 1, …, d, as data frames without names have them."""
+    return any(columns == [str(j + start) for j in range(len(columns))] for start in (0, 1))
+
+
+def _parse_row(row: list[str], number: int, text: dict[int, tuple[str, int]]) -> list[float]:
+    """The row's numbers, NaN where an entry is missing; entries that are text are noted in `text`, once a column."""
+    try:
+        if not any("_" in cell for cell in row):  # Python reads 1_000 as a number; files mean text by it
+            return [float(cell) for cell in row]
+    except ValueError:
+        pass
+    result = []
+    for j, cell in enumerate(row):
+        if cell.strip().lower() in MISSING:
+            result.append(np.nan)
+        elif _is_number(cell) and "_" not in cell:
+            result.append(float(cell))
+        else:
+            text.setdefault(j, (cell if len(cell) <= 20 else cell[:20] + "…", number))
+            result.append(np.nan)
+    return result
+
+
+def _read_npy(file: Path) -> Table:
+    try:
+        values = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError) as error:
+        if "Object arrays" in str(error):
+            raise ValueError(f"{file} holds Python objects, not numbers; save a numeric array") from error
+        raise ValueError(f"{file} is not a readable .npy file (cut off, or not one at all): {error}") from error
+    if not isinstance(values, np.ndarray):
+        values.close()
+        raise ValueError(f"{file} is an archive of several arrays; save the one array with numpy.save")
+    if values.dtype.names is not None or values.dtype.kind not in "biuf":
+        raise ValueError(f"{file} holds entries of type {values.dtype}; expected real numbers")
+    if values.ndim != 2:
+        hint = "; reshape a single feature to (n, 1)" if values.ndim == 1 else "; flatten each row to one vector"
+        raise ValueError(f"{file} must have shape (n, d), got {values.shape}{hint}")
+    return Table(values.astype(np.float64), default_columns(values.shape[1]))
+
+
+def _pandas(file: Path) -> Any:
+    try:
+        import_module("pyarrow")  # the engine that pandas needs
+        return import_module("pandas")
+    except ImportError as error:
+        raise ImportError(f'{file}: .parquet files need pandas and pyarrow: pip install "wprox[parquet]"') from error
+
+
+def _read_parquet(file: Path) -> Table:
+    pandas = _pandas(file)
+    try:
+        frame = pandas.read_parquet(file)
+    except ValueError as error:  # pyarrow.ArrowInvalid is one
+        raise ValueError(f"{file} is not a readable .parquet file (cut off, or not one at all): {error}") from error
+    columns = [str(name) for name in frame.columns]
+    types = pandas.api.types
+    text = [
+        f"{name!r} ({kind})"
+        for name, kind in zip(columns, frame.dtypes, strict=True)
+        if not types.is_numeric_dtype(kind) or types.is_complex_dtype(kind)
+    ]
+    _refuse_text(file, text)
+    return Table(frame.to_numpy(dtype=np.float64, na_value=np.nan), columns)
+
+
+def _refuse_text(file: Path, found: list[str]) -> None:
+    if found:
+        shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+        plural = "columns that are" if len(found) > 1 else "a column that is"
+        raise ValueError(f"{file} has {plural} not numbers: {shown}; remove or encode such columns")
+
+
+def _check_finite(table: Table, name: str) -> None:
+    bad = ~np.isfinite(table.values)
+    count = int(bad.sum())
+    if count:
+        row, column = (int(index) for index in np.argwhere(bad)[0])
+        entries = "entries" if count > 1 else "entry"
+        raise ValueError(
+            f"{name} has {count} NaN or infinite {entries}, the first at row {row + 1}, column "
+            f"{table.columns[column]!r}; remove or impute them first"
+        )
+
+
+def _cells(numbers: np.ndarray) -> Any:
+    """Rows as a .csv file shows them: integers as integers, other numbers in the fewest digits that give them back."""
+    if numbers.dtype.kind == "f":
+        whole = np.isfinite(numbers) & (numbers == np.rint(numbers)) & (np.abs(numbers) < 2**53)
+        if whole.all():
+            return numbers.astype(np.int64).tolist()
+    return numbers.astype(str).tolist() if numbers.dtype == np.float32 else numbers.tolist()
+
+
+def _unique(names: list[str]) -> list[str]:
+    result: list[str] = []
+    for name in names:
+        candidate, k = name, 2
+        while candidate in result:
+            candidate, k = f"{name}_{k}", k + 1
+        result.append(candidate)
+    return result
