@@ -293,6 +293,12 @@ def test_a_step_without_a_minimum_names_the_longest_step():
     assert wprox.GaussianProx().step(functional, standard(2), 0.4).residual < 1e-9
 
 
+@pytest.mark.parametrize("functional", [-1.0 * wprox.Entropy(), wprox.PotentialEnergy(lambda x: -x.pow(4).sum(-1))])
+def test_a_best_gaussian_that_runs_away_is_a_failed_step(functional):
+    with pytest.raises(wprox.StepFailedError, match="has no minimum near this one"):
+        wprox.GaussianProx().step(functional, standard(2), 0.5)
+
+
 def test_wrong_measures_and_functionals():
     class NeedsNodes(wprox.Functional):
         def __call__(self, rho):

@@ -255,6 +255,23 @@ def test_newton_and_lbfgs_agree(functional):
     assert torch.allclose(newton.measure.nodes, general.measure.nodes, atol=1e-6)
 
 
+def test_a_functional_of_your_own_that_needs_the_density_takes_few_steps():
+    functional = OpaqueSum(wprox.Entropy() + wprox.PotentialEnergy(half_square))
+    step = wprox.QuantileProx().step(functional, normal_quantiles(1.0, 0.5, 2000), 0.5)
+    assert step.converged
+    assert step.iterations < 20
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1e-5, 1e-10])
+def test_a_nearly_singular_start_spreads(scale):
+    """Gaps of 1e-14 make the Hessian singular to rounding; σ' = √(γ/(1 + γ)) up to O(σ)."""
+    target = torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1))
+    step = wprox.QuantileProx().step(wprox.KL(target), normal_quantiles(0.0, scale, 2000), 0.5)
+    assert step.converged
+    exact = (scale + math.sqrt(scale**2 + 4 * 0.5 * 1.5)) / (2 * 1.5)
+    assert standard_deviation(step.measure) == pytest.approx(exact, abs=1e-5)
+
+
 def test_newton_with_a_smooth_interaction_needs_few_steps():
     functional = wprox.Entropy() + wprox.InteractionEnergy(half_square)
     step = wprox.QuantileProx().step(functional, normal_quantiles(1.0, 0.5, 500), 0.5)
@@ -392,6 +409,8 @@ def test_wrong_measures_and_functionals():
         wprox.QuantileProx().step(NeedsAGrid(), rho, 0.1)
     with pytest.raises(TypeError, match="does not apply to Quantiles: it needs the method 'cell_volume'"):
         wprox.jko(NeedsAGrid(), wprox.QuantileProx(), rho)
+    with pytest.raises(ValueError, match=r"must be a scalar, it has shape \(1,\)"):
+        wprox.QuantileProx().step(wprox.PotentialEnergy(lambda x: x**2), rho, 0.1)
     planar = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
     with pytest.raises(ValueError, match="dimension 2, the measure in dimension 1"):
         wprox.QuantileProx().step(wprox.KL(planar), rho, 0.1)

@@ -149,9 +149,7 @@ def aggregation() -> None:
         error = l1_distance(final, lambda x, c=centre: (2 - (x - c) ** 2).clamp(min=0).sqrt() / math.pi, -2, 2.5)
         radius = float(final.nodes[-1] - final.nodes[0]) / 2
         iterations = sum(step.iterations for step in trajectory.steps) / len(trajectory)
-        print(
-            f"n = {n}: L1 {error:.1e}, radius {radius:.4f} for √2 = {math.sqrt(2):.4f}, {iterations:.0f} iterations a step"
-        )
+        print(f"n = {n}: L1 {error:.1e}, radius {radius:.4f} (√2 = {2**0.5:.4f}), {iterations:.0f} iterations")
 
 
 def plateau() -> None:

@@ -81,13 +81,14 @@ def split(functional: Functional) -> Pieces:
 
 
 def apply(functional: Functional, rho: Measure) -> Tensor:
-    """F(ρ), where a verb that the measure does not have is reported as such.
+    """F(ρ), checked: a verb that the measure does not have, and a value that is not one number, are reported.
 
     Raises:
         TypeError: where F asks the measure for a method that it does not have; it names the method.
+        ValueError: where F(ρ) is not a scalar.
     """
     try:
-        return functional(rho)
+        value = functional(rho)
     except AttributeError as error:
         if error.obj is not rho:
             raise
@@ -96,6 +97,12 @@ def apply(functional: Functional, rho: Measure) -> Tensor:
             f"{type(rho).__name__} does not have. Every measure offers integrate, integrate_pairs, log_density, "
             "mean_log_density and integrate_density"
         ) from None
+    if value.ndim:
+        raise ValueError(
+            f"{functional!r} must be a scalar, it has shape {tuple(value.shape)}; a potential or a kernel maps points "
+            "(n, d) to (n,), as in x.square().sum(-1)"
+        )
+    return value
 
 
 def _is(term: Functional, cls: type[Functional]) -> bool:

@@ -84,8 +84,7 @@ class Gaussian(Measure):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; m, Σ) for x: (n, d), (n,)."""
-        whitened = torch.linalg.solve_triangular(self.scale_tril, (x - self.loc).mT, upper=False)
-        return -0.5 * (whitened.square().sum(0) + self.dim * math.log(2 * math.pi) + self._log_det_covariance)
+        return normal_log_prob(x, self.loc, self.scale_tril)
 
     def log_density(self) -> Tensor:
         # (x − m)ᵀ Σ⁻¹ (x − m) at a point m + L z is |z|², whatever Σ is
@@ -123,6 +122,14 @@ class Gaussian(Measure):
         """n draws as `Particles` that carry the exact log-density: what sampling solvers start from."""
         points = self.sample(n, seed)
         return Particles(points, log_density=self.log_prob(points))
+
+
+def normal_log_prob(x: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
+    """log N(x; m, L Lᵀ), (n,), in the precision of x: (n, d), whatever that of the parameters is."""
+    loc, scale_tril = loc.to(x), scale_tril.to(x)
+    whitened = torch.linalg.solve_triangular(scale_tril, (x - loc).mT, upper=False)
+    log_det = 2 * scale_tril.diagonal().log().sum()
+    return -0.5 * (whitened.square().sum(0) + len(loc) * math.log(2 * math.pi) + log_det)
 
 
 def _cubature(d: int) -> tuple[Tensor, Tensor]:

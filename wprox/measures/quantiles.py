@@ -53,16 +53,20 @@ class Quantiles(Measure):
         check_increasing(nodes.detach(), "nodes", "sort them, or use Quantiles.from_samples(x, n) for draws")
         self._set(nodes)
 
-    def _set(self, nodes: Tensor) -> None:
+    def _set(self, nodes: Tensor, spacing: Tensor | None = None) -> None:
         self.nodes = nodes
+        self._spacing = spacing
         self.points = nodes[:, None]
         self.weights = trapezoid_weights(len(nodes)).to(nodes.device)
 
     @classmethod
-    def unchecked(cls, nodes: Tensor) -> Quantiles:
-        """The measure of nodes that are known to increase: what the inner loops of solvers build."""
+    def unchecked(cls, nodes: Tensor, spacing: Tensor | None = None) -> Quantiles:
+        """The measure of nodes that are known to increase: what the inner loops of solvers build.
+
+        With a spacing of its own, (n − 1,), derivatives by the nodes and by the density can be told apart.
+        """
         result = object.__new__(cls)
-        result._set(nodes)
+        result._set(nodes, spacing)
         return result
 
     @classmethod
@@ -116,7 +120,7 @@ class Quantiles(Measure):
     @property
     def spacing(self) -> Tensor:
         """x_{k+1} − x_k, (n − 1,)."""
-        return self.nodes.diff()
+        return self.nodes.diff() if self._spacing is None else self._spacing
 
     @property
     def density(self) -> Tensor:

@@ -18,7 +18,7 @@ from wprox.functionals import KL, Functional
 from wprox.functionals.pieces import Pieces, apply, split
 from wprox.maps import AffineMap
 from wprox.measures import DensityUnknownError, Gaussian, Measure
-from wprox.solvers.base import Solver, Step
+from wprox.solvers.base import Solver, Step, StepFailedError
 
 
 class GaussianProx(Solver):
@@ -49,6 +49,7 @@ class GaussianProx(Solver):
     Raises:
         TypeError: for a measure other than Gaussian, and a functional that needs a method which Gaussians lack.
         ValueError: where I + γP is not positive definite, so that the step has no minimum.
+        StepFailedError: where the best Gaussian step runs away.
 
     Example:
         >>> import torch, wprox
@@ -128,13 +129,19 @@ class GaussianProx(Solver):
                 rho = Gaussian(loc, matrix @ covariance @ matrix, source.order)
                 value = functional(rho) + cost / (2 * step_size)
                 (gradient,) = torch.autograd.grad(value, parameters)
-            return float(value), gradient.cpu().numpy()
+            return float(value.detach()), gradient.cpu().numpy()
 
         spread = math.sqrt(float(variances.sum()))
         goal = self.tolerance * spread / step_size
         gtol = goal / math.sqrt(d + d * d)  # scipy compares the largest entry
         options = {"maxiter": self.iterations, "maxfun": 4 * self.iterations, "maxcor": 30, "ftol": 0.0, "gtol": gtol}
-        result = minimize(objective, np.zeros(d + d * d), jac=True, method="L-BFGS-B", options=options)
+        try:
+            result = minimize(objective, np.zeros(d + d * d), jac=True, method="L-BFGS-B", options=options)
+        except ValueError as error:  # a covariance that is singular or not finite
+            raise StepFailedError(
+                f"the step left the Gaussians ({error}): the functional has no minimum near this one; is it bounded "
+                f"from below, and step_size = {step_size:g} short enough for it?"
+            ) from error
         gradient_norm = float(np.linalg.norm(result.jac))
         with torch.no_grad():
             loc, matrix = unpack(torch.from_numpy(result.x).to(source.loc))

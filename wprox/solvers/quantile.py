@@ -36,8 +36,8 @@ class QuantileProx(Solver):
     by quantile functions is that of Blanchet, Calvez and Carrillo, *SIAM J. Numer. Anal.* 46, 2008). Where F is a sum
     of PotentialEnergy, InternalEnergy (PorousMedium), Entropy and KL, it takes Newton steps with a tridiagonal Hessian,
     O(n) each. Any other term, InteractionEnergy and functionals of your own included, is differentiated by autograd in
-    the nodes, and steps are L-BFGS steps that start from the tridiagonal Hessian of the terms above. The line search
-    keeps the nodes in order.
+    the nodes, and steps are L-BFGS steps that start from the tridiagonal Hessian of the terms above and of an entropy
+    that pushes the gaps as hard as the other terms do. The line search keeps the nodes in order.
 
     `Step.residual` is ‖∇J‖ in L²(ρ), the ε of the theory, from the exact gradient. Nodes are rounded to 16 digits, so
     it does not fall below about 10⁻¹⁶ n² ρ² β for an entropy of weight β, although the nodes themselves are as
@@ -45,7 +45,8 @@ class QuantileProx(Solver):
 
     Arguments:
         iterations: the largest number of Newton or L-BFGS steps.
-        tolerance: the step ends once an update is shorter, in L²(ρ), than this part of the standard deviation of ρ.
+        tolerance: the step ends once an update is shorter, in L²(ρ), than this part of the standard deviation of ρ, or
+            than the rounding of the nodes.
         memory: the number of pairs that L-BFGS keeps.
 
     Raises:
@@ -119,7 +120,8 @@ class QuantileProx(Solver):
             if float(direction @ point.gradient) > 0:  # pairs from where J was not convex: start afresh
                 history = _History(self.memory)
                 direction = -point.solve(point.gradient)
-            is_small = problem.norm(direction) <= self.tolerance * problem.spread(x)
+            rounding = 8 * EPSILON * float(x.abs().max())
+            is_small = problem.norm(direction) <= max(self.tolerance * problem.spread(x), rounding)
             shift = problem.search(x, point, direction)
             if shift is None:
                 message = "the last update was below the tolerance" if is_small else "the line search found no descent"
@@ -199,7 +201,12 @@ class _Problem:
             gradient[:-1] += pressure
             gradient[1:] -= pressure
         if self.rest is not None:
-            gradient = gradient + self._rest_gradient(self.rest, x)
+            by_nodes, by_gaps = self._rest_gradients(self.rest, x)
+            gradient = gradient + by_nodes
+            gradient[:-1] -= by_gaps
+            gradient[1:] += by_gaps
+            # a rest that depends on the density is as stiff as an entropy: −β h log Δ has the curvature −φ′/Δ
+            gap_curvature = gap_curvature + (-by_gaps / x.diff()).clamp(min=0)
         if not bool(torch.isfinite(gradient).all()):
             k = int((~torch.isfinite(gradient)).nonzero()[0])
             raise StepFailedError(
@@ -226,13 +233,16 @@ class _Problem:
         return None
 
     @staticmethod
-    def _rest_gradient(rest: Functional, x: Tensor) -> Tensor:
+    def _rest_gradients(rest: Functional, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The derivatives of the rest by the nodes and, through the density, by the gaps between them."""
+        nodes, spacing = x.detach().requires_grad_(), x.diff().detach().requires_grad_()
         with torch.enable_grad():
-            nodes = x.detach().requires_grad_()
-            value = rest(Quantiles.unchecked(nodes))
-            if not value.requires_grad:  # the rest is constant
-                return torch.zeros_like(x)
-            return torch.autograd.grad(value, nodes)[0]
+            value = rest(Quantiles.unchecked(nodes, spacing))
+        parts = torch.autograd.grad(value, (nodes, spacing), allow_unused=True) if value.requires_grad else (None, None)
+        by_nodes, by_gaps = (
+            torch.zeros_like(leaf) if part is None else part for part, leaf in zip(parts, (nodes, spacing), strict=True)
+        )
+        return by_nodes.detach(), by_gaps.detach()
 
 
 @dataclass(frozen=True)
@@ -251,18 +261,25 @@ class _Expansion:
         return math.sqrt(float((self.gradient.square() / self.weights).sum()))
 
     def solve(self, vector: Tensor) -> Tensor:
-        """H⁻¹ v; where V or U is not convex and H not positive definite, with their convex part in place of them."""
-        try:
-            return self._solve(vector, self.potential, self.internal)
-        except LinAlgError:
-            return self._solve(vector, self.potential.clamp(min=0), self.internal.clamp(min=0))
+        """H⁻¹ v; where V or U is not convex and H not positive definite, with their convex part in place of them.
 
-    def _solve(self, vector: Tensor, potential: Tensor, internal: Tensor) -> Tensor:
+        Where the gaps are so small that rounding makes H singular, it is damped; as the gaps open this passes.
+        """
+        convex = self.potential.clamp(min=0), self.internal.clamp(min=0)
+        for potential, internal, damping in ((self.potential, self.internal, 0.0), (*convex, 0.0), (*convex, 1e-12)):
+            try:
+                return self._solve(vector, potential, internal, damping)
+            except LinAlgError:
+                continue
+        raise StepFailedError("the Hessian is not finite; check that the second derivatives of the functional are")
+
+    def _solve(self, vector: Tensor, potential: Tensor, internal: Tensor, damping: float) -> Tensor:
         bands = torch.zeros(2, len(vector), dtype=torch.float64)
         bands[1] = self.proximal + potential
         bands[1, 1:] += internal
         bands[1, :-1] += internal
         bands[0, 1:] = -internal
+        bands[1] *= 1 + damping
         solution = solveh_banded(bands.numpy(), vector.cpu().numpy(), overwrite_ab=True, check_finite=False)
         return torch.from_numpy(solution).to(vector)
 
