@@ -109,10 +109,12 @@ def step_sizes(step_size: StepSize, n_steps: int) -> Callable[[int], float]:
     """The step size γ of step k as a function of k, from a float, a sequence with one entry a step, or a callable."""
     if callable(step_size):
         return lambda k: check_positive(step_size(k), f"step_size({k})")
-    if isinstance(step_size, int | float):
+    try:
+        values = list(step_size)  # type: ignore[arg-type]
+    except TypeError:  # a number, of Python, numpy or torch
         constant = check_positive(step_size, "step_size")
         return lambda k: constant
-    sequence = [check_positive(value, f"step_size[{k}]") for k, value in enumerate(step_size)]
+    sequence = [check_positive(value, f"step_size[{k}]") for k, value in enumerate(values)]
     if len(sequence) < n_steps:
         raise ValueError(f"step_size has {len(sequence)} entries for {n_steps} steps; give one a step")
     return lambda k: sequence[k]

@@ -282,7 +282,8 @@ def _read_parquet(file: Path) -> Table:
         if not types.is_numeric_dtype(kind) or types.is_complex_dtype(kind)
     ]
     _refuse_text(file, text)
-    return Table(frame.to_numpy(dtype=np.float64, na_value=np.nan), columns)
+    # copied: pandas may hand out memory that must not be written to
+    return Table(np.array(frame.to_numpy(dtype=np.float64, na_value=np.nan)), columns)
 
 
 def _refuse_text(file: Path, found: list[str]) -> None:

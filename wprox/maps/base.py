@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-class TransportMap(nn.Module):
+class TransportMap(nn.Module, ABC):
     """An invertible map T: R^d → R^d with its log-determinant; the identity when newly built.
 
     `forward` returns T(x) and log|det ∇T(x)|; `inverse` returns T⁻¹(y). A map that `JKOFlow.save` shall store gives in

@@ -54,13 +54,17 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
 
     Arguments:
         map: "spline", or a factory dim → `TransportMap`.
-        map_options: arguments of the named map, such as `{"transforms": 4}`.
+        map_options: arguments of the named map, such as `{"transforms": 4}`. Where there are fewer than 1,000 rows a
+            column, the spline map's "dropout" is 0.2 and in the plane its "frequencies" are 3, unless given.
         step_sizes: γ_n: a number, a sequence with one entry a block, or a callable of the block's index; 1 by default.
         n_blocks: the largest number of blocks.
         iterations: the largest number of gradient steps a block.
         batch_size: rows in a minibatch; 1,024 up to eight columns, else 256.
         learning_rate: Adam's for a block; 5e-3 up to eight columns, else 2e-3.
-        weight_decay: AdamW's; 1 where there are fewer than 100 rows a column, else 0.
+        weight_decay: AdamW's; 1 where there are fewer than 1,000 rows a column, else 0.
+        jitter: the standard deviation of Gaussian noise on the training points, in standardised units, which keeps a
+            flow from learning a small sample by heart (Rothfuss et al. 2019). Where there are fewer than 1,000 rows a
+            column and at most eight columns, it is the bandwidth of the best kernel density estimate, else 0.
         patience: looks at the held-out objective (every 25 iterations) without improvement that end a training.
         tol: the gain in held-out log-likelihood, in nats a row, under which a block is the last.
         fine_tune: whether all blocks are trained together at the end.
@@ -77,6 +81,7 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
     Attributes:
         blocks_: the trained maps T_1, …, T_N.
         step_sizes_: γ_1, …, γ_N.
+        jitter_: the standard deviation of the noise that training used.
         history_: a dict a block with step_size, held_out_nll (nats a row, in the units of the data), transport_cost,
             iterations and seconds; one with "block": "fine-tuning" at the end.
         preprocessing_: from rows of X to points and back.
@@ -101,6 +106,7 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
         batch_size: int | None = None,
         learning_rate: float | None = None,
         weight_decay: float | None = None,
+        jitter: float | None = None,
         patience: int = 8,
         tol: float = 1e-3,
         fine_tune: bool = True,
@@ -125,6 +131,7 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.jitter = jitter
         self.patience = patience
         self.tol = tol
         self.fine_tune = fine_tune
@@ -172,8 +179,9 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
         else:
             validation = self.preprocessing_.check(_as_table(validation, "validation")[0], "validation")
         self._rows = len(X)
-        training, _ = self._draw(X, generator)
         held_out, offset = self._draw(validation, generator)
+        training, _ = self._draw(X, generator)
+        training = self._jittered(training, held_out, generator)
 
         self.blocks_: list[TransportMap] = []
         self.step_sizes_: list[float] = []
@@ -258,19 +266,37 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
 
     def _solver(self, training: Particles, **changes: Any) -> NeuralProx:
         small = training.dim <= 8
+        few = self._few(training)
+        options = self.map_options
+        if few and self.map == "spline":
+            planar = {"frequencies": 3} if training.dim == 2 else {}
+            options = {"dropout": 0.2} | planar | (options or {})
         settings: dict[str, Any] = {
             "iterations": self.iterations,
             "batch_size": self._batch_size(training),
             "learning_rate": (5e-3 if small else 2e-3) if self.learning_rate is None else self.learning_rate,
-            "weight_decay": self.weight_decay,
+            "weight_decay": float(few) if self.weight_decay is None else self.weight_decay,
             "patience": self.patience,
             "check_every": CHECK_EVERY,
             "seed": self.seed,
             "progress": self.progress,
         }
-        if self.weight_decay is None:
-            settings["weight_decay"] = 1.0 if self._rows < 100 * training.dim else 0.0
-        return NeuralProx(self.map, self.map_options, **(settings | changes))
+        return NeuralProx(self.map, options, **(settings | changes))
+
+    def _few(self, training: Particles) -> bool:
+        return self._rows < 1000 * training.dim
+
+    def _jittered(self, training: Particles, held_out: Particles, generator: torch.Generator) -> Particles:
+        """Copies of the training points with noise, up to about NOISE_ROWS of them."""
+        scale = self.jitter
+        if scale is None:
+            scale = _best_bandwidth(training, held_out) if self._few(training) and training.dim <= 8 else 0.0
+        self.jitter_ = float(scale)
+        if not scale:
+            return training
+        points = training.points.repeat(max(1, math.ceil(NOISE_ROWS / len(training))), 1)
+        noise = torch.randn(points.shape, generator=generator, dtype=points.dtype, device=points.device)
+        return Particles(points + scale * noise)
 
     def _batch_size(self, training: Particles) -> int:
         return self.batch_size or (1024 if training.dim <= 8 else 256)
@@ -280,6 +306,8 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
 
     def _check_arguments(self) -> None:
         check_count(self.n_blocks, "n_blocks")
+        if self.jitter is not None and not (math.isfinite(self.jitter) and self.jitter >= 0):
+            raise ValueError(f"jitter must be a standard deviation ≥ 0, got {self.jitter!r}")
         for name in ("batch_size", "fine_tune_iterations", "fine_tune_batch_size"):
             if getattr(self, name) is not None:
                 check_count(getattr(self, name), name)
@@ -447,6 +475,14 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(f"{folder} is damaged: its files do not fit together ({error}); save it again") from None
         return flow
+
+
+def _best_bandwidth(training: Particles, held_out: Particles, most: int = 2000) -> float:
+    """The bandwidth h of the Gaussian kernel density estimate of greatest held-out likelihood, to a factor of √2."""
+    squares = torch.cdist(held_out.points[:most], training.points[:most]).square()
+    bandwidths = 0.01 * 2 ** (torch.arange(14, device=squares.device) / 2)
+    likelihoods = [torch.logsumexp(-squares / (2 * h**2), 1).mean() - training.dim * h.log() for h in bandwidths]
+    return float(bandwidths[torch.stack(likelihoods).argmax()])
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

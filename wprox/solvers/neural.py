@@ -124,19 +124,20 @@ class NeuralProx(Solver):
             return functional(rho) + cost / (2 * step_size)
 
         def batch_objective(rows: Tensor) -> Tensor:
-            batch = training.subset(rows)
+            batch = _batch(training, rows)
             return objective(batch.push(map), batch)
 
-        outcome = train(
-            map,
-            batch_objective,
-            lambda: float(objective(push(map, validation), validation)),
-            len(training),
-            self.training,
-            generator,
-            f"step {index}",
-            self.progress,
-        )
+        with seeded(_mix(self.seed, index) + 1):  # dropout draws from the default generator
+            outcome = train(
+                map,
+                batch_objective,
+                lambda: float(objective(push(map, validation), validation)),
+                training.weights,
+                self.training,
+                generator,
+                f"step {index}",
+                self.progress,
+            )
         rho = push(map, source)
         if held_out is not None:
             pushed_held_out = push(map, validation)
@@ -186,23 +187,24 @@ class NeuralProx(Solver):
             training, validation = source, _as_particles(held_out, "held_out")
 
         def batch_objective(rows: Tensor) -> Tensor:
-            return functional(training.subset(rows).push(map))
+            return functional(_batch(training, rows).push(map))
 
         probe = torch.arange(min(len(training), 64))
         row_bytes = max(1.0, saved_bytes_per_row(batch_objective, probe))
         settings = replace(
             self.training, batch_size=max(1, min(self.training.batch_size, int(memory_budget / row_bytes)))
         )
-        return train(
-            map,
-            batch_objective,
-            lambda: float(functional(push(map, validation))),
-            len(training),
-            settings,
-            generator,
-            "fine-tuning",
-            self.progress,
-        )
+        with seeded(_mix(self.seed, 2**20) + 1):
+            return train(
+                map,
+                batch_objective,
+                lambda: float(functional(push(map, validation))),
+                training.weights,
+                settings,
+                generator,
+                "fine-tuning",
+                self.progress,
+            )
 
     def _initial_map(self, source: Particles, previous: Step | None, seed: int) -> TransportMap:
         if self.warm_start and previous is not None and previous.map is not None:
@@ -249,15 +251,24 @@ def _as_particles(measure: Measure, name: str) -> Particles:
 
 
 def _split(measure: Particles, fraction: float, generator: torch.Generator) -> tuple[Particles, Particles]:
-    n = len(measure)
+    carriers = measure.weights.nonzero()[:, 0]  # a part without mass would have no objective
+    n = len(carriers)
     held = round(n * fraction)
     if held < 1 or held >= n:
         raise ValueError(
-            f"cannot hold out {fraction:g} of {n} particles: both parts need at least one; "
+            f"cannot hold out {fraction:g} of {n} particles with mass: both parts need at least one; "
             "give more particles or change validation_fraction"
         )
-    order = torch.randperm(n, generator=generator).to(measure.device)
+    order = carriers[torch.randperm(n, generator=generator).to(measure.device)]
     return measure.subset(order[held:]), measure.subset(order[:held])
+
+
+def _batch(measure: Particles, rows: Tensor) -> Particles:
+    """The minibatch at the rows that `train` drew: fewer than all are drawn by weight, and then count equally."""
+    batch = measure.subset(rows)
+    if len(rows) < len(measure):
+        batch.weights = torch.full_like(batch.weights, 1 / len(rows))
+    return batch
 
 
 def _mix(seed: int, index: int) -> int:

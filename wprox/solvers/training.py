@@ -57,7 +57,7 @@ def train(
     module: nn.Module,
     batch_objective: Callable[[Tensor], Tensor],
     held_out_objective: Callable[[], float],
-    n_rows: int,
+    weights: Tensor,
     settings: Training,
     generator: torch.Generator,
     describe: str,
@@ -69,7 +69,8 @@ def train(
         module: what is trained; put into evaluation mode at the end.
         batch_objective: the objective of the minibatch of the given row indices, (batch,) → scalar.
         held_out_objective: the objective on points that are not trained on.
-        n_rows: how many rows minibatches are drawn from.
+        weights: (n,), of the rows. A minibatch holds rows drawn in proportion to them, so that its rows count equally;
+            all rows in order where `batch_size` is n or more.
         describe: what is trained, for errors and the progress bar ("step 3").
 
     Raises:
@@ -84,13 +85,14 @@ def train(
             f"{describe}: the held-out objective is {best} before the first iteration; check that the functional is "
             "finite at the points of the measure"
         )
+    even = bool((weights == weights[0]).all())
     waited, iteration, interrupted = 0, 0, False
     bar = tqdm(total=settings.iterations, desc=describe, disable=not progress, leave=False, delay=0.5)
     try:
         while iteration < settings.iterations and waited < settings.patience:
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _schedule(iteration / settings.iterations)
-            rows = _minibatch(n_rows, settings.batch_size, generator).to(device)
+            rows = _minibatch(weights, even, settings.batch_size, generator).to(device)
             module.train()
             objective = batch_objective(rows)
             optimizer.zero_grad(set_to_none=True)
@@ -129,10 +131,12 @@ def _held_out(module: nn.Module, objective: Callable[[], float]) -> float:
         return float(objective())
 
 
-def _minibatch(n_rows: int, batch_size: int, generator: torch.Generator) -> Tensor:
-    if n_rows <= batch_size:
-        return torch.arange(n_rows)
-    return torch.randint(n_rows, (batch_size,), generator=generator)
+def _minibatch(weights: Tensor, even: bool, batch_size: int, generator: torch.Generator) -> Tensor:
+    if len(weights) <= batch_size:
+        return torch.arange(len(weights))
+    if even:
+        return torch.randint(len(weights), (batch_size,), generator=generator)
+    return torch.multinomial(weights.to(generator.device), batch_size, replacement=True, generator=generator)
 
 
 def _schedule(fraction: float, warmup: float = 0.05) -> float:

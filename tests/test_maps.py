@@ -1,0 +1,245 @@
+"""One gauntlet for all transport maps: a new class adds one line to `MAPS`."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+
+import wprox
+from wprox._checks import seeded
+from wprox.maps.base import apply_in_batches, invert_in_batches
+
+MAPS = {
+    "affine": wprox.AffineMap,
+    "coupling": wprox.SplineMap,
+    "coupling, no affine": partial(wprox.SplineMap, affine=False, transforms=3),
+    "autoregressive": partial(wprox.SplineMap, coupling=False, hidden=(16,), bins=6),
+    "autoregressive, no affine": partial(wprox.SplineMap, coupling=False, affine=False, hidden=(16,), bins=6),
+    "with dropout": partial(wprox.SplineMap, dropout=0.5),
+    "composed": lambda dim: wprox.ComposedMap([wprox.AffineMap(dim), wprox.SplineMap(dim, bins=4)]),
+}
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+
+
+@pytest.fixture(params=list(MAPS))
+def factory(request):
+    return MAPS[request.param]
+
+
+@pytest.fixture(params=[1, 2, 3, 8, 32])
+def dim(request):
+    return request.param
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request):
+    return request.param
+
+
+def build(factory, dim, dtype=torch.float64, perturb=0.05, seed=0):
+    """A map away from the identity, in evaluation mode."""
+    with seeded(seed):
+        map = factory(dim).to(dtype).eval()
+        with torch.no_grad():
+            for parameter in map.parameters():
+                parameter += perturb * torch.randn_like(parameter)
+    return map
+
+
+def points(n, dim, dtype):
+    # some of them outside the splines' box [−5, 5]
+    return 3 * torch.randn(n, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+
+
+def test_identity_at_initialisation(factory, dim, dtype):
+    x = points(50, dim, dtype)
+    map = build(factory, dim, dtype, perturb=0.0)
+    y, log_det = map(x)
+    assert y.shape == x.shape
+    assert log_det.shape == (50,)
+    assert torch.allclose(y, x, atol=TOLERANCE[dtype], rtol=0)
+    assert torch.allclose(log_det, torch.zeros_like(log_det), atol=TOLERANCE[dtype])
+
+
+def test_gradients_reach_every_parameter(factory, dim, dtype):
+    map = build(factory, dim, dtype)
+    y, log_det = map(points(50, dim, dtype))
+    (y.square().sum(-1) + log_det).mean().backward()
+    for name, parameter in map.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(torch.isfinite(parameter.grad).all()), name
+        assert bool(parameter.grad.any()), name
+
+
+def test_round_trip(factory, dim, dtype):
+    map = build(factory, dim, dtype)
+    x = points(200, dim, dtype)
+    with torch.no_grad():
+        y, _ = map(x)
+        assert float((y - x).abs().max()) > 0.05  # it is not the identity that comes back
+        back = map.inverse(y)
+        there = map(map.inverse(x))[0]
+    assert back.dtype == there.dtype == y.dtype == dtype
+    assert float((back - x).abs().max()) < TOLERANCE[dtype]
+    assert float((there - x).abs().max()) < TOLERANCE[dtype]
+
+
+def test_a_stiff_map_has_its_inverse_too(factory):
+    """Slopes down to 1e-3, where x depends on y with a condition number of 10⁴ and more."""
+    map = build(factory, 8, perturb=0.1)
+    x = points(200, 8, torch.float64)
+    with torch.no_grad():
+        assert float((map.inverse(map(x)[0]) - x).abs().max()) < 1e-7
+
+
+def test_log_det_is_that_of_the_autodiff_jacobian(factory, dim):
+    map = build(factory, dim)
+    x = points(6, dim, torch.float64)
+    # rows do not depend on one another, so the Jacobian of the sum holds every row's own
+    jacobian = torch.autograd.functional.jacobian(lambda x: map(x)[0].sum(0), x).transpose(0, 1)
+    sign, log_det = torch.linalg.slogdet(jacobian)
+    assert bool((sign > 0).all())
+    assert torch.allclose(map(x)[1], log_det, atol=1e-8)
+
+
+def test_a_batch_of_one_is_a_row_of_the_batch(factory, dim, dtype):
+    map = build(factory, dim, dtype)
+    x = points(5, dim, dtype)
+    with torch.no_grad():
+        y, log_det = map(x)
+        one, one_log_det = map(x[2:3])
+        assert torch.allclose(one[0], y[2], atol=TOLERANCE[dtype])
+        assert torch.allclose(one_log_det[0], log_det[2], atol=TOLERANCE[dtype])
+        assert torch.allclose(map.inverse(y[2:3])[0], map.inverse(y)[2], atol=TOLERANCE[dtype])
+
+
+def test_state_dict_round_trip(factory, dim, dtype):
+    map = build(factory, dim, dtype)
+    again = build(factory, dim, dtype, seed=99)
+    again.load_state_dict(map.state_dict())
+    x = points(20, dim, dtype)
+    with torch.no_grad():
+        assert torch.equal(again(x)[0], map(x)[0])
+        assert torch.equal(again.inverse(x), map.inverse(x))
+
+
+def test_config_rebuilds_the_map(factory, dim, dtype):
+    map = build(factory, dim, dtype)
+    if type(map) is wprox.ComposedMap:
+        with pytest.raises(NotImplementedError, match="ComposedMap does not say how to rebuild it"):
+            _ = map.config
+        return
+    again = type(map)(**json.loads(json.dumps(map.config))).to(dtype).eval()
+    again.load_state_dict(map.state_dict())
+    assert again.config == map.config
+    x = points(20, dim, dtype)
+    with torch.no_grad():
+        assert torch.equal(again(x)[0], map(x)[0])
+
+
+def test_in_batches_is_at_once(factory):
+    map = build(factory, 3)
+    x = points(50, 3, torch.float64)
+    with torch.no_grad():
+        y, log_det = map(x)
+    in_batches, log_det_in_batches = apply_in_batches(map, x, batch_size=7)
+    assert not in_batches.requires_grad
+    assert torch.allclose(in_batches, y, atol=1e-12)
+    assert torch.allclose(log_det_in_batches, log_det, atol=1e-12)
+    assert torch.allclose(invert_in_batches(map, y, batch_size=7), x, atol=1e-8)
+
+
+# --- what is particular to one class ---
+
+
+def test_affine_from_matrix():
+    matrix = torch.tensor([[2.0, 0.5], [0.5, 1.0]]).double()
+    map = wprox.AffineMap.from_matrix(matrix, [1.0, -1.0])
+    x = points(4, 2, torch.float64)
+    y, log_det = map(x)
+    assert torch.allclose(map.matrix, matrix)
+    assert torch.allclose(y, x @ matrix + torch.tensor([1.0, -1.0]).double())
+    assert torch.allclose(log_det, matrix.logdet().expand(4))
+
+
+def test_affine_matrix_stays_symmetric_positive_definite():
+    map = build(wprox.AffineMap, 8, perturb=2.0)
+    assert torch.allclose(map.matrix, map.matrix.mT)
+    assert float(torch.linalg.eigvalsh(map.matrix.detach()).min()) > 0
+
+
+def test_composed_map_applies_the_first_map_first():
+    scale = wprox.AffineMap.from_matrix(2 * torch.eye(2))
+    shift = wprox.AffineMap.from_matrix(torch.eye(2), [1.0, 0.0])
+    map = wprox.ComposedMap([scale, shift])
+    assert torch.allclose(map(torch.ones(1, 2))[0], torch.tensor([[3.0, 2.0]]))
+    assert torch.allclose(map.inverse(torch.tensor([[3.0, 2.0]])), torch.ones(1, 2))
+    assert map.maps == [scale, shift]
+
+
+def test_splines_are_the_identity_outside_their_box():
+    map = build(partial(wprox.SplineMap, affine=False, bound=2.0), 1)
+    x = torch.tensor([[-2.5], [2.5], [100.0]]).double()
+    assert torch.allclose(map(x)[0], x)
+    assert torch.allclose(map(x)[1], torch.zeros(3).double())
+    assert float((map(x / 100)[0] - x / 100).detach().abs().max()) > 1e-3
+
+
+def test_dropout_acts_in_training_only():
+    map = build(MAPS["with dropout"], 8)
+    x = points(20, 8, torch.float64)
+    assert torch.equal(map(x)[0], map(x)[0])
+    map.train()
+    with seeded(0):
+        assert not torch.equal(map(x)[0], map(x)[0])
+
+
+def test_every_coordinate_moves():
+    """Each transform leaves half of the coordinates; a pair of them moves all, in turned or permuted axes."""
+    for dim in (2, 3, 8):
+        map = build(partial(wprox.SplineMap, affine=False), dim)
+        x = points(50, dim, torch.float64).clamp(-3, 3)
+        assert bool(((map(x)[0] - x).abs().amax(0) > 1e-3).all())
+
+
+def test_options_change_the_map():
+    def count(**options):
+        return sum(parameter.numel() for parameter in wprox.SplineMap(2, **options).parameters())
+
+    assert count(transforms=4) > count(transforms=2)
+    assert count(bins=32) > count(bins=8)
+    assert count(hidden=(128,)) > count(hidden=(32,))
+    assert count(frequencies=8) > count(frequencies=0)
+    assert count(affine=False) == count() - 6
+    assert wprox.SplineMap(2, hidden=()).config["hidden"] == []
+
+
+def test_seed_decides_the_initial_map():
+    first, again, other = (build(wprox.SplineMap, 3, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: wprox.AffineMap(0), ValueError, "dim must be at least 1, got 0"),
+        (lambda: wprox.AffineMap(2.0), TypeError, "dim must be an integer"),
+        (lambda: wprox.AffineMap.from_matrix(torch.zeros(2, 3)), ValueError, r"shape \(d, d\), got \(2, 3\)"),
+        (lambda: wprox.AffineMap.from_matrix([[1.0, 1.0], [0.0, 1.0]]), ValueError, "symmetric"),
+        (lambda: wprox.AffineMap.from_matrix(-torch.eye(2)), ValueError, "smallest eigenvalue is -1"),
+        (lambda: wprox.ComposedMap([]), ValueError, "at least one map"),
+        (lambda: wprox.ComposedMap([wprox.AffineMap(1), wprox.AffineMap(2)]), ValueError, r"got \[1, 2\]"),
+        (lambda: wprox.SplineMap(0), ValueError, "dim must be at least 1"),
+        (lambda: wprox.SplineMap(2, transforms=0), ValueError, "transforms must be at least 1"),
+        (lambda: wprox.SplineMap(2, bins=1), ValueError, "bins must be at least 2"),
+        (lambda: wprox.SplineMap(2, frequencies=-1), ValueError, "frequencies must be at least 0"),
+        (lambda: wprox.SplineMap(2, bound=0.0), ValueError, "bound must be positive"),
+        (lambda: wprox.SplineMap(2, dropout=1.0), ValueError, r"dropout must lie in \[0, 1\), got 1"),
+        (lambda: wprox.TransportMap(), TypeError, "abstract"),
+    ],
+)
+def test_bad_arguments(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
