@@ -111,11 +111,11 @@ class Certificate:
         """Draw the bounds of W₂² and of G − G*, with the measured values where there are any.
 
         Arguments:
-            axes: two matplotlib axes; made where not given.
+            axes: two matplotlib axes; a new figure, `axes[0].figure`, where not given.
         """
-        from matplotlib import pyplot
+        from matplotlib.figure import Figure
 
-        axes = list(pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")[1] if axes is None else axes)
+        axes = list(Figure(figsize=(9, 3.5), layout="constrained").subplots(1, 2) if axes is None else axes)
         if len(axes) != 2:
             raise ValueError(f"a certificate is drawn on two axes, got {len(axes)}")
         steps = range(len(self.w2))
@@ -131,6 +131,7 @@ class Certificate:
                 ax.semilogy(*zip(*positive, strict=True), "o", markersize=3, label="measured", color="C0")
             ax.set_title(title)
             ax.set_xlabel("step n")
+            ax.xaxis.get_major_locator().set_params(integer=True)
             ax.legend()
         return axes
 

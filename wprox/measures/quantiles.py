@@ -200,12 +200,12 @@ class Quantiles(Measure):
         """Draw the density over the line; returns the matplotlib axes.
 
         Arguments:
-            ax: where to draw; the current axes by default.
+            ax: where to draw; a new figure, `ax.figure`, where not given.
             style: passed on to `Axes.plot`, such as `color` and `label`.
         """
-        from matplotlib import pyplot
+        from matplotlib.figure import Figure
 
-        ax = pyplot.gca() if ax is None else ax
+        ax = Figure(layout="constrained").subplots() if ax is None else ax
         nodes, density = self.nodes.detach().cpu(), self.density.detach().cpu()
         x = torch.cat((nodes[:1], (nodes[1:] + nodes[:-1]) / 2, nodes[-1:]))
         ax.plot(x.numpy(), torch.cat((density[:1], density, density[-1:])).numpy(), **style)
