@@ -114,6 +114,7 @@ class Certificate:
             axes: two matplotlib axes; a new figure, `axes[0].figure`, where not given.
         """
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         axes = list(Figure(figsize=(9, 3.5), layout="constrained").subplots(1, 2) if axes is None else axes)
         if len(axes) != 2:
@@ -131,7 +132,7 @@ class Certificate:
                 ax.semilogy(*zip(*positive, strict=True), "o", markersize=3, label="measured", color="C0")
             ax.set_title(title)
             ax.set_xlabel("step n")
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.legend()
         return axes
 
