@@ -1,5 +1,7 @@
 """wprox: proximal optimisation in Wasserstein space."""
 
+from wprox import metrics, stein, theory
+from wprox.certificate import Certificate, certify
 from wprox.functionals import (
     KL,
     Entropy,
@@ -10,35 +12,44 @@ from wprox.functionals import (
     PotentialEnergy,
 )
 from wprox.jko import Trajectory, jko, jko_steps
-from wprox.maps import AffineMap, ComposedMap, SplineMap, TransportMap
-from wprox.measures import DensityUnknownError, Gaussian, Measure, Particles
+from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
+from wprox.measures import DensityUnknownError, Gaussian, Measure, Particles, Quantiles
 from wprox.models import JKOFlow
-from wprox.solvers import NeuralProx, Solver, Step, StepFailedError
+from wprox.solvers import GaussianProx, NeuralProx, QuantileProx, Solver, Step, StepFailedError
 
 __version__ = "0.1.0"
 
 __all__ = [
     "KL",
     "AffineMap",
+    "Certificate",
     "ComposedMap",
     "DensityUnknownError",
     "Entropy",
     "Functional",
     "Gaussian",
+    "GaussianProx",
     "InteractionEnergy",
     "InternalEnergy",
     "JKOFlow",
     "Measure",
+    "MonotoneMap",
     "NeuralProx",
     "Particles",
     "PorousMedium",
     "PotentialEnergy",
+    "QuantileProx",
+    "Quantiles",
     "Solver",
     "SplineMap",
     "Step",
     "StepFailedError",
     "Trajectory",
     "TransportMap",
+    "certify",
     "jko",
     "jko_steps",
+    "metrics",
+    "stein",
+    "theory",
 ]

@@ -53,6 +53,18 @@ def as_points(values: Any, name: str, dim: int | None = None) -> Tensor:
     return points
 
 
+def check_increasing(values: Tensor, name: str, advice: str) -> None:
+    """Raise `ValueError` where a vector does not increase strictly, saying where it first fails to."""
+    bad = values[1:] <= values[:-1]
+    if bool(bad.any()):
+        k = int(bad.nonzero()[0])
+        here, there = float(values[k]), float(values[k + 1])
+        what = "repeated" if here == there else "not sorted"
+        raise ValueError(
+            f"{name} must increase strictly; they are {what}, first at index {k}: {here:g}, then {there:g}; {advice}"
+        )
+
+
 def as_weights(values: Any, like: Tensor) -> Tensor:
     """Non-negative weights of shape (n,) that sum to 1, in the dtype and on the device of the points `like`."""
     weights = as_floating(values, "weights").to(like)

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from wprox._checks import StepSize, check_count, check_positive, step_sizes
 from wprox.functionals import Functional
+from wprox.functionals.pieces import apply
 from wprox.maps import ComposedMap, TransportMap
 from wprox.measures import Measure
 from wprox.solvers.base import Solver, Step, StepFailedError
@@ -125,7 +126,7 @@ def jko(
         check_positive(tol, "tol")
     initial = solver.prepare(initial)
     with torch.no_grad():
-        trajectory = Trajectory([initial], [functional(initial)])
+        trajectory = Trajectory([initial], [apply(functional, initial)])  # says what is missing, where F does not apply
     steps = jko_steps(functional, solver, initial, step_size, n_steps)
     bar = tqdm(total=n_steps, desc="jko", disable=not progress)
     warned = False

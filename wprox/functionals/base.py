@@ -14,9 +14,9 @@ from wprox.measures import DensityUnknownError, Measure, Particles
 class Functional(ABC):
     r"""A functional F: P(R^d) → R, written once in `__call__` with the verbs of a measure.
 
-    The verbs are `rho.integrate(f)`, `rho.integrate_pairs(k)`, `rho.log_density()` and `rho.mean_log_density()`. A
-    functional written with them, differentiable in torch, runs on every measure and every solver. Functionals add
-    (`F + G`) and scale (`0.5 * F`).
+    The verbs are `rho.integrate(f)`, `rho.integrate_pairs(k)`, `rho.log_density()`, `rho.mean_log_density()` and
+    `rho.integrate_density(f)`. A functional written with them, differentiable in torch, runs on every measure and
+    every solver. Functionals add (`F + G`) and scale (`0.5 * F`).
 
     Attributes:
         modulus: λ where F is known to be λ-convex along generalised geodesics (Ambrosio, Gigli and Savaré,

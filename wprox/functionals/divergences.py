@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from wprox.functionals.base import Functional
 from wprox.measures import Gaussian, Measure
+from wprox.measures.gaussian import normal_log_prob
 
 
 class KL(Functional):
@@ -49,6 +51,8 @@ class KL(Functional):
                 )
             self.dim = target.event_shape[0]
             self.log_target: Callable[[Tensor], Tensor] = target.log_prob
+            if isinstance(target, MultivariateNormal):  # torch's own computes in the precision of its parameters
+                self.log_target = partial(normal_log_prob, loc=target.loc, scale_tril=target.scale_tril)
         elif isinstance(target, Gaussian):
             self.dim, self.log_target = target.dim, target.log_prob
         elif callable(target):

@@ -108,8 +108,7 @@ class InternalEnergy(Functional):
         self.modulus = modulus
 
     def __call__(self, rho: Measure) -> Tensor:
-        density = rho.log_density().exp()
-        return rho.weights @ (self.energy(density) / density)
+        return rho.integrate_density(lambda density: self.energy(density) / density)
 
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         with torch.enable_grad():

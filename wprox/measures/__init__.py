@@ -3,5 +3,6 @@
 from wprox.measures.base import DensityUnknownError, Measure
 from wprox.measures.gaussian import Gaussian
 from wprox.measures.particles import Particles
+from wprox.measures.quantiles import Quantiles
 
-__all__ = ["DensityUnknownError", "Gaussian", "Measure", "Particles"]
+__all__ = ["DensityUnknownError", "Gaussian", "Measure", "Particles", "Quantiles"]

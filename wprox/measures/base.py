@@ -25,8 +25,8 @@ class DensityUnknownError(ValueError):
 class Measure(ABC):
     r"""A probability measure on R^d, given by support points, weights and (where known) a density.
 
-    Functionals see nothing but the verbs `integrate`, `integrate_pairs`, `log_density` and `mean_log_density`;
-    Lagrangian solvers add `push`.
+    Functionals see nothing but the verbs `integrate`, `integrate_pairs`, `log_density`, `mean_log_density` and
+    `integrate_density`; Lagrangian solvers add `push`.
 
     Attributes:
         points: (n, d), the support (or quadrature nodes) of the measure.
@@ -74,24 +74,7 @@ class Measure(ABC):
         Arguments:
             k: maps differences (m, d) to values (m,).
         """
-        n, d = self.points.shape
-        rows = max(1, PAIR_BLOCK_BYTES // (n * d * self.points.element_size()))
-
-        def block(points: Tensor, weights: Tensor, start: int) -> Tensor:
-            part = points[start : start + rows]
-            values = evaluate(k, (part[:, None] - points).reshape(-1, d), "k").reshape(len(part), n)
-            return weights[start : start + rows] @ (values @ weights)
-
-        if n <= rows:
-            return block(self.points, self.weights, 0)
-        keep_graph = torch.is_grad_enabled() and self.points.requires_grad
-        total = self.points.new_zeros(())
-        for start in range(0, n, rows):
-            if keep_graph:
-                total = total + checkpoint(block, self.points, self.weights, start, use_reentrant=False)
-            else:
-                total = total + block(self.points, self.weights, start)
-        return total
+        return pair_sum(k, self.points, self.weights, self.points, self.weights)
 
     @abstractmethod
     def log_density(self) -> Tensor:
@@ -109,6 +92,17 @@ class Measure(ABC):
         constant, see `Particles.relative`), while `log_density` refuses.
         """
         return self.weights @ self.log_density()
+
+    def integrate_density(self, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """∫ f(ρ(x)) dρ(x), a function of the density averaged over the measure.
+
+        Measures whose density is known between the support points, or in closed form, answer more exactly than
+        Σ_i w_i f(ρ(x_i)).
+
+        Arguments:
+            f: maps densities (n,) to values (n,).
+        """
+        return self.weights @ f(self.log_density().exp())
 
     def score(self) -> Tensor:
         """∇ log ρ at the support points, (n, d).
@@ -131,6 +125,30 @@ class Measure(ABC):
     @abstractmethod
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         """n independent draws, (n, d)."""
+
+
+def pair_sum(
+    k: Callable[[Tensor], Tensor], points: Tensor, weights: Tensor, others: Tensor, other_weights: Tensor
+) -> Tensor:
+    """Σ_ij w_i v_j k(x_i − y_j) for points x (n, d) and others y (m, d), in blocks of rows."""
+    (n, d), m = points.shape, len(others)
+    rows = max(1, PAIR_BLOCK_BYTES // (m * d * points.element_size()))
+
+    def block(points: Tensor, weights: Tensor, others: Tensor, start: int) -> Tensor:
+        part = points[start : start + rows]
+        values = evaluate(k, (part[:, None] - others).reshape(-1, d), "k").reshape(len(part), m)
+        return weights[start : start + rows] @ (values @ other_weights)
+
+    if n <= rows:
+        return block(points, weights, others, 0)
+    keep_graph = torch.is_grad_enabled() and (points.requires_grad or others.requires_grad)
+    total = points.new_zeros(())
+    for start in range(0, n, rows):
+        if keep_graph:
+            total = total + checkpoint(block, points, weights, others, start, use_reentrant=False)
+        else:
+            total = total + block(points, weights, others, start)
+    return total
 
 
 def evaluate(f: Callable[[Tensor], Tensor], points: Tensor, name: str) -> Tensor:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from wprox._checks import Seed, as_floating, check_count, make_generator
@@ -20,11 +23,14 @@ class Gaussian(Measure):
 
     The points integrate every polynomial of degree three exactly (Arasaratnam and Haykin, *Cubature Kalman filters*,
     2009, section III), so quadratic potentials, quadratic interactions and Gaussian log-densities are exact; other
-    functions are approximated. `mean_log_density` is −½ (d + log det 2πΣ), exactly.
+    functions are approximated: in few dimensions to any accuracy by the Gauss–Hermite rule that `order` asks for.
+    `mean_log_density` is −½ (d + log det 2πΣ), exactly.
 
     Arguments:
         loc: (d,), the mean m.
         covariance_matrix: (d, d), symmetric positive definite.
+        order: the number k of Gauss–Hermite nodes an axis, k^d in all, in place of the 2d cubature points; exact for
+            polynomials of degree 2k − 1 in each coordinate.
 
     Raises:
         ValueError: where the covariance is not symmetric positive definite (with its smallest eigenvalue).
@@ -36,7 +42,7 @@ class Gaussian(Measure):
         tensor(2.0000)
     """
 
-    def __init__(self, loc: Any, covariance_matrix: Any) -> None:
+    def __init__(self, loc: Any, covariance_matrix: Any, order: int | None = None) -> None:
         covariance = as_floating(covariance_matrix, "covariance_matrix")
         self.loc = as_floating(loc, "loc").to(covariance)
         if self.loc.ndim != 1 or len(self.loc) == 0:
@@ -56,8 +62,10 @@ class Gaussian(Measure):
                 "add a small multiple of the identity"
             )
         self.scale_tril = scale_tril
-        self.points = self.loc + _cubature(scale_tril)
-        self.weights = self.points.new_full((2 * d,), 1 / (2 * d))
+        self.order = order
+        nodes, weights = _cubature(d) if order is None else _gauss_hermite(d, check_count(order, "order", least=2))
+        self._nodes, self.weights = nodes.to(self.loc), weights.to(self.loc)
+        self.points = self.loc + self._nodes @ scale_tril.mT
 
     @classmethod
     def from_samples(cls, points: Any, weights: Any = None) -> Gaussian:
@@ -76,20 +84,24 @@ class Gaussian(Measure):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; m, Σ) for x: (n, d), (n,)."""
-        whitened = torch.linalg.solve_triangular(self.scale_tril, (x - self.loc).mT, upper=False)
-        return -0.5 * (whitened.square().sum(0) + self.dim * math.log(2 * math.pi) + self._log_det_covariance)
+        return normal_log_prob(x, self.loc, self.scale_tril)
 
     def log_density(self) -> Tensor:
-        # at a cubature point the Mahalanobis distance is √d, whatever Σ is
-        value = -0.5 * (self.dim * (1 + math.log(2 * math.pi)) + self._log_det_covariance)
-        return value.expand(len(self))
+        # (x − m)ᵀ Σ⁻¹ (x − m) at a point m + L z is |z|², whatever Σ is
+        return -0.5 * (self._nodes.square().sum(1) + self.dim * math.log(2 * math.pi) + self._log_det_covariance)
+
+    def integrate_density(self, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """∫ f(ρ) dρ by Gauss–Laguerre quadrature: log ρ(x) = log ρ(m) − s, where s follows the Gamma(d/2) law."""
+        nodes, weights = _gauss_laguerre(self.dim)
+        peak = -0.5 * (self.dim * math.log(2 * math.pi) + self._log_det_covariance)
+        return weights.to(self.loc) @ f((peak - nodes.to(self.loc)).exp())
 
     def score(self) -> Tensor:
         return -torch.cholesky_solve((self.points - self.loc).mT, self.scale_tril).mT
 
     def integrate_pairs(self, k: Callable[[Tensor], Tensor]) -> Tensor:
-        # x − y ~ N(0, 2Σ) for independent x and y, so one cubature rule serves the pair
-        return self.weights @ evaluate(k, math.sqrt(2) * _cubature(self.scale_tril), "k")
+        # x − y ~ N(0, 2Σ) for independent x and y, so one rule serves the pair
+        return self.weights @ evaluate(k, math.sqrt(2) * (self._nodes @ self.scale_tril.mT), "k")
 
     def push(self, map: Callable) -> Gaussian:
         if not isinstance(map, AffineMap):
@@ -98,7 +110,8 @@ class Gaussian(Measure):
                 "push draws instead: Gaussian.to_particles(n, seed).push(map)"
             )
         matrix = map.matrix.to(self.loc)
-        return Gaussian(matrix @ self.loc + map.shift.to(self.loc), matrix @ self.covariance_matrix @ matrix.mT)
+        shift = map.shift.to(self.loc)
+        return Gaussian(matrix @ self.loc + shift, matrix @ self.covariance_matrix @ matrix.mT, self.order)
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         generator = make_generator(seed, self.device)
@@ -111,7 +124,34 @@ class Gaussian(Measure):
         return Particles(points, log_density=self.log_prob(points))
 
 
-def _cubature(scale_tril: Tensor) -> Tensor:
-    """The 2d points ±√d L e_i, (2d, d)."""
-    directions = math.sqrt(scale_tril.shape[0]) * scale_tril.mT
-    return torch.cat((directions, -directions))
+def normal_log_prob(x: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
+    """log N(x; m, L Lᵀ), (n,), in the precision of x: (n, d), whatever that of the parameters is."""
+    loc, scale_tril = loc.to(x), scale_tril.to(x)
+    whitened = torch.linalg.solve_triangular(scale_tril, (x - loc).mT, upper=False)
+    log_det = 2 * scale_tril.diagonal().log().sum()
+    return -0.5 * (whitened.square().sum(0) + len(loc) * math.log(2 * math.pi) + log_det)
+
+
+def _cubature(d: int) -> tuple[Tensor, Tensor]:
+    """The 2d points ±√d e_i and their weights."""
+    directions = math.sqrt(d) * torch.eye(d, dtype=torch.float64)
+    return torch.cat((directions, -directions)), torch.full((2 * d,), 1 / (2 * d), dtype=torch.float64)
+
+
+def _gauss_hermite(d: int, order: int) -> tuple[Tensor, Tensor]:
+    """The product rule for N(0, I) with `order` nodes an axis, (order^d, d) and (order^d,)."""
+    if order**d > 10**6:
+        raise ValueError(f"order={order} in dimension {d} makes {order**d:g} points; lower it, or leave it out")
+    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(order))
+    grid = torch.cartesian_prod(*[nodes] * d).reshape(-1, d)
+    products = torch.cartesian_prod(*[weights / weights.sum()] * d).reshape(-1, d).prod(1)
+    return grid, products
+
+
+@lru_cache
+def _gauss_laguerre(d: int, order: int = 64) -> tuple[Tensor, Tensor]:
+    """Nodes and weights for the Gamma(d/2) law, from the Jacobi matrix (Golub and Welsch 1969)."""
+    k = np.arange(order)
+    diagonal, off_diagonal = 2 * k + d / 2, np.sqrt(k[1:] * (k[1:] + d / 2 - 1))
+    nodes, vectors = eigh_tridiagonal(diagonal, off_diagonal)
+    return torch.from_numpy(nodes), torch.from_numpy(vectors[0] ** 2)

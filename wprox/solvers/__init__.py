@@ -1,6 +1,8 @@
 """Solvers of the proximal step: one method, step(functional, measure, step_size) -> Step."""
 
 from wprox.solvers.base import Solver, Step, StepFailedError
+from wprox.solvers.gaussian import GaussianProx
 from wprox.solvers.neural import NeuralProx
+from wprox.solvers.quantile import QuantileProx
 
-__all__ = ["NeuralProx", "Solver", "Step", "StepFailedError"]
+__all__ = ["GaussianProx", "NeuralProx", "QuantileProx", "Solver", "Step", "StepFailedError"]

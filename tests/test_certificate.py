@@ -1,0 +1,192 @@
+"""Certificates: what they contain, what they say and when they refuse."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import wprox
+
+D = 2
+TARGET = wprox.Gaussian(torch.zeros(D).double(), torch.eye(D).double())
+START = wprox.Gaussian(torch.tensor([3.0, -1.0]).double(), torch.diag(torch.tensor([0.04, 4.0])).double())
+
+
+@pytest.fixture
+def trajectory():
+    return wprox.jko(wprox.KL(TARGET), wprox.GaussianProx(), START, step_size=[1.0, 0.5, 2.0, 1.0], n_steps=4)
+
+
+def test_contents(trajectory):
+    certificate = wprox.certify(trajectory, wprox.KL(TARGET))
+    assert certificate.modulus == 1
+    assert certificate.step_sizes == [1.0, 0.5, 2.0, 1.0]
+    assert certificate.residuals == [step.residual for step in trajectory.steps]
+    assert certificate.initial_w2.kind == "exact"
+    w2 = float(wprox.metrics.bures_wasserstein(START, TARGET))
+    assert certificate.initial_w2.value == pytest.approx(w2)
+    assert certificate.w2 == wprox.theory.w2_bound(w2, certificate.step_sizes, certificate.residuals, 1.0)
+    assert certificate.objective == wprox.theory.objective_bound(w2, certificate.step_sizes, certificate.residuals, 1.0)
+    assert certificate.kl == certificate.objective[-1]  # G* = 0 for KL to a normalised target
+    assert certificate.tv == wprox.theory.pinsker(certificate.kl)
+    assert certificate.measured_objective == pytest.approx([float(value) for value in trajectory.values[1:]])
+    assert certificate.measured_w2[-1] == pytest.approx(
+        float(wprox.metrics.bures_wasserstein(trajectory.final, TARGET))
+    )
+    assert certificate.holds
+    assert not certificate.is_estimate
+    assert certificate.dominant == "initial distance"
+
+
+def test_contributions_add_up_and_the_largest_dominates():
+    certificate = wprox.certify(step_sizes=[0.5, 1.0, 2.0], residuals=[0.1, 0.2, 0.9], modulus=0.8, initial_w2=1.0)
+    assert sum(certificate.contributions.values()) == pytest.approx(certificate.objective[-1])
+    assert certificate.dominant == "error of the last step"
+    assert certificate.contributions["error of the last step"] == pytest.approx(0.9**2 / 0.8)
+    many = wprox.certify(step_sizes=0.1, residuals=[0.5] * 100, modulus=1.0, initial_w2=1.0)
+    assert many.dominant == "errors of earlier steps"
+    assert many.holds is None
+    assert many.kl is None  # nothing says that G is a KL
+
+
+def test_sentence(trajectory):
+    text = str(wprox.certify(trajectory, wprox.KL(TARGET)))
+    assert text.startswith("After 4 steps W₂(p_4, q) ≤ ")
+    assert "KL(p_4 ‖ q) ≤" in text
+    assert "% of the bound is due to the initial distance" in text
+    assert text.endswith("W₂(p_0, q) is exact, the step errors are as the solver computed them.")
+    estimate = wprox.certify(
+        trajectory, wprox.KL(TARGET), residuals=[wprox.stein.StepError(0.1, 0.02)] * 4, initial_w2="samples"
+    )
+    assert estimate.residuals == pytest.approx([0.14] * 4)  # estimate and two standard errors
+    assert estimate.is_estimate
+    assert estimate.sentence.endswith("the step errors are estimates: an estimate of a bound, not a proof.")
+    moments = wprox.certify(trajectory, wprox.KL(TARGET), initial_w2="moments")
+    assert "an upper bound from moments" in moments.sentence
+    assert not moments.is_estimate
+    assert moments.initial_w2.value**2 == pytest.approx(10 + 4.04 + 2)
+
+
+def test_free_energies_are_kl_to_gibbs():
+    """∫V + β∫ρ log ρ exceeds its minimum by β KL(· ‖ Gibbs); a target that is not normalised changes a constant."""
+    functional = wprox.PotentialEnergy(lambda x: x.square().sum(-1), modulus=2.0) + 0.5 * wprox.Entropy()
+    gibbs = wprox.Gaussian(torch.zeros(D).double(), 0.25 * torch.eye(D).double())
+    trajectory = wprox.jko(functional, wprox.GaussianProx(), START, step_size=0.5, n_steps=6)
+    certificate = wprox.certify(trajectory, functional, minimiser=gibbs)
+    assert certificate.kl == pytest.approx(certificate.objective[-1] / 0.5)
+    true = [float(wprox.KL(gibbs)(rho)) for rho in trajectory.measures[1:]]
+    assert [gap / 0.5 for gap in certificate.measured_objective] == pytest.approx(true)
+    assert certificate.holds
+    shifted = wprox.KL(lambda x: 7.0 - 0.5 * x.square().sum(-1), modulus=1.0)
+    trajectory = wprox.jko(shifted, wprox.GaussianProx(), START, step_size=0.5, n_steps=6)
+    certificate = wprox.certify(trajectory, shifted, minimiser=TARGET)
+    assert certificate.measured_objective[-1] == pytest.approx(float(wprox.KL(TARGET)(trajectory.final)))
+    with pytest.raises(ValueError, match="the minimiser q is unknown"):
+        wprox.certify(trajectory, shifted)
+
+
+def test_interaction_bounds_the_objective_but_not_kl():
+    functional = wprox.KL(TARGET) + wprox.InteractionEnergy(lambda z: z.square().sum(-1), modulus=0.0)
+    trajectory = wprox.jko(functional, wprox.GaussianProx(), START, step_size=0.5, n_steps=3)
+    certificate = wprox.certify(trajectory, functional, initial_w2=5.0)
+    assert certificate.kl is None
+    assert certificate.tv is None
+    assert certificate.initial_w2 == wprox.metrics.Distance(5.0, "given")
+
+
+def test_line_uses_the_minimiser_among_its_nodes():
+    normal = torch.distributions.Normal(torch.tensor(0.0).double(), torch.tensor(1.0).double())
+    start = wprox.Quantiles.from_icdf(lambda u: 3 + 0.2 * normal.icdf(u), 500)
+    target = wprox.Gaussian(torch.zeros(1).double(), torch.eye(1).double())
+    trajectory = wprox.jko(wprox.KL(target), wprox.QuantileProx(), start, step_size=2.0, n_steps=40)
+    certificate = wprox.certify(trajectory, wprox.KL(target))
+    assert certificate.holds
+    assert certificate.measured_w2[-1] < 1e-8  # far below the distance between 500 nodes and the normal law
+
+
+def test_steps_alone_and_values_from_outside(trajectory):
+    certificate = wprox.certify(trajectory.steps, wprox.KL(TARGET), initial_w2=4.0)
+    assert certificate.measured_w2 is None
+    assert certificate.measured_objective is not None
+    broken = wprox.certify(trajectory.steps, wprox.KL(TARGET), initial_w2=4.0, values=[9.0, 9.0, 9.0, 9.0])
+    assert broken.violations == [1, 3, 4]  # the second step is short, its bound 10.7
+    with pytest.raises(ValueError, match="values has 1 entries for 4 steps"):
+        wprox.certify(trajectory.steps, wprox.KL(TARGET), initial_w2=4.0, values=[9.0])
+    with pytest.raises(ValueError, match="the initial measure p_0 is unknown"):
+        wprox.certify(trajectory.steps, wprox.KL(TARGET))
+
+
+def test_inexact_inverses(trajectory):
+    certificate = wprox.certify(trajectory, wprox.KL(TARGET), inverse_errors=0.001, lipschitz=[2.0, 1.0, 1.0, 1.0])
+    assert certificate.inverse_w2 == pytest.approx(0.008)
+    assert "at most 0.008 in W₂" in certificate.sentence
+    with pytest.raises(ValueError, match="both inverse_errors and lipschitz"):
+        wprox.certify(trajectory, wprox.KL(TARGET), inverse_errors=0.001)
+
+
+def test_neural_flow_on_gaussian_data_is_within_its_estimated_certificate():
+    """Affine neural blocks on draws of a known Gaussian: the true KL against the certificate by Stein critics."""
+    functional = wprox.KL(TARGET)
+    data = START.to_particles(4000, seed=0)
+    solver = wprox.NeuralProx(map=wprox.AffineMap, learning_rate=0.05, iterations=150, seed=0)
+    trajectory = wprox.jko(functional, solver, data, step_size=1.0, n_steps=6)
+    fresh, values, law = START.sample(4000, seed=1), [], START
+    errors = []
+    for k, step in enumerate(trajectory.steps):
+        with torch.no_grad():
+            after = step.map(fresh)[0]
+        errors.append(wprox.stein.stein_residual(fresh, after, lambda x: x, step.step_size, seed=k))
+        fresh, law = after, law.push(step.map)
+        values.append(float(functional(law).detach()))
+    certificate = wprox.certify(trajectory, functional, residuals=errors, values=values)
+    assert certificate.is_estimate
+    assert certificate.initial_w2.kind == "upper bound from moments"
+    assert certificate.holds, certificate.sentence
+    assert values[-1] <= certificate.kl
+    # the same on the particles that the blocks were trained on
+    assert wprox.certify(trajectory, functional, residuals="critic", values=values).holds
+
+
+def test_plot(trajectory):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    axes = wprox.certify(trajectory, wprox.KL(TARGET)).plot()
+    assert [len(ax.lines) for ax in axes] == [2, 2]
+    given = pyplot.subplots(1, 2)[1]
+    axes = wprox.certify(step_sizes=1.0, residuals=[0.1], modulus=1.0, initial_w2=1.0).plot(given)
+    assert [len(ax.lines) for ax in axes] == [1, 1]
+    with pytest.raises(ValueError, match="drawn on two axes, got 1"):
+        wprox.certify(step_sizes=1.0, residuals=[0.1], modulus=1.0, initial_w2=1.0).plot([given[0]])
+    pyplot.close("all")
+
+
+def test_refusals(trajectory):
+    functional = wprox.KL(TARGET)
+    with pytest.raises(ValueError, match="modulus λ of the functional is unknown"):
+        wprox.certify(trajectory, wprox.KL(TARGET.log_prob))
+    with pytest.raises(ValueError, match="modulus λ of the functional is unknown"):
+        wprox.certify(trajectory)
+    with pytest.raises(ValueError, match="must be positive and finite, got 0"):
+        wprox.certify(trajectory, wprox.Entropy())
+    with pytest.raises(ValueError, match="must be positive and finite, got -1"):
+        wprox.certify(trajectory, functional, modulus=-1.0)
+    unknown = [replace(step, residual=None) for step in trajectory.steps[2:]]
+    with pytest.raises(ValueError, match="the error of step 2 is unknown"):
+        wprox.certify([*trajectory.steps[:2], *unknown], functional, initial_w2=1.0)
+    with pytest.raises(ValueError, match="there are no steps"):
+        wprox.certify([], functional, initial_w2=1.0)
+    with pytest.raises(ValueError, match="residuals has 1 entries for 4 steps"):
+        wprox.certify(trajectory, functional, residuals=[0.1])
+    with pytest.raises(ValueError, match="step_sizes has 1 entries for 4 steps"):
+        wprox.certify(trajectory, functional, step_sizes=[0.1])
+    with pytest.raises(ValueError, match='numbers or "critic"'):
+        wprox.certify(trajectory, functional, residuals="guess")
+    with pytest.raises(ValueError, match="Particles with equal weights"):
+        wprox.certify(trajectory, functional, residuals="critic")
+    with pytest.raises(ValueError, match="sum of PotentialEnergy, Entropy and KL"):
+        wprox.certify(trajectory, wprox.PorousMedium(2.0), modulus=1.0, residuals="critic")
+    with pytest.raises(ValueError, match=r"residuals\[0\]|errors\[0\]"):
+        wprox.certify(trajectory, functional, residuals=[math.nan, 0.0, 0.0, 0.0])
