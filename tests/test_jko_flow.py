@@ -123,6 +123,20 @@ def test_one_dimension():
     assert abs(float(torch.trapezoid(flow.log_prob(axis).exp(), axis[:, 0])) - 1) < 0.01
 
 
+def test_certificate_on_gaussian_data_bounds_the_true_divergence():
+    law = wprox.Gaussian(torch.tensor([2.0, -1.0]).double(), torch.tensor([[1.0, 0.6], [0.6, 0.5]]).double())
+    flow = JKOFlow(
+        map=wprox.AffineMap, step_sizes=1.0, n_blocks=6, standardize=False, fine_tune=False, learning_rate=0.02
+    ).fit(law.sample(4000, seed=0))
+    unseen = law.sample(4000, seed=1)
+    kl = float((law.log_prob(unseen) - flow.log_prob(unseen)).mean())
+    certificate = flow.certificate(unseen)
+    assert certificate.is_estimate
+    assert len(certificate.residuals) == len(flow.blocks_)
+    assert kl <= certificate.kl < 5
+    assert "KL" in certificate.sentence
+
+
 # integers, bounds, smoothing
 
 
