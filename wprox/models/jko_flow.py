@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -25,12 +26,12 @@ from wprox._checks import (
 )
 from wprox.certificate import Certificate, certify
 from wprox.functionals import KL
-from wprox.io import load_folder, save_folder
 from wprox.jko import jko_steps
-from wprox.maps import AffineMap, ComposedMap, SplineMap, TransportMap
+from wprox.maps import ComposedMap, TransportMap
 from wprox.maps.base import apply_in_batches, invert_in_batches
-from wprox.measures import Gaussian, Particles
+from wprox.measures import Particles
 from wprox.metrics import Distance, wasserstein
+from wprox.models.files import read_flow, write_flow
 from wprox.models.preprocessing import Preprocessing
 from wprox.solvers import NeuralProx
 from wprox.solvers.neural import MapFactory
@@ -39,7 +40,6 @@ from wprox.stein import stein_residual
 LIKELIHOOD_DRAWS = 8  # dequantisation draws over which log_prob of integer data is averaged
 NOISE_ROWS = 10_000  # random preprocessing is drawn repeatedly until a training set has about this many rows
 CHECK_EVERY = 25  # iterations between two looks at the held-out objective
-MAP_CLASSES: dict[str, type[TransportMap]] = {"AffineMap": AffineMap, "SplineMap": SplineMap}
 
 
 class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
@@ -241,8 +241,6 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
             best = objective
 
     def _train_together(self, reference: KL, training: Particles, held_out: Particles, offset: float) -> None:
-        import time
-
         start = time.perf_counter()
         small = training.dim <= 8
         rate = self.fine_tune_learning_rate
@@ -459,28 +457,7 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
             ValueError: where the folder exists and `overwrite` is not set, or a block has no `config` to rebuild it.
         """
         self._check_fitted()
-        tensors = {f"preprocessing.{name}": tensor for name, tensor in self.preprocessing_.state().items()}
-        blocks = []
-        for k, block in enumerate(self.blocks_):
-            blocks.append({"class": type(block).__name__, "config": block.config})
-            tensors |= {f"blocks.{k}.{name}": tensor for name, tensor in block.state_dict().items()}
-        parameters = self.get_params()
-        if callable(parameters["map"]):
-            parameters["map"] = None  # the blocks say what they are
-        if parameters["step_sizes"] is not None:
-            parameters["step_sizes"] = list(self.step_sizes_)
-        if self.bounds is not None:
-            parameters["bounds"] = [torch.as_tensor(end).tolist() for end in self.bounds]
-        config = {
-            "model": "JKOFlow",
-            "parameters": parameters,
-            "blocks": blocks,
-            "step_sizes": self.step_sizes_,
-            "history": self.history_,
-            "dtype": str(self._dtype).removeprefix("torch."),
-            "interrupted": self.interrupted_,
-        }
-        save_folder(folder, tensors, config, overwrite)
+        write_flow(self, folder, overwrite)
 
     @classmethod
     def load(cls, folder: Any, map_classes: Sequence[type[TransportMap]] = ()) -> JKOFlow:
@@ -493,37 +470,19 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
         Raises:
             ValueError: for a missing, truncated, foreign or newer file.
         """
-        tensors, config = load_folder(folder)
-        if config.get("model") != "JKOFlow":
-            raise ValueError(f"{folder} holds a {config.get('model')!r}, not a JKOFlow")
-        known = MAP_CLASSES | {map_class.__name__: map_class for map_class in map_classes}
-        try:
-            parameters = dict(config["parameters"])
-            parameters["map"] = parameters["map"] or "spline"
-            if parameters["bounds"] is not None:
-                parameters["bounds"] = tuple(parameters["bounds"])
-            flow = cls(**parameters)
-            flow.preprocessing_ = Preprocessing(
-                flow.standardize, flow.integer, flow.bounds, flow.smoothing, flow.drop_constant
-            ).load_state(_part(tensors, "preprocessing."))
-            flow.blocks_ = []
-            for k, block in enumerate(config["blocks"]):
-                if block["class"] not in known:
-                    raise ValueError(
-                        f"{folder} has blocks of class {block['class']}, which wprox does not know; "
-                        f"give it as JKOFlow.load(folder, map_classes=[{block['class']}])"
-                    )
-                map = known[block["class"]](**block["config"])
-                map.load_state_dict(_part(tensors, f"blocks.{k}."))
-                flow.blocks_.append(map.eval())
-            flow.n_features_in_ = flow.preprocessing_.n_features
-            flow.step_sizes_ = config["step_sizes"]
-            flow.history_ = config["history"]
-            flow.interrupted_ = config["interrupted"]
-            flow._dtype = getattr(torch, config["dtype"])
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise ValueError(f"{folder} is damaged: its files do not fit together ({error}); save it again") from None
-        return flow
+        return read_flow(cls, folder, map_classes)
+
+
+def _as_table(X: Any, name: str) -> tuple[Tensor, list[str] | None]:
+    """A finite tensor (n, d) and the names of its columns, from an array or a data frame."""
+    columns = None
+    if hasattr(X, "columns") and hasattr(X, "to_numpy"):
+        columns = [str(column) for column in X.columns]
+        text = [str(column) for column in X.columns if X[column].dtype.kind not in "fiub"]
+        if text:
+            raise TypeError(f"{name} has columns that are not numbers: {', '.join(text)}; encode or drop them")
+        X = X.to_numpy(dtype=float, copy=True)  # a frame's own array may be read-only
+    return as_points(X, name), columns
 
 
 def _standard_normal(like: Tensor) -> Gaussian:
@@ -538,19 +497,3 @@ def _best_bandwidth(training: Particles, held_out: Particles, most: int = 2000) 
     bandwidths = 0.01 * 2 ** (torch.arange(14, device=squares.device) / 2)
     likelihoods = [torch.logsumexp(-squares / (2 * h**2), 1).mean() - training.dim * h.log() for h in bandwidths]
     return float(bandwidths[torch.stack(likelihoods).argmax()])
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _as_table(X: Any, name: str) -> tuple[Tensor, list[str] | None]:
-    """A finite tensor (n, d) and the names of its columns, from an array or a data frame."""
-    columns = None
-    if hasattr(X, "columns") and hasattr(X, "to_numpy"):
-        columns = [str(column) for column in X.columns]
-        text = [str(column) for column in X.columns if X[column].dtype.kind not in "fiub"]
-        if text:
-            raise TypeError(f"{name} has columns that are not numbers: {', '.join(text)}; encode or drop them")
-        X = X.to_numpy(dtype=float, copy=True)  # a frame's own array may be read-only
-    return as_points(X, name), columns

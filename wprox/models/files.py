@@ -1,0 +1,86 @@
+"""A fitted JKO flow as the tensors and the configuration of a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from wprox.io import load_folder, save_folder
+from wprox.maps import AffineMap, SplineMap, TransportMap
+from wprox.models.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from wprox.models.jko_flow import JKOFlow
+
+MAP_CLASSES: dict[str, type[TransportMap]] = {"AffineMap": AffineMap, "SplineMap": SplineMap}
+
+
+def write_flow(flow: JKOFlow, folder: str | Path, overwrite: bool) -> None:
+    """Write a fitted flow; see `JKOFlow.save`."""
+    tensors = {f"preprocessing.{name}": tensor for name, tensor in flow.preprocessing_.state().items()}
+    blocks = []
+    for k, block in enumerate(flow.blocks_):
+        blocks.append({"class": type(block).__name__, "config": block.config})
+        tensors |= {f"blocks.{k}.{name}": tensor for name, tensor in block.state_dict().items()}
+    parameters = flow.get_params()
+    if callable(parameters["map"]):
+        parameters["map"] = None  # the blocks say what they are
+    if parameters["step_sizes"] is not None:
+        parameters["step_sizes"] = list(flow.step_sizes_)
+    if flow.bounds is not None:
+        parameters["bounds"] = [torch.as_tensor(end).tolist() for end in flow.bounds]
+    config = {
+        "model": "JKOFlow",
+        "parameters": parameters,
+        "blocks": blocks,
+        "step_sizes": flow.step_sizes_,
+        "jitter": flow.jitter_,
+        "history": flow.history_,
+        "dtype": str(flow._dtype).removeprefix("torch."),
+        "interrupted": flow.interrupted_,
+    }
+    save_folder(folder, tensors, config, overwrite)
+
+
+def read_flow(cls: type[JKOFlow], folder: str | Path, map_classes: Sequence[type[TransportMap]]) -> JKOFlow:
+    """Read what `write_flow` wrote; see `JKOFlow.load`."""
+    tensors, config = load_folder(folder)
+    if config.get("model") != "JKOFlow":
+        raise ValueError(f"{folder} holds a {config.get('model')!r}, not a JKOFlow")
+    known = MAP_CLASSES | {map_class.__name__: map_class for map_class in map_classes}
+    try:
+        parameters = dict(config["parameters"])
+        parameters["map"] = parameters["map"] or "spline"
+        if parameters["bounds"] is not None:
+            parameters["bounds"] = tuple(parameters["bounds"])
+        flow = cls(**parameters)
+        flow.preprocessing_ = Preprocessing(
+            flow.standardize, flow.integer, flow.bounds, flow.smoothing, flow.drop_constant
+        ).load_state(_part(tensors, "preprocessing."))
+        flow.blocks_ = []
+        for k, block in enumerate(config["blocks"]):
+            if block["class"] not in known:
+                raise ValueError(
+                    f"{folder} has blocks of class {block['class']}, which wprox does not know; "
+                    f"give it as JKOFlow.load(folder, map_classes=[{block['class']}])"
+                )
+            map = known[block["class"]](**block["config"])
+            map.load_state_dict(_part(tensors, f"blocks.{k}."))
+            flow.blocks_.append(map.eval())
+        flow.n_features_in_ = flow.preprocessing_.n_features
+        flow.step_sizes_ = config["step_sizes"]
+        flow.jitter_ = config["jitter"]
+        flow.history_ = config["history"]
+        flow.interrupted_ = config["interrupted"]
+        flow._dtype = getattr(torch, config["dtype"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{folder} is damaged: its files do not fit together ({error}); save it again") from None
+    return flow
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
