@@ -29,7 +29,7 @@ from wprox.functionals import KL
 from wprox.jko import jko_steps
 from wprox.maps import ComposedMap, TransportMap
 from wprox.maps.base import apply_in_batches, invert_in_batches
-from wprox.measures import Particles
+from wprox.measures import Gaussian, Particles
 from wprox.metrics import Distance, wasserstein
 from wprox.models.files import read_flow, write_flow
 from wprox.models.preprocessing import Preprocessing
