@@ -28,7 +28,7 @@ html_title = f"wprox {release}"
 html_show_sourcelink = False
 default_role = "code"  # docstrings write code in single backticks
 
-myst_enable_extensions = ["dollarmath", "deflist"]
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
