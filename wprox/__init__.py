@@ -2,6 +2,8 @@
 
 from wprox.functionals import (
     KL,
+    Congestion,
+    DensityBounds,
     Entropy,
     Functional,
     InteractionEnergy,
@@ -11,7 +13,7 @@ from wprox.functionals import (
 )
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import AffineMap, ComposedMap, SplineMap, TransportMap
-from wprox.measures import DensityUnknownError, Gaussian, Measure, Particles
+from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Particles
 from wprox.solvers import NeuralProx, Solver, Step, StepFailedError
 
 __version__ = "0.1.0"
@@ -20,10 +22,13 @@ __all__ = [
     "KL",
     "AffineMap",
     "ComposedMap",
+    "Congestion",
+    "DensityBounds",
     "DensityUnknownError",
     "Entropy",
     "Functional",
     "Gaussian",
+    "Grid",
     "InteractionEnergy",
     "InternalEnergy",
     "Measure",

@@ -109,7 +109,9 @@ class InternalEnergy(Functional):
 
     def __call__(self, rho: Measure) -> Tensor:
         density = rho.log_density().exp()
-        return rho.weights @ (self.energy(density) / density)
+        # U(0) = 0, so that empty cells of a Grid count nothing; the inner `where` keeps 0/0 out of the gradient
+        positive = torch.where(density > 0, density, torch.ones_like(density))
+        return rho.weights @ torch.where(density > 0, self.energy(positive) / positive, torch.zeros_like(density))
 
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         with torch.enable_grad():

@@ -2,6 +2,7 @@
 
 from wprox.measures.base import DensityUnknownError, Measure
 from wprox.measures.gaussian import Gaussian
+from wprox.measures.grid import Grid
 from wprox.measures.particles import Particles
 
-__all__ = ["DensityUnknownError", "Gaussian", "Measure", "Particles"]
+__all__ = ["DensityUnknownError", "Gaussian", "Grid", "Measure", "Particles"]
