@@ -14,7 +14,7 @@ from wprox.functionals import (
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import AffineMap, ComposedMap, SplineMap, TransportMap
 from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Particles
-from wprox.solvers import NeuralProx, Solver, Step, StepFailedError
+from wprox.solvers import NeuralProx, SinkhornProx, Solver, Step, StepFailedError
 
 __version__ = "0.1.0"
 
@@ -36,6 +36,7 @@ __all__ = [
     "Particles",
     "PorousMedium",
     "PotentialEnergy",
+    "SinkhornProx",
     "Solver",
     "SplineMap",
     "Step",

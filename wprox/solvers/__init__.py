@@ -2,5 +2,6 @@
 
 from wprox.solvers.base import Solver, Step, StepFailedError
 from wprox.solvers.neural import NeuralProx
+from wprox.solvers.sinkhorn import SinkhornProx, SinkhornStep
 
-__all__ = ["NeuralProx", "Solver", "Step", "StepFailedError"]
+__all__ = ["NeuralProx", "SinkhornProx", "SinkhornStep", "Solver", "Step", "StepFailedError"]
