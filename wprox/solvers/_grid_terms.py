@@ -51,7 +51,11 @@ class GridTerms:
             raise ValueError("a potential is +∞ at every cell centre, so no measure on this grid has a finite value")
         self.local.potential = values if self.local.potential is None else self.local.potential + values
 
-    def linearised(self, mass: Tensor, damping: float, step_over_blur: float) -> LocalTerms:
+    def with_strength(self, strength: float) -> GridTerms:
+        """The same functional with another γ/ε."""
+        return replace(self, local=replace(self.local, strength=strength))
+
+    def linearised(self, mass: Tensor, damping: float) -> LocalTerms:
         r"""The local terms, with every smooth one G replaced by its model around p = `mass`.
 
         The model is G(p) + ⟨g, · − p⟩ + ½⟨D (· − p), · − p⟩ + τ KL(· | p), with the first variation g, the diagonal D of

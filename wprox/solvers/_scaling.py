@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wprox.measures import Grid
 from wprox.solvers._anderson import Anderson
 from wprox.solvers._grid_terms import GridTerms
 from wprox.solvers._kernels import Kernel
 from wprox.solvers._kl_prox import LocalTerms
 
 DIVERGENCE = 10.0  # an accelerated iterate may raise the violation by this factor; beyond, the plain one is taken
+FAR = 0.2  # violations above this, in mass, are far from a solution: accelerated iterates may not raise them at all
+CONTINUES = 0.5  # a start whose violation is above this is no better than none
 LOST_FRACTION = 0.01  # of the tolerance: the mass that the kernel domain may misplace by underflow
 NEGLIGIBLE = 1e-20  # cells below this fraction of the largest mass are not extrapolated
 SELF_ITERATIONS = 200  # of the transport of a measure to itself, which takes about ten
@@ -108,6 +109,21 @@ class ScalingIteration:
         blurred, _ = self.kernel.product(self.log_mass)
         return torch.stack((zero, (blurred - blurred.exp().sum().log() - self.log_volume) / 2))
 
+    def continued(self, log_scalings: Tensor | None, factor: float) -> Tensor | None:
+        """The scalings of the step before as a start, `None` where they leave the marginal far from right.
+
+        Arguments:
+            log_scalings: (k, n), of the step before.
+            factor: its γ into this one's, since log b is γ/ε times the first variation of F.
+        """
+        start = self.start()
+        if log_scalings is None or log_scalings.shape != start.shape:
+            return None
+        scalings = log_scalings.clone()
+        scalings[0] *= factor
+        first = self.step(scalings, Linearisation(self, False).local)
+        return scalings if first.violation <= CONTINUES and first.misplaced <= CONTINUES else None
+
     def reference(self) -> Tensor:
         """A positive measure near the solution, where smooth terms are first linearised."""
         blurred, _ = self.kernel.product(self.log_mass)
@@ -150,7 +166,7 @@ class ScalingIteration:
             current = self.step(scalings, linearisation.local)
             misplaces = current.misplaced > LOST_FRACTION * self.tol
             finite = math.isfinite(current.violation)
-            if accelerated and (misplaces or not current.violation <= DIVERGENCE * best):
+            if accelerated and (misplaces or not current.violation <= max(best, min(DIVERGENCE * best, FAR))):
                 scalings, accelerated = fallback, False
                 anderson.restart()
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ from torch import Tensor
 from wprox._checks import check_count, check_positive
 from wprox.functionals import Functional
 from wprox.measures import Grid, Measure
-from wprox.solvers._grid_terms import sort_terms
-from wprox.solvers._kernels import Kernel, make_kernel
+from wprox.solvers._grid_terms import GridTerms, sort_terms
+from wprox.solvers._kernels import GaussianKernel, Kernel, make_kernel
 from wprox.solvers._scaling import ScalingIteration
 from wprox.solvers.base import Solver, Step
 
 DEBIAS = (None, "entropy", "sinkhorn")
 SMALLEST_BLUR = 0.25  # in cells: exp(−1/(2 · 0.25²)) = 3e-4 of the mass reaches a neighbour
+
+COARSEST_BLUR = 0.125  # of the longest side: where the blur of a first step starts
+ANNEALING_TOL, ANNEALING_ITERATIONS = 1e-2, 50  # of each larger blur
 
 
 @dataclass(frozen=True)
@@ -129,14 +133,15 @@ class SinkhornProx(Solver):
         kernel, blur = self._kernel_of(grid)
         terms = sort_terms(functional, grid, gamma / blur**2)
         iteration = ScalingIteration(terms, kernel, grid.weights, self.debias, self.tol, self.log_domain)
-        scalings, own_source = iteration.start(), None
+        scalings, own_source = None, None
         if _continues(previous, grid, blur):
             assert isinstance(previous, SinkhornStep)
             own_source = previous.self_scaling
-            iteration.log_domain = self.log_domain or previous.log_domain
-            if previous.log_scalings is not None and previous.log_scalings.shape == scalings.shape:
-                scalings = previous.log_scalings.clone()
-                scalings[0] *= gamma / previous.step_size  # log b is γ/ε times the first variation of F
+            scalings = iteration.continued(previous.log_scalings, gamma / previous.step_size)
+        if scalings is None:
+            scalings = self._annealed(terms, grid, blur)
+        if scalings is None:
+            scalings = iteration.start()
         solution = iteration.solve(scalings, self.memory, self.iterations, not self.semi_implicit)
         if own_source is None:
             own_source = iteration.self_scaling(iteration.log_mass)
@@ -160,6 +165,28 @@ class SinkhornProx(Solver):
             blur=blur,
             log_domain=solution.log_domain,
         )
+
+    def _annealed(self, terms: GridTerms, grid: Grid, blur: float) -> Tensor | None:
+        """Where to start without a step before: the potentials of larger blurs, halved down to the given one."""
+        halvings = 0
+        if isinstance(self._kernel_of(grid)[0], GaussianKernel):
+            coarsest = max(high - low for low, high in grid.bounds) * COARSEST_BLUR
+            halvings = max(0, math.ceil(math.log2(coarsest / blur)))
+        scalings = None
+        for level in range(halvings, 0, -1):
+            wide = blur * 2**level
+            iteration = ScalingIteration(
+                terms.with_strength(terms.local.strength / 4**level),
+                GaussianKernel(grid, wide),
+                grid.weights,
+                self.debias,
+                ANNEALING_TOL,
+                self.log_domain,
+            )
+            scalings = iteration.start() if scalings is None else scalings
+            scalings = iteration.solve(scalings, self.memory, ANNEALING_ITERATIONS, False).log_scalings
+            scalings[0] *= 4  # the potential ε log b is what stays
+        return scalings
 
     def _kernel_of(self, grid: Grid) -> tuple[Kernel, float]:
         """The kernel, kept from one step to the next, and its blur."""
