@@ -80,7 +80,7 @@ class LocalTerms:
             result = right
         elif len(self.powers) == 1 and not self.energies:
             ((m, weight),) = self.powers.items()
-            slope = torch.as_tensor(s * m * weight / curvature).to(right)
+            slope = torch.as_tensor(s * m * weight / curvature, dtype=right.dtype, device=right.device)
             result = right - wright_omega(slope.log() + (m - 1) * right) / (m - 1)
         else:
             result = _newton(right, lambda value: self._slopes(value, curvature))
