@@ -14,7 +14,7 @@ from wprox.solvers._kernels import Kernel
 from wprox.solvers._kl_prox import LocalTerms
 
 DIVERGENCE = 10.0  # an accelerated iterate may raise the violation by this factor; beyond, the plain one is taken
-FAR = 0.2  # violations above this, in mass, are far from a solution: nothing is extrapolated there
+FAR = 0.2  # a violation above this, in mass, is far from a solution: accelerated iterates must lower it there
 CONTINUES = 0.5  # a start whose violation is above this is no better than none
 LOST_FRACTION = 0.01  # of the tolerance: the mass that the kernel domain may misplace by underflow
 NEGLIGIBLE = 1e-20  # cells below this fraction of the largest mass are not extrapolated
@@ -23,7 +23,7 @@ OUTER_RATIO = 10.0  # the change of mass at which linearisation stops, in units 
 FIRST_TOL = 1e-2  # the violation at which the first linearisation is replaced
 INNER_RATIO = 0.1  # of the last change of mass: the violation down to which the next linearisation is solved
 SHRINKAGE = 0.7  # moves that do not shrink by this factor are damped
-TOO_FAR = 0.2  # violations above this, in mass, are far from a solution: nothing is extrapolated there
+TOO_FAR = 0.2  # a violation above this, in mass, is far from a solution: accelerated iterates must lower it there
 WHAT_TO_TRY = "raise iterations, or ease the problem with a larger blur or a smaller step_size"
 LOG_ZERO = -1e9  # stands for log 0 in the scalings: finite, so that differences of iterates are
 
@@ -161,12 +161,12 @@ class ScalingIteration:
         """
         anderson = Anderson(memory)
         linearisation = Linearisation(self, relinearise)
-        best, fallback, accelerated = math.inf, scalings, False
+        best, last, fallback, accelerated = math.inf, math.inf, scalings, False
         for count in range(1, iterations + 1):
             current = self.step(scalings, linearisation.local)
             misplaces = current.misplaced > LOST_FRACTION * self.tol
             finite = math.isfinite(current.violation)
-            if accelerated and (misplaces or not current.violation <= DIVERGENCE * best):
+            if accelerated and (misplaces or not current.violation <= max(last, min(DIVERGENCE * best, FAR))):
                 scalings, accelerated, best = fallback, False, math.inf
                 anderson.restart()
                 continue
@@ -186,11 +186,7 @@ class ScalingIteration:
                     scalings = current.image
                     anderson.restart()
                     continue
-            best, fallback = min(best, current.violation), current.image
-            if current.violation > FAR:  # plain passes get there safely, if not monotonically
-                anderson.restart()
-                scalings, accelerated = current.image, False
-                continue
+            best, last, fallback = min(best, current.violation), current.violation, current.image
             root = (0.5 * current.log_mass).exp()
             extrapolated = anderson.next(scalings, current.image, root)
             scalings = torch.where(root > math.sqrt(NEGLIGIBLE) * root.max(), extrapolated, current.image)
