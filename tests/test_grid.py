@@ -35,8 +35,11 @@ def some_walls(shape, seed=1):
 def test_shapes_and_totals(shape):
     rho = random_grid(shape)
     n, d = math.prod(shape), len(shape)
-    assert rho.points.shape == (n, d) and rho.weights.shape == (n,) and rho.dim == d
-    assert rho.mass.shape == shape and rho.density.shape == shape
+    assert rho.points.shape == (n, d)
+    assert rho.weights.shape == (n,)
+    assert rho.dim == d
+    assert rho.mass.shape == shape
+    assert rho.density.shape == shape
     assert [len(axis) for axis in rho.axes] == list(shape)
     assert float(rho.weights.sum()) == pytest.approx(1, abs=1e-14)
     assert float(rho.density.sum()) * rho.cell_volume == pytest.approx(1, abs=1e-14)

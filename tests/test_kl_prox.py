@@ -218,7 +218,8 @@ def test_terms_are_sorted_by_type():
     functional = POTENTIAL + 2 * wprox.KL(lambda x: -x[:, 0]) + 0.5 * wprox.PorousMedium(2.0) + wprox.Entropy()
     terms = sort_terms(functional + 0 * Custom(), grid, 1.0)
     assert not terms.smooth
-    assert terms.local.entropy == 3.0 and terms.local.powers == {2.0: 0.5}
+    assert terms.local.entropy == 3.0
+    assert terms.local.powers == {2.0: 0.5}
     assert torch.allclose(terms.local.potential, POTENTIAL.potential(grid.points) + 2 * grid.points[:, 0])
 
 

@@ -22,7 +22,7 @@ def plot_grid(grid: Grid, axes: Any = None) -> Axes | list[Axes]:
     density = grid.unflatten(grid.weights / grid.cell_volume, fill=float("nan")).detach().cpu()
     if grid.dim == 1:
         ax = plt.subplots()[1] if axes is None else axes
-        ax.plot(grid.axes[0].cpu(), density)
+        ax.plot(grid.axes[0].cpu().numpy(), density.numpy())
         ax.set(xlabel="x", ylabel="density", xlim=grid.bounds[0])
         return ax
     if grid.dim == 2:
@@ -50,7 +50,7 @@ def _image(ax: Axes, density: Tensor, bounds: Any) -> None:
     highest = float(density[torch.isfinite(density)].max())  # matplotlib leaves NaN, which marks walls, unpainted
     ax.set_facecolor(WALL_COLOUR)
     ax.imshow(
-        density.T,
+        density.T.numpy(),
         origin="lower",
         extent=(left, right, bottom, top),
         vmin=0.0,

@@ -236,12 +236,13 @@ class Grid(Measure):
         """T#ρ on the same cells: the mass of each cell goes to the 2^d cells nearest to T(centre), linearly shared.
 
         Raises:
-            ValueError: where T leaves the box or enters a wall.
+            ValueError: where T takes mass out of the box or into a wall.
         """
         output = map(self.points)
         points = output[0] if isinstance(output, tuple) else output
         moved = evaluate(lambda _: points, self.points, "map")
-        return self.with_weights(self._deposit(moved, self.weights))
+        full = self.weights > 0  # empty cells may go anywhere
+        return self.with_weights(self._deposit(moved[full], self.weights[full]))
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         """n independent draws, (n, d): a cell by its mass, then a point of the cell uniformly."""

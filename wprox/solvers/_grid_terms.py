@@ -56,11 +56,11 @@ class GridTerms:
         return replace(self, local=replace(self.local, strength=strength))
 
     def linearised(self, mass: Tensor, damping: float) -> LocalTerms:
-        r"""The local terms, with every smooth one G replaced by its model around p = `mass`.
+        r"""The local terms, with every smooth one G replaced by a model around p = `mass`.
 
-        The model is G(p) + ⟨g, · − p⟩ + ½⟨D (· − p), · − p⟩ + τ KL(· | p), with the first variation g, the diagonal D of
-        the Hessian and the damping τ; its minimiser is again in closed form, since the quadratic is a power m = 2 and
-        τ KL an entropy.
+        The model is G(p) + ⟨g, · − p⟩ + ½⟨D (· − p), · − p⟩ + τ KL(· | p), with the first variation g, the diagonal D
+        of the Hessian and the damping τ. Its proximal operator is again in closed form, since the quadratic is a power
+        m = 2 and τ KL an entropy.
         """
         gradient, diagonal = torch.zeros_like(mass), torch.zeros_like(mass)
         for term in self.smooth:
@@ -93,8 +93,8 @@ def sort_terms(functional: Functional, grid: Grid, strength: float) -> GridTerms
         if held < 1 if least else held > 1:
             name, verb = ("upper", "hold") if least else ("lower", "demand")
             raise ValueError(
-                f"the {name} bound on the density and the {len(grid)} free cells {verb} a mass of {held:.4g} in all, and "
-                f"the measure has mass 1; {'raise' if least else 'lower'} the bound or change the grid"
+                f"the {name} bound on the density and the {len(grid)} free cells {verb} a mass of {held:.4g} in all, "
+                f"and the measure has mass 1; {'raise' if least else 'lower'} the bound or change the grid"
             )
     return terms
 
@@ -209,8 +209,8 @@ def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[
         if not bool(torch.isfinite(gradient).all() & torch.isfinite(diagonal).all()):
             bad = int((~torch.isfinite(gradient) | ~torch.isfinite(diagonal)).sum())
             raise StepFailedError(
-                f"the first variation of {functional!r} is NaN or infinite at {bad} of {len(mass)} cells; its value must "
-                "be differentiable at every positive density (keep mass out of cells with Grid's mask in place of ∞)"
+                f"the first variation of {functional!r} is NaN or infinite at {bad} of {len(mass)} cells; its value "
+                "must be differentiable at every positive density (to keep mass out, use the mask of Grid in place of ∞)"
             )
         return weight * gradient, weight * diagonal
 

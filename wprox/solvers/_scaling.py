@@ -22,8 +22,8 @@ SELF_ITERATIONS = 200  # of the transport of a measure to itself, which takes ab
 OUTER_RATIO = 10.0  # the change of mass at which linearisation stops, in units of the tolerance
 FIRST_TOL = 1e-2  # the violation at which the first linearisation is replaced
 INNER_RATIO = 0.1  # of the last change of mass: the violation down to which the next linearisation is solved
-SHRINKAGE = 0.7  # moves that do not shrink by this factor are damped
-TOO_FAR = 0.2  # a violation above this, in mass, is far from a solution: accelerated iterates must lower it there
+SHRINKAGE = 1.0  # moves that grow by more than this factor are damped; slow ones that shrink are left alone
+TOO_FAR = "heat flow does not reach where the mass should go; raise blur or heat_steps, or lower step_size"
 WHAT_TO_TRY = "raise iterations, or ease the problem with a larger blur or a smaller step_size"
 LOG_ZERO = -1e9  # stands for log 0 in the scalings: finite, so that differences of iterates are
 
@@ -181,11 +181,10 @@ class ScalingIteration:
                     return self._solution(current, count, False, TOO_FAR)
                 if linearisation.settled(current):
                     return self._solution(current, count, True, "")
-                if linearisation.refresh(current):
-                    best, accelerated = math.inf, False
-                    scalings = current.image
-                    anderson.restart()
-                    continue
+                linearisation.refresh(current)
+                best, accelerated, scalings = math.inf, False, current.image
+                anderson.restart()
+                continue
             best, last, fallback = min(best, current.violation), current.violation, current.image
             root = (0.5 * current.log_mass).exp()
             extrapolated = anderson.next(scalings, current.image, root)
@@ -232,20 +231,19 @@ class Linearisation:
     Attributes:
         local: what the proximal operator solves at present.
         tol: the violation at which to look whether to linearise anew.
-        change: the mass that the last linearisation moved.
+        change: the mass that the last linearisation moved; `None` before the second one.
     """
 
     def __init__(self, iteration: ScalingIteration, repeat: bool) -> None:
         self.terms, self.final_tol = iteration.terms, iteration.tol
         self.repeat = repeat and bool(self.terms.smooth)
-        self.local, self.tol, self.change, self.damping = self.terms.local, iteration.tol, None, 0.0
+        self.local, self.tol, self.damping, self.moved = self.terms.local, iteration.tol, 0.0, 0.0
+        self.change: float | None = None
         if self.repeat:
             self.tol = max(iteration.tol, FIRST_TOL)
             self._linearise(iteration.reference())
         elif self.terms.smooth:
             self._linearise(iteration.mass)
-
-    change: float | None
 
     def _linearise(self, mass: Tensor) -> None:
         self.around = mass.clamp(min=torch.finfo(mass.dtype).tiny)  # F is differentiated at positive masses only
@@ -260,12 +258,11 @@ class Linearisation:
         slowed = 1 + self.damping * self.local.strength  # damping makes moves shorter by about this factor
         return current.violation <= self.final_tol and self.moved * slowed <= OUTER_RATIO * self.final_tol
 
-    def refresh(self, current: Iterate) -> bool:
-        """Linearise around the present solution; where the moves do not shrink, damp them."""
+    def refresh(self, current: Iterate) -> None:
+        """Linearise around the present solution; where the moves grow, damp them."""
         if self.change is not None and self.moved > SHRINKAGE * self.change:
             self.damping = max(2 * self.damping, 1 / self.local.strength)
         self.change = self.moved
         self.tol = max(self.final_tol, INNER_RATIO * self.moved)
         mass = current.log_mass.exp()
         self._linearise(mass / mass.sum())
-        return True

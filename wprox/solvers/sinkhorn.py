@@ -211,8 +211,8 @@ class SinkhornProx(Solver):
 def _as_grid(measure: Measure) -> Grid:
     if not isinstance(measure, Grid):
         raise TypeError(
-            f"SinkhornProx needs a Grid, got {type(measure).__name__}; build one with Grid.from_density(density, shape, "
-            "bounds) or Grid.from_particles(particles, shape, bounds)"
+            f"SinkhornProx needs a Grid, got {type(measure).__name__}; build one with Grid.from_density(density, "
+            "shape, bounds) or Grid.from_particles(particles, shape, bounds)"
         )
     return measure
 
