@@ -149,7 +149,7 @@ def dense_step(functional, grid, debias, lower=0.0, upper=math.inf):
         g = torch.from_numpy(flat).requires_grad_()
         value = lagrangian(plan(g))
         (gradient,) = torch.autograd.grad(value, g)
-        return float(value), gradient.numpy()
+        return float(value.detach()), gradient.numpy()
 
     g = np.zeros(len(mu))
     options = {"maxiter": 3000, "maxfun": 6000, "ftol": 0.0, "gtol": 1e-10, "maxcor": 50}

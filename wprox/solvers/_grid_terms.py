@@ -210,7 +210,7 @@ def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[
             bad = int((~torch.isfinite(gradient) | ~torch.isfinite(diagonal)).sum())
             raise StepFailedError(
                 f"the first variation of {functional!r} is NaN or infinite at {bad} of {len(mass)} cells; its value "
-                "must be differentiable at every positive density (to keep mass out, use the mask of Grid in place of ∞)"
+                "must be differentiable at every positive density (to keep mass out, use a mask in place of ∞)"
             )
         return weight * gradient, weight * diagonal
 

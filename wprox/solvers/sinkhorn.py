@@ -201,7 +201,7 @@ class SinkhornProx(Solver):
                 f"blur={blur:.3g} is {blur / widest:.2g} of a cell: the kernel is the identity and mass cannot move. "
                 f"Set blur to about a cell, {widest:.3g} (SinkhornProx's default), or refine the grid",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,  # through the decorator of `step`
             )
         kernel = make_kernel(grid, blur, self.heat_steps)
         self._kernel = grid, blur, kernel
