@@ -305,6 +305,13 @@ def test_mass_is_kept_on_any_grid(shape, seed, log_gamma, m):
     assert step.measure.shape == tuple(shape)
 
 
+@pytest.mark.parametrize("height", [1e6, 1e306])
+def test_huge_potential_is_solved_or_refused(height):
+    step = wprox.SinkhornProx(iterations=200).step(wprox.PotentialEnergy(lambda x: height * x[:, 0]), bump(), 10.0)
+    assert bool(torch.isfinite(step.measure.weights).all())
+    assert step.converged or "lower step_size" in step.message or "raise iterations" in step.message
+
+
 def test_potential_may_be_infinite_in_places():
     functional = wprox.PotentialEnergy(lambda x: torch.where(x[:, 0] > 0.7, math.inf, 0.0)) + wprox.Entropy()
     step = wprox.SinkhornProx().step(functional, bump(), 1e-2)
@@ -388,6 +395,7 @@ def test_other_measures_are_refused_with_the_way_out():
         (wprox.DensityBounds(1.1, 3.0), "lower bound on the density.*demand a mass of 1.1"),
         (-1.0 * wprox.Congestion(3.0), "cannot be multiplied by -1"),
         (wprox.PotentialEnergy(lambda x: x[:, 0] * math.nan), "NaN"),
+        (wprox.PotentialEnergy(lambda x: x), r"one value a point, \(576,\)"),
         (wprox.PotentialEnergy(lambda x: torch.full_like(x[:, 0], math.inf)), "at every cell centre"),
         (wprox.Entropy() - 3 * wprox.Entropy(), "concave part"),
         (wprox.KL(wprox.Gaussian(torch.zeros(3), torch.eye(3))), "dimension 3, the grid in dimension 2"),
@@ -396,6 +404,17 @@ def test_other_measures_are_refused_with_the_way_out():
 def test_functionals_that_cannot_be_solved(functional, message):
     with pytest.raises(ValueError, match=message):
         wprox.SinkhornProx().step(functional, bump(), 0.1)
+
+
+def test_log_domain_and_walls_exclude_each_other():
+    rho = wprox.Grid([1.0, 0.0, 1.0], [(0.0, 1.0)], [False, True, False])
+    with pytest.raises(ValueError, match="without walls"):
+        wprox.SinkhornProx(log_domain=True).step(wprox.Entropy(), rho, 0.1)
+
+
+def test_a_function_is_not_a_functional():
+    with pytest.raises(TypeError, match=r"must be a wprox\.Functional, got function"):
+        wprox.SinkhornProx().step(lambda rho: rho.weights.sum(), bump(), 0.1)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ class GridTerms:
 
     def add_potential(self, values: Tensor) -> None:
         """Add ∫ V dρ, with V at the support points."""
+        if values.ndim != 1:
+            raise ValueError(f"a potential must have one value a point, ({len(self.grid)},), got {tuple(values.shape)}")
         if bool(torch.isnan(values).any() | (values == -torch.inf).any()):
             raise ValueError("a potential is NaN or −∞ at some cell centre; it must be finite, or +∞ to keep mass out")
         if bool((values == torch.inf).all()):

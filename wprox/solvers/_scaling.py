@@ -22,10 +22,11 @@ SELF_ITERATIONS = 200  # of the transport of a measure to itself, which takes ab
 OUTER_RATIO = 10.0  # the change of mass at which linearisation stops, in units of the tolerance
 FIRST_TOL = 1e-2  # the violation at which the first linearisation is replaced
 INNER_RATIO = 0.1  # of the last change of mass: the violation down to which the next linearisation is solved
-SHRINKAGE = 1.0  # moves that grow by more than this factor are damped; slow ones that shrink are left alone
+GROWTH = 2  # moves that grow so many times in a row are damped; one may grow while mass enters empty cells
 TOO_FAR = "heat flow does not reach where the mass should go; raise blur or heat_steps, or lower step_size"
+OVERFLOW = "F times γ/blur² overflows, and μ is returned as it was; lower step_size or raise blur"
 WHAT_TO_TRY = "raise iterations, or ease the problem with a larger blur or a smaller step_size"
-LOG_ZERO = -1e9  # stands for log 0 in the scalings: finite, so that differences of iterates are
+LOG_ZERO = -1e200  # stands for log 0 in the scalings: finite, so that differences of iterates are
 
 
 @dataclass
@@ -165,7 +166,7 @@ class ScalingIteration:
         for count in range(1, iterations + 1):
             current = self.step(scalings, linearisation.local)
             misplaces = current.misplaced > LOST_FRACTION * self.tol
-            finite = math.isfinite(current.violation)
+            finite = math.isfinite(current.violation) and math.isfinite(float(current.log_mass.max()))
             if accelerated and (misplaces or not current.violation <= max(last, min(DIVERGENCE * best, FAR))):
                 scalings, accelerated, best = fallback, False, math.inf
                 anderson.restart()
@@ -175,7 +176,8 @@ class ScalingIteration:
                 anderson.restart()
                 continue
             if not finite:
-                return self._solution(current, count, False, "the scalings are not finite: step_size is too large")
+                log_a = torch.zeros_like(self.mass)
+                return Solution(self.mass, self.start(), log_a, 1.0, count, False, OVERFLOW, self.log_domain)
             if current.violation <= linearisation.tol:
                 if misplaces:
                     return self._solution(current, count, False, TOO_FAR)
@@ -197,13 +199,11 @@ class ScalingIteration:
         return self._solution(current, iterations, False, f"{message}; {WHAT_TO_TRY}")
 
     def _solution(self, last: Iterate, count: int, converged: bool, message: str) -> Solution:
-        mass = last.log_mass.exp()
+        mass = (last.log_mass - torch.logsumexp(last.log_mass, 0)).exp()
         if not message:
             domain = "log" if self.log_domain else "kernel"
             message = f"a violation of {last.violation:.2g} in mass after {count} iterations in the {domain} domain"
-        return Solution(
-            mass / mass.sum(), last.image, last.log_source, last.violation, count, converged, message, self.log_domain
-        )
+        return Solution(mass, last.image, last.log_source, last.violation, count, converged, message, self.log_domain)
 
     def self_scaling(self, log_mass: Tensor) -> Tensor:
         """log d with d ⊙ K d = ρ, (n,): the transport of a measure to itself; −∞ where there is no mass."""
@@ -239,6 +239,7 @@ class Linearisation:
         self.repeat = repeat and bool(self.terms.smooth)
         self.local, self.tol, self.damping, self.moved = self.terms.local, iteration.tol, 0.0, 0.0
         self.change: float | None = None
+        self.growth = 0
         if self.repeat:
             self.tol = max(iteration.tol, FIRST_TOL)
             self._linearise(iteration.reference())
@@ -260,9 +261,10 @@ class Linearisation:
 
     def refresh(self, current: Iterate) -> None:
         """Linearise around the present solution; where the moves grow, damp them."""
-        if self.change is not None and self.moved > SHRINKAGE * self.change:
+        grows = self.change is not None and self.moved > self.change
+        self.growth = self.growth + 1 if grows else 0
+        if self.growth >= GROWTH:
             self.damping = max(2 * self.damping, 1 / self.local.strength)
         self.change = self.moved
         self.tol = max(self.final_tol, INNER_RATIO * self.moved)
-        mass = current.log_mass.exp()
-        self._linearise(mass / mass.sum())
+        self._linearise((current.log_mass - torch.logsumexp(current.log_mass, 0)).exp())

@@ -129,6 +129,10 @@ class SinkhornProx(Solver):
         start = time.perf_counter()
         gamma = check_positive(step_size, "step_size")
         source = _as_grid(measure)
+        if not isinstance(functional, Functional):
+            raise TypeError(f"functional must be a wprox.Functional, got {type(functional).__name__}")
+        if self.log_domain and source.mask is not None:
+            raise ValueError("log_domain=True needs a grid without walls: heat flow is solved in the kernel domain")
         grid = source.to(torch.float64)
         kernel, blur = self._kernel_of(grid)
         terms = sort_terms(functional, grid, gamma / blur**2)
