@@ -305,6 +305,18 @@ def test_mass_is_kept_on_any_grid(shape, seed, log_gamma, m):
     assert step.measure.shape == tuple(shape)
 
 
+@pytest.mark.parametrize("debias", [None, "entropy", "sinkhorn"])
+def test_a_constant_in_the_potential_changes_nothing(debias):
+    solver = wprox.SinkhornProx(debias=debias)
+    a, b = (
+        solver.step(wprox.PotentialEnergy(lambda x, c=c: c + x[:, 0]) + wprox.Entropy(), bump(), 0.05)
+        for c in (0.0, 1e6)
+    )
+    assert a.converged
+    assert b.converged
+    assert distance(a.measure, b.measure) < 1e-6
+
+
 @pytest.mark.parametrize("height", [1e6, 1e306])
 def test_huge_potential_is_solved_or_refused(height):
     step = wprox.SinkhornProx(iterations=200).step(wprox.PotentialEnergy(lambda x: height * x[:, 0]), bump(), 10.0)

@@ -75,6 +75,7 @@ class GridTerms:
         if bool((diagonal > 0).any()):
             powers[2.0] = powers.get(2.0, 0.0) + diagonal * (self.grid.cell_volume / 2)
         potential = linear if self.local.potential is None else self.local.potential + linear
+        potential = potential - potential.min()
         return replace(self.local, potential=potential, powers=powers, entropy=self.local.entropy + damping)
 
 
@@ -83,6 +84,8 @@ def sort_terms(functional: Functional, grid: Grid, strength: float) -> GridTerms
     terms = GridTerms(grid, LocalTerms(strength))
     add(functional, 1.0, terms)
     local = terms.local
+    if local.potential is not None:  # a constant changes nothing but the scale that the iteration starts from
+        local.potential = local.potential - local.potential.min()
     if 1 + strength * local.entropy <= 0:
         raise ValueError(
             f"F has {local.entropy:g} times the entropy, a concave part that is too large for the step: it needs "

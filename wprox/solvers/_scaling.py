@@ -144,7 +144,7 @@ class ScalingIteration:
         p = log_p.exp()
         image = [log_p - log_q]
         if self.debias == "entropy":
-            image.append(log_density / 2)
+            image.append((log_density - torch.logsumexp(log_p, 0)) / 2)  # of mass 1, which p has only in the end
         elif self.debias == "sinkhorn":
             own, _ = self.product(scalings[1])
             image.append((scalings[1] + log_p - own) / 2)
