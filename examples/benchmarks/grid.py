@@ -6,6 +6,7 @@ Every number in docs/grids.md comes from here. `--quick` leaves out what takes m
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -166,7 +167,7 @@ def crowd_table() -> None:
 
 def main() -> None:
     quick = "--quick" in sys.argv[1:]
-    print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, float64")
+    print(f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s), torch {torch.__version__}, float64")
     porous_medium_table(quick)
     fokker_planck_table()
     heat_table()
