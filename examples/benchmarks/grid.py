@@ -96,9 +96,7 @@ def fokker_planck_table() -> None:
 
 
 def heat_table() -> None:
-    print(
-        "\nHeat equation from variance 0.01 to 0.02 on [−1, 1]^d, 10 steps: L1 distance to the exact Gaussian, and to"
-    )
+    print("\nHeat equation from variance 0.01 to 0.02 on [−1, 1]^d, 10 steps: L1 distance to the exact Gaussian, and")
     print("to that of exact proximal steps (σ' = σ + γ/σ'), which leaves out the error of the time step")
     for shape in ((256,), (128, 128), (64, 64, 64)):
         d, gamma, variance = len(shape), 5e-4, 0.01
