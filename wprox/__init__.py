@@ -4,6 +4,8 @@ from wprox import metrics, stein, theory
 from wprox.certificate import Certificate, certify
 from wprox.functionals import (
     KL,
+    Congestion,
+    DensityBounds,
     Entropy,
     Functional,
     InteractionEnergy,
@@ -13,9 +15,9 @@ from wprox.functionals import (
 )
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
-from wprox.measures import DensityUnknownError, Gaussian, Measure, Particles, Quantiles
+from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Particles, Quantiles
 from wprox.models import JKOFlow
-from wprox.solvers import GaussianProx, NeuralProx, QuantileProx, Solver, Step, StepFailedError
+from wprox.solvers import GaussianProx, NeuralProx, QuantileProx, SinkhornProx, Solver, Step, StepFailedError
 
 __version__ = "0.1.0"
 
@@ -24,11 +26,14 @@ __all__ = [
     "AffineMap",
     "Certificate",
     "ComposedMap",
+    "Congestion",
+    "DensityBounds",
     "DensityUnknownError",
     "Entropy",
     "Functional",
     "Gaussian",
     "GaussianProx",
+    "Grid",
     "InteractionEnergy",
     "InternalEnergy",
     "JKOFlow",
@@ -40,6 +45,7 @@ __all__ = [
     "PotentialEnergy",
     "QuantileProx",
     "Quantiles",
+    "SinkhornProx",
     "Solver",
     "SplineMap",
     "Step",

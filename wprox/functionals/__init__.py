@@ -1,11 +1,14 @@
 """Functionals on probability measures: written once, run on every measure and solver."""
 
 from wprox.functionals.base import Functional, Sum
+from wprox.functionals.constraints import Congestion, DensityBounds
 from wprox.functionals.divergences import KL
 from wprox.functionals.energies import Entropy, InteractionEnergy, InternalEnergy, PorousMedium, PotentialEnergy
 
 __all__ = [
     "KL",
+    "Congestion",
+    "DensityBounds",
     "Entropy",
     "Functional",
     "InteractionEnergy",

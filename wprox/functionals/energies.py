@@ -108,7 +108,12 @@ class InternalEnergy(Functional):
         self.modulus = modulus
 
     def __call__(self, rho: Measure) -> Tensor:
-        return rho.integrate_density(lambda density: self.energy(density) / density)
+        def per_mass(density: Tensor) -> Tensor:
+            # U(0) = 0, so that empty cells of a Grid count nothing; the inner `where` keeps 0/0 out of the gradient
+            positive = torch.where(density > 0, density, torch.ones_like(density))
+            return torch.where(density > 0, self.energy(positive) / positive, torch.zeros_like(density))
+
+        return rho.integrate_density(per_mass)
 
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         with torch.enable_grad():

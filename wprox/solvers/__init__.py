@@ -4,5 +4,15 @@ from wprox.solvers.base import Solver, Step, StepFailedError
 from wprox.solvers.gaussian import GaussianProx
 from wprox.solvers.neural import NeuralProx
 from wprox.solvers.quantile import QuantileProx
+from wprox.solvers.sinkhorn import SinkhornProx, SinkhornStep
 
-__all__ = ["GaussianProx", "NeuralProx", "QuantileProx", "Solver", "Step", "StepFailedError"]
+__all__ = [
+    "GaussianProx",
+    "NeuralProx",
+    "QuantileProx",
+    "SinkhornProx",
+    "SinkhornStep",
+    "Solver",
+    "Step",
+    "StepFailedError",
+]

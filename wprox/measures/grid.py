@@ -1,0 +1,346 @@
+"""Histograms on a box in one, two or three dimensions, with walls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scipy.fft import next_fast_len
+from torch import Tensor
+from torch.distributions import Distribution
+
+from wprox._checks import Seed, as_floating, check_count, check_finite, make_generator
+from wprox.measures.base import Measure, evaluate
+from wprox.measures.particles import Particles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Bounds = Sequence[tuple[float, float]]
+
+
+class Grid(Measure):
+    r"""A histogram on a box: the density is constant on each cell, and the support points are the cell centres.
+
+    With cells of volume |c| and masses w_i, `integrate(f)` = Σ_i w_i f(x_i) is the midpoint rule, log ρ(x_i) =
+    log(w_i / |c|), and `integrate_pairs` is one convolution by FFT, never n² pairs. Cells of `mask` are walls: they
+    hold no mass and are no support points, so no functional is ever evaluated inside them.
+
+    Arguments:
+        mass: (n_1, …, n_d) with d ≤ 3, non-negative, of any positive total (counts will do): it is divided by its sum.
+        bounds: [(low, high)] * d, the box.
+        mask: (n_1, …, n_d), true in cells that mass may not enter; none by default.
+
+    Attributes:
+        points: (n, d), the centres of the cells that are not walls, in the order of `mass.flatten()`.
+        weights: (n,), their masses.
+
+    Raises:
+        ValueError: for negative or zero total mass, bounds that do not match the shape, and mass inside a wall.
+
+    Example:
+        >>> import torch, wprox
+        >>> rho = wprox.Grid([[1.0, 1.0], [2.0, 0.0]], bounds=[(0.0, 1.0), (0.0, 1.0)])
+        >>> rho.integrate(lambda x: x[:, 0])
+        tensor(0.5000)
+        >>> rho.density
+        tensor([[1., 1.],
+                [2., 0.]])
+    """
+
+    def __init__(self, mass: Any, bounds: Bounds, mask: Any = None) -> None:
+        values = as_floating(mass, "mass")
+        self._set_geometry(tuple(values.shape), bounds, mask, values.dtype, values.device)
+        if bool((values < 0).any()):
+            raise ValueError(f"mass must not be negative, the smallest entry is {float(values.min()):g}")
+        total = values.sum()
+        if not float(total) > 0:
+            raise ValueError("mass must have a positive total, it is zero everywhere; give some cell some mass")
+        if self.mask is not None and bool((values[self.mask] > 0).any()):
+            inside = float(values[self.mask].sum() / total)
+            raise ValueError(
+                f"{inside:.3g} of the mass lies inside walls (cells where mask is true); set it to zero there or "
+                "build the grid with Grid.from_density(density, shape, bounds, mask), which leaves walls empty"
+            )
+        self.weights = self.flatten(values / total)
+
+    def _set_geometry(
+        self, shape: tuple[int, ...], bounds: Bounds, mask: Any, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        self.bounds = _check_bounds(bounds)
+        if len(shape) != len(self.bounds):
+            raise ValueError(
+                f"mass has {len(shape)} axes, shape {shape}, and bounds has {len(self.bounds)} pairs (low, high); "
+                "give one pair an axis"
+            )
+        if not 1 <= len(shape) <= 3:
+            raise ValueError(f"a Grid has one, two or three dimensions, got shape {shape}; use Particles beyond")
+        if min(shape) < 1:
+            raise ValueError(f"every axis needs at least one cell, got shape {shape}")
+        self.shape = shape
+        self.cell_widths = tuple((high - low) / n for n, (low, high) in zip(shape, self.bounds, strict=True))
+        self.cell_volume = math.prod(self.cell_widths)
+        self.axes = [
+            low + (torch.arange(n, dtype=dtype, device=device) + 0.5) * width
+            for n, (low, _), width in zip(shape, self.bounds, self.cell_widths, strict=True)
+        ]
+        self.mask: Tensor | None = None
+        if mask is not None:
+            walls = torch.as_tensor(mask, device=device)
+            if walls.dtype != torch.bool or tuple(walls.shape) != shape:
+                raise ValueError(
+                    f"mask must be boolean (true in walls) of shape {shape}, got {walls.dtype}, {tuple(walls.shape)}"
+                )
+            if bool(walls.all()):
+                raise ValueError("every cell is a wall; mask must leave some cell free (true marks a wall)")
+            self.mask = walls if bool(walls.any()) else None
+        centres = torch.stack(torch.meshgrid(*self.axes, indexing="ij"), -1)
+        self.points = centres.reshape(-1, len(shape)) if self.mask is None else centres[~self.mask]
+
+    @classmethod
+    def from_density(
+        cls,
+        density: Callable[[Tensor], Tensor] | Distribution,
+        shape: Sequence[int] | int,
+        bounds: Bounds,
+        mask: Any = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> Grid:
+        """The histogram of a density, which need not be normalised, evaluated at the centres of the free cells.
+
+        Arguments:
+            density: maps points (n, d) to (n,), or a torch `Distribution` over R^d.
+            shape: (n_1, …, n_d), the number of cells along each axis; an integer in one dimension.
+            bounds: [(low, high)] * d.
+            mask: (n_1, …, n_d), true in walls; they stay empty.
+            dtype: of the points and weights; float64, in which `SinkhornProx` computes.
+
+        Example:
+            >>> import torch, wprox
+            >>> rho = wprox.Grid.from_density(lambda x: torch.exp(-x[:, 0]), 4, [(0.0, 4.0)])
+            >>> rho.weights.sum()
+            tensor(1., dtype=torch.float64)
+        """
+        grid = object.__new__(cls)
+        grid._set_geometry(_check_shape(shape), bounds, mask, dtype, "cpu")
+        if isinstance(density, Distribution):
+            values = evaluate(density.log_prob, grid.points, "density.log_prob").exp()
+        else:
+            values = evaluate(density, grid.points, "density")
+        if values.shape != grid.points.shape[:1]:
+            raise ValueError(f"density must return one number a point, ({len(grid)},), got {tuple(values.shape)}")
+        check_finite(values, "density at the cell centres")
+        return cls(grid.unflatten(values), bounds, grid.mask)
+
+    @classmethod
+    def from_particles(cls, particles: Any, shape: Sequence[int] | int, bounds: Bounds, mask: Any = None) -> Grid:
+        r"""The histogram of particles, each shared linearly between the 2^d nearest cells (cloud in cell).
+
+        The mean is kept, but for particles within half a cell of the border or of a wall.
+
+        Arguments:
+            particles: a `Particles`, or points (n, d) of equal weight.
+            shape: (n_1, …, n_d), the number of cells along each axis.
+            bounds: [(low, high)] * d; every particle must lie inside.
+            mask: (n_1, …, n_d), true in walls; no particle may lie inside one.
+
+        Raises:
+            ValueError: for particles outside the box or inside a wall, with their number.
+
+        Example:
+            >>> import wprox
+            >>> wprox.Grid.from_particles([[0.5], [1.0]], 4, [(0.0, 4.0)]).weights
+            tensor([0.7500, 0.2500, 0.0000, 0.0000])
+        """
+        rho = particles if isinstance(particles, Measure) else Particles(particles)
+        grid = object.__new__(cls)
+        grid._set_geometry(_check_shape(shape), bounds, mask, rho.points.dtype, rho.points.device)
+        if rho.dim != grid.dim:
+            raise ValueError(f"the particles live in dimension {rho.dim}, the bounds in dimension {grid.dim}")
+        return grid.with_weights(grid._deposit(rho.points, rho.weights))
+
+    @property
+    def mass(self) -> Tensor:
+        """(n_1, …, n_d), the mass of every cell; zero in walls."""
+        return self.unflatten(self.weights)
+
+    @property
+    def density(self) -> Tensor:
+        """(n_1, …, n_d), the density of every cell; zero in walls."""
+        return self.mass / self.cell_volume
+
+    def __repr__(self) -> str:
+        walls = "" if self.mask is None else f", walls={int(self.mask.sum())}"
+        return f"Grid(shape={self.shape}, bounds={list(self.bounds)}{walls}, dtype={self.dtype})"
+
+    def flatten(self, values: Tensor) -> Tensor:
+        """Values on the cells, (n_1, …, n_d), as values at the support points, (n,)."""
+        return values.reshape(-1) if self.mask is None else values[~self.mask]
+
+    def unflatten(self, values: Tensor, fill: float = 0.0) -> Tensor:
+        """Values at the support points, (n,), as values on the cells, (n_1, …, n_d), with `fill` in walls."""
+        if self.mask is None:
+            return values.reshape(self.shape)
+        return torch.full(self.shape, fill, dtype=values.dtype, device=values.device).masked_scatter(~self.mask, values)
+
+    def with_weights(self, weights: Tensor) -> Grid:
+        """The same cells with other masses, (n,): unchecked, and differentiable in them."""
+        result = object.__new__(Grid)
+        result.__dict__.update(self.__dict__)
+        result.weights = weights
+        return result
+
+    def to(self, dtype: torch.dtype) -> Grid:
+        """The same histogram in another dtype."""
+        result = self.with_weights(self.weights.to(dtype))
+        result.points, result.axes = self.points.to(dtype), [axis.to(dtype) for axis in self.axes]
+        return result
+
+    def same_cells(self, other: Measure) -> bool:
+        """Whether `other` is a Grid with the same box, cells and walls."""
+        if not isinstance(other, Grid) or self.shape != other.shape or self.bounds != other.bounds:
+            return False
+        if self.mask is None or other.mask is None:
+            return self.mask is other.mask
+        return torch.equal(self.mask, other.mask)
+
+    def integrate(self, f: Callable[[Tensor], Tensor]) -> Tensor:
+        values = evaluate(f, self.points, "f")
+        if not bool(torch.isfinite(values).all()):  # a potential may be infinite where there is no mass
+            empty = (self.weights == 0).reshape(-1, *[1] * (values.ndim - 1))
+            values = torch.where(empty, torch.zeros_like(values), values)
+        return torch.tensordot(self.weights, values, dims=1)
+
+    def convolve(self, k: Callable[[Tensor], Tensor]) -> Tensor:
+        """(k ∗ ρ)(x_i) = Σ_j w_j k(x_i − x_j) at the support points, (n,), by FFT.
+
+        Arguments:
+            k: maps differences (m, d) to values (m,); it must be finite, at 0 too.
+        """
+        return self.flatten(convolve(self.mass, kernel_spectrum(self, k)))
+
+    def integrate_pairs(self, k: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.weights @ self.convolve(k)
+
+    def log_density(self) -> Tensor:
+        return self.weights.log() - math.log(self.cell_volume)
+
+    def mean_log_density(self) -> Tensor:
+        # 0 log 0 = 0: empty cells count nothing
+        return torch.special.xlogy(self.weights, self.weights / self.cell_volume).sum()
+
+    def push(self, map: Callable) -> Grid:
+        """T#ρ on the same cells: the mass of each cell goes to the 2^d cells nearest to T(centre), linearly shared.
+
+        Raises:
+            ValueError: where T takes mass out of the box or into a wall.
+        """
+        output = map(self.points)
+        points = output[0] if isinstance(output, tuple) else output
+        moved = evaluate(lambda _: points, self.points, "map")
+        full = self.weights > 0  # empty cells may go anywhere
+        return self.with_weights(self._deposit(moved[full], self.weights[full]))
+
+    def sample(self, n: int, seed: Seed = None) -> Tensor:
+        """n independent draws, (n, d): a cell by its mass, then a point of the cell uniformly."""
+        generator = make_generator(seed, self.device)
+        cells = torch.multinomial(self.weights, check_count(n, "n"), replacement=True, generator=generator)
+        uniform = torch.rand(n, self.dim, generator=generator, dtype=self.dtype, device=self.device) - 0.5
+        return self.points[cells] + uniform * self.points.new_tensor(self.cell_widths)
+
+    def to_particles(self) -> Particles:
+        """One particle in every cell that holds mass, with its weight and log-density."""
+        full = self.weights > 0
+        return Particles(self.points[full], self.weights[full], self.log_density()[full])
+
+    def plot(self, axes: Any = None) -> Axes | list[Axes]:
+        """Draw the density: a line in 1-D, an image in 2-D, three slices through the middle in 3-D.
+
+        Arguments:
+            axes: a matplotlib axes (three in 3-D); made where not given.
+
+        Returns:
+            The axes drawn on.
+        """
+        from wprox.measures._grid_plot import plot_grid
+
+        return plot_grid(self, axes)
+
+    def _deposit(self, points: Tensor, weights: Tensor) -> Tensor:
+        """Masses of the free cells, (n,), after sharing each point's weight between the 2^d nearest cell centres."""
+        low = points.new_tensor([bound[0] for bound in self.bounds])
+        high = points.new_tensor([bound[1] for bound in self.bounds])
+        outside = ((points < low) | (points > high)).any(1)
+        if bool(outside.any()):
+            raise ValueError(
+                f"{int(outside.sum())} of {len(points)} points lie outside the bounds {list(self.bounds)}; the first "
+                f"is {[round(value, 4) for value in points[outside][0].tolist()]}. Widen the bounds or drop the points"
+            )
+        position = (points - low) / points.new_tensor(self.cell_widths) - 0.5  # in cells, from the first centre
+        sizes = torch.tensor(self.shape, device=points.device)
+        lower = position.floor().long()
+        upper_share = position - lower
+        free = torch.ones(self.shape, dtype=torch.bool, device=points.device) if self.mask is None else ~self.mask
+        index = torch.empty(2**self.dim, len(points), dtype=torch.long, device=points.device)
+        share = points.new_empty(2**self.dim, len(points))
+        for row, corner in enumerate(product((0, 1), repeat=self.dim)):
+            shift = torch.tensor(corner, device=points.device)
+            cell = torch.minimum((lower + shift).clamp(min=0), sizes - 1)  # border cells take the outer half cell
+            index[row] = sum(cell[:, axis] * math.prod(self.shape[axis + 1 :]) for axis in range(self.dim))
+            share[row] = torch.where(shift.bool(), upper_share, 1 - upper_share).prod(1)
+        share = share * free.flatten()[index]
+        total = share.sum(0)
+        if bool((total == 0).any()):
+            raise ValueError(
+                f"{int((total == 0).sum())} of {len(points)} points lie inside walls (cells where mask is true); "
+                "drop them or change the mask"
+            )
+        mass = torch.zeros(math.prod(self.shape), dtype=weights.dtype, device=weights.device)
+        mass.index_add_(0, index.flatten(), (share / total * weights).flatten())
+        return self.flatten(mass.reshape(self.shape))
+
+
+def kernel_spectrum(grid: Grid, k: Callable[[Tensor], Tensor]) -> Tensor:
+    """The FFT of k on the lattice of differences of cell centres, for `convolve`."""
+    lags, sizes = [], []
+    for n, width in zip(grid.shape, grid.cell_widths, strict=True):
+        size = 2 * next_fast_len(n, real=True)  # even, so that the size can be read off the half spectrum
+        lag = torch.arange(size, dtype=grid.dtype, device=grid.device)
+        lags.append(torch.where(lag < n, lag, lag - size) * width)  # lags n … size − n meet no pair of cells
+        sizes.append(size)
+    differences = torch.stack(torch.meshgrid(*lags, indexing="ij"), -1).reshape(-1, grid.dim)
+    values = evaluate(k, differences, "k")
+    if not bool(torch.isfinite(values).all()):
+        first = differences[~torch.isfinite(values)][0].tolist()
+        raise ValueError(
+            f"the kernel is infinite or NaN at the difference {first}; on a grid it must be finite, at 0 too: "
+            "smooth it over a cell, as in log(|z|² + width²)"
+        )
+    return torch.fft.rfftn(values.reshape(sizes))
+
+
+def convolve(mass: Tensor, spectrum: Tensor) -> Tensor:
+    """Σ_j m_j k(x_i − x_j) on the whole grid, (n_1, …, n_d), by zero-padded FFT."""
+    sizes = (*spectrum.shape[:-1], 2 * (spectrum.shape[-1] - 1))
+    result = torch.fft.irfftn(torch.fft.rfftn(mass, s=sizes) * spectrum, s=sizes)
+    return result[tuple(slice(n) for n in mass.shape)]
+
+
+def _check_shape(shape: Sequence[int] | int) -> tuple[int, ...]:
+    return tuple(check_count(n, "shape") for n in ((shape,) if isinstance(shape, int) else shape))
+
+
+def _check_bounds(bounds: Any) -> tuple[tuple[float, float], ...]:
+    try:
+        pairs = tuple((float(low), float(high)) for low, high in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"bounds must be one pair (low, high) an axis, as in [(0.0, 1.0)] * d, got {bounds!r}"
+        ) from None
+    for low, high in pairs:
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"every pair of bounds must be finite with low < high, got ({low:g}, {high:g})")
+    return pairs

@@ -1,0 +1,222 @@
+"""A functional sorted into what the KL proximal operator solves in closed form and what it models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from wprox.functionals import (
+    KL,
+    DensityBounds,
+    Entropy,
+    Functional,
+    InteractionEnergy,
+    InternalEnergy,
+    PorousMedium,
+    PotentialEnergy,
+)
+from wprox.functionals.base import Sum
+from wprox.measures import Grid
+from wprox.measures.base import evaluate
+from wprox.measures.grid import convolve, kernel_spectrum
+from wprox.solvers._kl_prox import LocalTerms
+from wprox.solvers.base import StepFailedError
+
+PROBES = 2  # random signs that estimate the diagonal of a Hessian
+
+
+@dataclass
+class GridTerms:
+    """A functional on a grid: local terms, and smooth ones that are known by their first variation only.
+
+    Attributes:
+        grid: the cells.
+        local: what the KL proximal operator solves exactly.
+        smooth: functions of the masses (n,) that return the first variation (n,) and the diagonal of the Hessian (n,).
+    """
+
+    grid: Grid
+    local: LocalTerms
+    smooth: list[Callable[[Tensor], tuple[Tensor, Tensor]]] = field(default_factory=list)
+
+    def add_potential(self, values: Tensor) -> None:
+        """Add ∫ V dρ, with V at the support points."""
+        if values.ndim != 1:
+            raise ValueError(f"a potential must have one value a point, ({len(self.grid)},), got {tuple(values.shape)}")
+        if bool(torch.isnan(values).any() | (values == -torch.inf).any()):
+            raise ValueError("a potential is NaN or −∞ at some cell centre; it must be finite, or +∞ to keep mass out")
+        if bool((values == torch.inf).all()):
+            raise ValueError("a potential is +∞ at every cell centre, so no measure on this grid has a finite value")
+        self.local.potential = values if self.local.potential is None else self.local.potential + values
+
+    def with_strength(self, strength: float) -> GridTerms:
+        """The same functional with another γ/ε."""
+        return replace(self, local=replace(self.local, strength=strength))
+
+    def linearised(self, mass: Tensor, damping: float) -> LocalTerms:
+        r"""The local terms, with every smooth one G replaced by a model around p = `mass`.
+
+        The model is G(p) + ⟨g, · − p⟩ + ½⟨D (· − p), · − p⟩ + τ KL(· | p), with the first variation g, the diagonal D
+        of the Hessian and the damping τ. Its proximal operator is again in closed form, since the quadratic is a power
+        m = 2 and τ KL an entropy.
+        """
+        gradient, diagonal = torch.zeros_like(mass), torch.zeros_like(mass)
+        for term in self.smooth:
+            g, d = term(mass)
+            gradient, diagonal = gradient + g, diagonal + d.clamp(min=0.0)
+        linear = gradient - diagonal * mass
+        if damping > 0:
+            linear = linear - damping * (mass / self.grid.cell_volume).log()
+        powers = dict(self.local.powers)
+        if bool((diagonal > 0).any()):
+            powers[2.0] = powers.get(2.0, 0.0) + diagonal * (self.grid.cell_volume / 2)
+        potential = linear if self.local.potential is None else self.local.potential + linear
+        potential = potential - potential.min()
+        return replace(self.local, potential=potential, powers=powers, entropy=self.local.entropy + damping)
+
+
+def sort_terms(functional: Functional, grid: Grid, strength: float) -> GridTerms:
+    """The terms of F on a grid, for a KL proximal operator of strength γ/ε."""
+    terms = GridTerms(grid, LocalTerms(strength))
+    add(functional, 1.0, terms)
+    local = terms.local
+    if local.potential is not None:  # a constant changes nothing but the scale that the iteration starts from
+        local.potential = local.potential - local.potential.min()
+    if 1 + strength * local.entropy <= 0:
+        raise ValueError(
+            f"F has {local.entropy:g} times the entropy, a concave part that is too large for the step: it needs "
+            f"γ < blur²/{-local.entropy:g}; lower step_size or raise blur"
+        )
+    for bound, least in ((local.lower, False), (local.upper, True)):
+        if bound is None:
+            continue
+        held = float(bound.sum() * grid.cell_volume)
+        if held < 1 if least else held > 1:
+            name, verb = ("upper", "hold") if least else ("lower", "demand")
+            raise ValueError(
+                f"the {name} bound on the density and the {len(grid)} free cells {verb} a mass of {held:.4g} in all, "
+                f"and the measure has mass 1; {'raise' if least else 'lower'} the bound or change the grid"
+            )
+    return terms
+
+
+def add(functional: Functional, weight: float, terms: GridTerms) -> None:
+    """Sort `weight` × `functional` into `terms`, by its type; a subclass with a value of its own goes by that value."""
+    known = next((cls for cls in type(functional).__mro__ if cls in _add.registry), Functional)
+    if type(functional).__call__ is known.__call__:
+        _add(functional, weight, terms)
+    else:
+        terms.smooth.append(_by_autodiff(functional, weight, terms.grid))
+
+
+@singledispatch
+def _add(functional: Functional, weight: float, terms: GridTerms) -> None:
+    """Register a type of functional here to give it a closed form."""
+    terms.smooth.append(_by_autodiff(functional, weight, terms.grid))
+
+
+@_add.register
+def _(functional: Sum, weight: float, terms: GridTerms) -> None:
+    for factor, term in functional.terms:
+        if factor * weight != 0:
+            add(term, factor * weight, terms)
+
+
+@_add.register
+def _(functional: PotentialEnergy, weight: float, terms: GridTerms) -> None:
+    terms.add_potential(weight * evaluate(functional.potential, terms.grid.points, "potential"))
+
+
+@_add.register
+def _(functional: Entropy, weight: float, terms: GridTerms) -> None:
+    terms.local.entropy += weight
+
+
+@_add.register
+def _(functional: KL, weight: float, terms: GridTerms) -> None:
+    if functional.dim is not None and functional.dim != terms.grid.dim:
+        raise ValueError(f"the target lives in dimension {functional.dim}, the grid in dimension {terms.grid.dim}")
+    terms.local.entropy += weight
+    terms.add_potential(-weight * evaluate(functional.log_target, terms.grid.points, "log_target"))
+
+
+@_add.register
+def _(functional: PorousMedium, weight: float, terms: GridTerms) -> None:
+    if weight < 0:
+        terms.smooth.append(_by_autodiff(functional, weight, terms.grid))
+        return
+    powers = terms.local.powers
+    powers[functional.exponent] = powers.get(functional.exponent, 0.0) + weight
+
+
+@_add.register
+def _(functional: InternalEnergy, weight: float, terms: GridTerms) -> None:
+    if weight < 0:
+        terms.smooth.append(_by_autodiff(functional, weight, terms.grid))
+    else:
+        terms.local.energies.append((weight, functional.energy))
+
+
+@_add.register
+def _(functional: DensityBounds, weight: float, terms: GridTerms) -> None:
+    if weight < 0:
+        raise ValueError(f"{functional!r} is 0 or ∞, and cannot be multiplied by {weight:g}; use a positive factor")
+    lower, upper = functional.bounds_at(terms.grid.points)
+    local = terms.local
+    local.lower = lower if local.lower is None else torch.maximum(local.lower, lower)
+    local.upper = upper if local.upper is None else torch.minimum(local.upper, upper)
+
+
+@_add.register
+def _(functional: InteractionEnergy, weight: float, terms: GridTerms) -> None:
+    # the first variation is W ∗ ρ: one convolution, with the transform of W kept
+    grid = terms.grid
+    spectrum = kernel_spectrum(grid, functional.kernel)
+    no_curvature = grid.weights.new_zeros(len(grid))
+
+    def first_variation(mass: Tensor) -> tuple[Tensor, Tensor]:
+        return weight * grid.flatten(convolve(grid.unflatten(mass), spectrum)), no_curvature
+
+    terms.smooth.append(first_variation)
+
+
+def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The first variation of c F and an estimate of the diagonal of its Hessian, from nothing but the value of F.
+
+    The diagonal is the mean of z ⊙ (H z) over random signs z (Bekas, Kokiopoulou and Saad, *An estimator for the
+    diagonal of a matrix*, 2007): exact for functionals that are local, and only a preconditioner for the others.
+    """
+
+    def first_variation(mass: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            weights = mass.detach().requires_grad_()
+            value = functional(grid.with_weights(weights))
+            if not value.requires_grad:
+                return torch.zeros_like(mass), torch.zeros_like(mass)
+            (gradient,) = torch.autograd.grad(value, weights, create_graph=True)
+            diagonal = torch.zeros_like(mass)
+            if gradient.requires_grad:
+                generator = torch.Generator().manual_seed(0)
+                for _ in range(PROBES):
+                    signs = torch.randint(2, mass.shape, generator=generator).to(mass) * 2 - 1
+                    try:
+                        (product,) = torch.autograd.grad(
+                            gradient, weights, signs, retain_graph=True, materialize_grads=True
+                        )
+                    except RuntimeError:  # a value that is differentiable only once: no curvature, damping does it
+                        break
+                    diagonal += signs * product / PROBES
+        gradient = gradient.detach()
+        if not bool(torch.isfinite(gradient).all() & torch.isfinite(diagonal).all()):
+            bad = int((~torch.isfinite(gradient) | ~torch.isfinite(diagonal)).sum())
+            raise StepFailedError(
+                f"the first variation of {functional!r} is NaN or infinite at {bad} of {len(mass)} cells; its value "
+                "must be differentiable at every positive density (to keep mass out, use a mask in place of ∞)"
+            )
+        return weight * gradient, weight * diagonal
+
+    return first_variation
