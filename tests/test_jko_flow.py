@@ -410,6 +410,11 @@ def _rewrite(folder, **changes):
         (lambda folder: _rewrite(folder, model="Other"), "not a JKOFlow"),
         (lambda folder: _rewrite(folder, blocks=[{"class": "SplineMap", "config": {"dim": 3}}]), "do not fit"),
         (lambda folder: _rewrite(folder, parameters={"seed": 1}), "do not fit"),
+        (lambda folder: _rewrite(folder, dtype="save"), "no known dtype"),
+        (lambda folder: _rewrite(folder, dtype="int64"), "no known dtype"),
+        (lambda folder: _rewrite(folder, blocks=[]), "no blocks"),
+        (lambda folder: _rewrite(folder, history=[{"block": 1}]), "history is incomplete"),
+        (lambda folder: _rewrite(folder, parameters={"bounds": [0, 1]}), "bounds are missing"),
     ],
 )
 def test_damaged_files_are_named(flow, tmp_path, damage, message):
@@ -425,6 +430,28 @@ def test_missing_folder(tmp_path):
         JKOFlow.load(tmp_path / "nothing")
 
 
+def test_a_mixture_of_two_saves_is_refused(flow, tmp_path):
+    for name in ("a", "b"):
+        flow.save(tmp_path / name)
+    (tmp_path / "b" / "config.json").write_bytes((tmp_path / "a" / "config.json").read_bytes())
+    with pytest.raises(ValueError, match="come from different saves"):
+        JKOFlow.load(tmp_path / "b")
+
+
+def test_an_empty_folder_is_filled(flow, tmp_path):
+    (tmp_path / "model").mkdir()
+    flow.save(tmp_path / "model", overwrite=True)
+    assert len(list(tmp_path.rglob("*"))) == 3
+
+
+def test_numpy_parameters_can_be_saved(tmp_path):
+    search = GridSearchCV(JKOFlow(iterations=3, fine_tune=False, jitter=0.0), {"n_blocks": np.arange(1, 3)}, cv=2)
+    best = search.fit(blobs(200).numpy()).best_estimator_
+    best.set_params(learning_rate=np.float32(1e-3), fine_tune=np.bool_(False), map_options={"bins": np.int64(6)})
+    best.fit(blobs(200)).save(tmp_path / "model")
+    assert JKOFlow.load(tmp_path / "model").map_options == {"bins": 6}
+
+
 # bad input
 
 
@@ -433,7 +460,10 @@ def test_missing_folder(tmp_path):
     [
         ([[1.0, math.nan], [math.inf, 2.0]], ValueError, "2 NaN or infinite entries, the first at row 0, column 1"),
         ([["a", "b"]], TypeError, "array of numbers"),
-        (np.array([["a", "b"]]), TypeError, "array of numbers"),
+        (np.array([["a", "b"]]), TypeError, "array of numbers: column 0, 1"),
+        (np.array([[1.0, "b"], [2.0, "c"]], dtype=object), TypeError, "array of numbers: column 1"),
+        (pd.DataFrame([[1.0, 2.0]], columns=["a", "a"]), ValueError, "several columns of one name: a"),
+        (blobs(50) * 1e200, ValueError, "column 0 has a spread of inf"),
         (pd.DataFrame({"height": [1.0, 2.0], "name": ["x", "y"]}), TypeError, "not numbers: name"),
         (torch.zeros(3), ValueError, r"shape \(n, d\)"),
         (torch.zeros(0, 2), ValueError, "empty"),
@@ -471,6 +501,13 @@ def test_bad_tables(x, error, message):
         ({"bounds": 3}, ValueError, "pair"),
         ({"bounds": ([0.0] * 3, 1.0)}, ValueError, "a number or 2 of them"),
         ({"seed": -1}, ValueError, "seed"),
+        ({"seed": 10**20}, ValueError, "seed must be below"),
+        ({"fine_tune_learning_rate": -1.0}, ValueError, "fine_tune_learning_rate must be positive"),
+        ({"weight_decay": -1.0}, ValueError, "weight_decay must be finite and not negative"),
+        ({"tol": "a"}, TypeError, "tol must be a number"),
+        ({"tol": math.nan}, ValueError, "tol must be a number"),
+        ({"jitter": "a"}, TypeError, "jitter must be a number"),
+        ({"fine_tune_batch_size": 0}, ValueError, "fine_tune_batch_size must be at least 1"),
     ],
 )
 def test_bad_arguments(options, error, message):
@@ -492,3 +529,49 @@ def test_bad_calls(flow):
             flow.sample(n)
     with pytest.raises(TypeError, match="n must be an integer"):
         flow.sample(2.5)
+    with pytest.raises(ValueError, match="do not fit into memory"):
+        flow.sample(10**12)
+    with pytest.raises(NotFittedError):
+        JKOFlow().latents(blobs(5))
+
+
+def test_columns_of_data_frames_are_matched_by_name(tmp_path):
+    frame = pd.DataFrame(blobs(200).numpy(), columns=["a", "b"])
+    flow = JKOFlow(**QUICK).fit(frame)
+    flow.save(tmp_path / "model")
+    for fitted in (flow, JKOFlow.load(tmp_path / "model")):
+        assert torch.equal(fitted.log_prob(frame[["b", "a"]]), fitted.log_prob(frame))
+        with pytest.raises(ValueError, match=r"missing \['b'\], new \['c'\]"):
+            fitted.log_prob(frame.rename(columns={"b": "c"}))
+    assert list(flow.set_output(transform="pandas").transform(frame).columns) == ["jkoflow0", "jkoflow1"]
+
+
+def test_an_outlier_is_named():
+    x = blobs(2000)
+    x[17, 1] = 1e5
+    with pytest.warns(UserWarning, match="row 17 lies .* standard deviations from the mean in column 1"):
+        JKOFlow(n_blocks=1, iterations=1, fine_tune=False).fit(x)
+
+
+def test_rows_are_taken_however_they_lie_in_memory():
+    x = blobs(200)
+    settings = {"n_blocks": 1, "iterations": 3, "fine_tune": False, "jitter": 0.0}
+    expected = JKOFlow(**settings).fit(x).log_prob(x)
+    backwards = x.numpy()[::-1].copy()[::-1]
+    for same in (backwards, x.numpy().astype(">f8"), x.clone().requires_grad_(), x.T.contiguous().T):
+        assert torch.equal(JKOFlow(**settings).fit(same).log_prob(same), expected)
+
+
+def test_large_integers_are_kept_exactly():
+    x = 1_700_000_000 + torch.randint(0, 500, (300, 2), generator=torch.Generator().manual_seed(0))
+    flow = JKOFlow(**QUICK, integer=True).fit(x)
+    assert torch.equal(flow.inverse_transform(flow.transform(x)), x.double())
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_units_do_not_matter(scale):
+    x = blobs(300)
+    settings = {**QUICK, "n_blocks": 1}
+    reference, scaled = JKOFlow(**settings).fit(x), JKOFlow(**settings).fit(scale * x)
+    difference = scaled.log_prob(scale * x) - reference.log_prob(x) + 2 * math.log(scale)
+    assert float(difference.abs().max()) < 1e-2

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,14 @@ Seed = int | torch.Generator | None
 
 
 def as_floating(values: Any, name: str) -> Tensor:
-    """Anything `torch.as_tensor` takes, as a finite floating-point tensor (integers become the default dtype)."""
+    """Anything `torch.as_tensor` takes, as a finite floating-point tensor.
+
+    Integers become the default dtype, or float64 where that could not hold them exactly.
+    """
+    if isinstance(values, np.ndarray):
+        _refuse_text(values, name)
+        # torch knows no negative strides and no foreign byte order
+        values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
     try:
         tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -23,9 +31,27 @@ def as_floating(values: Any, name: str) -> Tensor:
     if tensor.is_complex():
         raise TypeError(f"{name} must be real, got {tensor.dtype}")
     if not tensor.is_floating_point():
-        tensor = tensor.to(torch.get_default_dtype())
+        large = tensor.numel() > 0 and float(tensor.double().abs().max()) >= 2**24
+        tensor = tensor.to(torch.float64 if large else torch.get_default_dtype())
     check_finite(tensor, name)
     return tensor
+
+
+def _refuse_text(values: np.ndarray, name: str) -> None:
+    """Raise `TypeError` that names the columns which are not numbers."""
+    if values.dtype.kind in "biufc":
+        return
+    columns = []
+    if values.ndim == 2:
+        for j in range(values.shape[1]):
+            try:
+                values[:, j].astype(float)
+            except (TypeError, ValueError):
+                columns.append(str(j))
+    where = (
+        f": column {', '.join(columns)}" if columns else f", got dtype {values.dtype}; convert it with astype(float)"
+    )
+    raise TypeError(f"{name} must be an array of numbers{where}")
 
 
 def check_finite(tensor: Tensor, name: str) -> None:
@@ -98,6 +124,17 @@ def check_positive(value: Any, name: str) -> float:
     return number
 
 
+def check_non_negative(value: Any, name: str) -> float:
+    """A finite number of at least zero."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{name} must be finite and not negative, got {number:g}")
+    return number
+
+
 def check_fraction(value: Any, name: str) -> float:
     """A number strictly between 0 and 1."""
     if not check_positive(value, name) < 1:
@@ -120,6 +157,13 @@ def step_sizes(step_size: StepSize, n_steps: int) -> Callable[[int], float]:
     return lambda k: sequence[k]
 
 
+def check_seed(seed: Any) -> int:
+    """An integer from 0 to 2⁶³ − 1."""
+    if check_count(seed, "seed", least=0) >= 2**63:
+        raise ValueError(f"seed must be below 2⁶³, got {seed}")
+    return int(seed)
+
+
 def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator from a seed; `None` draws a fresh seed from the operating system, a generator is passed through."""
     if isinstance(seed, torch.Generator):
@@ -128,13 +172,16 @@ def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Gene
     if seed is None:
         generator.seed()
     else:
-        generator.manual_seed(check_count(seed, "seed", least=0))
+        generator.manual_seed(check_seed(seed))
     return generator
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's default generator inside the block and restore it afterwards: `nn.Linear` knows no other source."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seed torch's default generators inside the block and restore them afterwards: `nn.Linear` knows no others."""
+    cuda = torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=[torch.device(device)] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
         yield

@@ -264,7 +264,7 @@ def _mixture_density(z: np.ndarray, components: int, reg_covar: float, seed: int
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a mixture stopped early is judged like any other
-        mixture = GaussianMixture(components, reg_covar=reg_covar, random_state=seed).fit(z)
+        mixture = GaussianMixture(components, reg_covar=reg_covar, random_state=seed % 2**32).fit(z)
     return mixture.score_samples
 
 

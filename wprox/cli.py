@@ -420,9 +420,23 @@ def _metrics(folder: Path) -> dict[str, Any]:
         metrics = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is damaged, it is not JSON: {error}; delete it, or fit the model again") from None
-    if not isinstance(metrics, dict):
-        raise ValueError(f"{file} was not written by wprox; delete it, or fit the model again")
+    data = metrics.get("data", {}) if isinstance(metrics, dict) else None
+    fitted = {"file", "rows", "training_rows", "held_out_rows", "columns", "constant_columns"}
+    results = metrics.get("held_out", []) if isinstance(metrics, dict) else None
+    if (
+        not isinstance(data, dict)
+        or not isinstance(results, list)
+        or (data and not fitted <= set(data))
+        or (results and not data)
+        or not all({"model", "nll", "bits_per_dim", "setting"} <= set(result) for result in results)
+        or not all(isinstance(column, str) for column in _listable(data.get("columns", [])))
+    ):
+        raise ValueError(f"{file} is damaged or was not written by wprox; delete it, or fit the model again")
     return metrics
+
+
+def _listable(value: object) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def _columns(folder: Path, flow: JKOFlow) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ CONFIG, TENSORS = "config.json", "model.safetensors"
 def save_folder(
     folder: str | Path, tensors: dict[str, Tensor], config: dict[str, Any], overwrite: bool = False
 ) -> None:
-    """Write a model folder in one move: a reader sees the old folder or the new one, never a half.
+    """Write a model folder: a reader sees the old model or the new one.
 
-    With `overwrite`, the two files are replaced one by one in an existing folder, whose other files stay.
+    A new folder appears in one move. With `overwrite`, the two files of an existing folder are replaced one after the
+    other (its other files stay); both carry the save's own id, so that a mixture of two saves is refused at reading.
 
     Raises:
         ValueError: where the folder exists and `overwrite` is not set.
@@ -35,20 +37,30 @@ def save_folder(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, not a folder; choose another name")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    content = {"format": FORMAT, "wprox": __version__, **config}
+    identifier = uuid.uuid4().hex
+    content = {"format": FORMAT, "wprox": __version__, "id": identifier, **config}
+    text = json.dumps(content, indent=2, default=_plain) + "\n"
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(packed, staging / TENSORS)
-        (staging / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        safetensors.torch.save_file(packed, staging / TENSORS, metadata={"id": identifier})
+        (staging / CONFIG).write_text(text, encoding="utf-8")
         staging.chmod(0o755)
-        if folder.exists():
+        (staging / TENSORS).chmod(0o644)
+        if folder.exists() and any(folder.iterdir()):
             for name in (TENSORS, CONFIG):
                 os.replace(staging / name, folder / name)
         else:
-            os.replace(staging, folder)
+            os.replace(staging, folder)  # POSIX lets a folder take the place of an empty one
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _plain(value: Any) -> Any:
+    """numpy's and torch's numbers and arrays, as JSON knows them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise ValueError(f"a parameter of type {type(value).__name__} cannot be stored in {CONFIG}: {value!r}")
 
 
 def load_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -76,6 +88,10 @@ def load_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     try:
         tensors = safetensors.torch.load_file(folder / TENSORS)
+        with safetensors.safe_open(folder / TENSORS, framework="pt") as file:
+            identifier = (file.metadata() or {}).get("id")
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{folder / TENSORS} is damaged or truncated: {error}; save the model again") from None
+    if identifier != config.get("id"):
+        raise ValueError(f"the two files of {folder} come from different saves; save the model again")
     return tensors, config

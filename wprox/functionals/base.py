@@ -42,7 +42,8 @@ class Functional(ABC):
         r"""∇_{W₂}F(ρ) = ∇ δF/δρ at the support points, (n, d).
 
         By automatic differentiation: moving the points by ξ changes log ρ there by −div ξ, and by integration by parts
-        dF = Σ_i ⟨∂F/∂x_i, ξ_i⟩ + c E_ρ⟨∇ log ρ, ξ⟩ where F depends on the density through c ∫ log ρ dρ.
+        dF = Σ_i ⟨∂F/∂x_i, ξ_i⟩ + c E_ρ⟨∇ log ρ, ξ⟩ where F depends on the density through c ∫ log ρ dρ. It is 0 at
+        points without mass, where the value of F does not tell it.
 
         Raises:
             DensityUnknownError: where ∇ log ρ is needed and the measure does not know it.
@@ -58,16 +59,18 @@ class Functional(ABC):
             if not value.requires_grad:
                 return torch.zeros_like(rho.points)
             by_points, *by_density = torch.autograd.grad(value, inputs, allow_unused=True)
-        weights = rho.weights[:, None]
-        gradient = torch.zeros_like(rho.points) if by_points is None else by_points / weights
+        carriers = rho.weights > 0
+        gradient = torch.zeros_like(rho.points)
+        if by_points is not None:
+            gradient[carriers] = by_points[carriers] / rho.weights[carriers, None]
         if by_density and by_density[0] is not None:
-            slope = by_density[0] / rho.weights
+            slope = by_density[0][carriers] / rho.weights[carriers]
             if not torch.allclose(slope, slope.mean().expand_as(slope), rtol=1e-4, atol=1e-8):
                 raise NotImplementedError(
                     f"{type(self).__name__} depends on the density by more than ∫ log ρ dρ; "
                     "override wasserstein_gradient(rho) with ∇ δF/δρ at rho.points"
                 )
-            gradient = gradient + slope.mean() * rho.score()
+            gradient[carriers] += slope.mean() * rho.score()[carriers]
         return gradient
 
     def __add__(self, other: Functional) -> Functional:
@@ -87,6 +90,9 @@ class Functional(ABC):
         return Sum([(value * weight, term) for weight, term in _terms(self)])
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Functional:
+        return self * (1 / float(divisor))
 
     def __neg__(self) -> Functional:
         return -1.0 * self

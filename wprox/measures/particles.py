@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import Seed, as_floating, as_points, as_weights, check_count, make_generator
+from wprox._checks import Seed, as_floating, as_points, as_weights, check_count, make_generator, seeded
 from wprox.measures.base import DensityUnknownError, Measure, evaluate
 
 
@@ -49,9 +49,8 @@ class Particles(Measure):
 
         torch's distributions draw from the default generator, which is seeded for the draw and then restored.
         """
-        generator = make_generator(seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator.initial_seed() if not isinstance(seed, torch.Generator) else _draw(seed))
+        start = _draw(seed) if isinstance(seed, torch.Generator) else make_generator(seed).initial_seed()
+        with seeded(start):
             points = distribution.sample(torch.Size((check_count(n, "n"),)))
         return cls(points, log_density=distribution.log_prob(points))
 
@@ -92,6 +91,13 @@ class Particles(Measure):
             return self
         result = self._replace(self.points, torch.zeros_like(self.weights))
         result._is_relative = True
+        return result
+
+    def detach(self) -> Particles:
+        """The same particles, cut from the graph that made them."""
+        result = self._replace(self.points.detach(), None if self._log_density is None else self._log_density.detach())
+        result.weights = self.weights.detach()
+        result._is_relative = self._is_relative
         return result
 
     def push(self, map: Callable) -> Particles:

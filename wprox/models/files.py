@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,7 @@ def write_flow(flow: JKOFlow, folder: str | Path, overwrite: bool) -> None:
         "blocks": blocks,
         "step_sizes": flow.step_sizes_,
         "jitter": flow.jitter_,
+        "columns": list(flow.feature_names_in_) if hasattr(flow, "feature_names_in_") else None,
         "history": flow.history_,
         "dtype": str(flow._dtype).removeprefix("torch."),
         "interrupted": flow.interrupted_,
@@ -51,6 +53,7 @@ def read_flow(cls: type[JKOFlow], folder: str | Path, map_classes: Sequence[type
     tensors, config = load_folder(folder)
     if config.get("model") != "JKOFlow":
         raise ValueError(f"{folder} holds a {config.get('model')!r}, not a JKOFlow")
+    _check_config(config, tensors, folder)
     known = MAP_CLASSES | {map_class.__name__: map_class for map_class in map_classes}
     try:
         parameters = dict(config["parameters"])
@@ -76,10 +79,32 @@ def read_flow(cls: type[JKOFlow], folder: str | Path, map_classes: Sequence[type
         flow.jitter_ = config["jitter"]
         flow.history_ = config["history"]
         flow.interrupted_ = config["interrupted"]
+        if config["columns"] is not None:
+            flow.feature_names_in_ = np.array(config["columns"], dtype=object)
         flow._dtype = getattr(torch, config["dtype"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{folder} is damaged: its files do not fit together ({error}); save it again") from None
     return flow
+
+
+def _check_config(config: dict[str, Any], tensors: dict[str, Tensor], folder: str | Path) -> None:
+    """Refuse what would fail only when the flow is used."""
+    history = config.get("history")
+    stages = {"block", "held_out_nll", "iterations", "seconds"}
+    ends = ["preprocessing.low", "preprocessing.high"]
+    parameters = config.get("parameters")
+    complaints = {
+        "it names no known dtype": config.get("dtype") not in ("float16", "bfloat16", "float32", "float64"),
+        "it has no blocks": not config.get("blocks"),
+        "its history is incomplete": not isinstance(history, list)
+        or not all(isinstance(stage, dict) and stages <= set(stage) for stage in history),
+        "its bounds are missing": isinstance(parameters, dict)
+        and parameters.get("bounds") is not None
+        and not all(name in tensors for name in ends),
+    }
+    for complaint, applies in complaints.items():
+        if applies:
+            raise ValueError(f"{folder} is damaged: its files do not fit together ({complaint}); save it again")
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -9,8 +9,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from sklearn.base import BaseEstimator, DensityMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -21,6 +22,9 @@ from wprox._checks import (
     as_points,
     check_count,
     check_fraction,
+    check_non_negative,
+    check_positive,
+    check_seed,
     make_generator,
     step_sizes,
 )
@@ -42,7 +46,7 @@ NOISE_ROWS = 10_000  # random preprocessing is drawn repeatedly until a training
 CHECK_EVERY = 25  # iterations between two looks at the held-out objective
 
 
-class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
+class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""A density model and sampler: JKO steps of KL(· ‖ N(0, I)), trained one after the other, then together.
 
     Block n is an invertible network T_n that minimises KL(T#p_{n−1} ‖ N(0, I)) + E|T(x) − x|²/(2γ_n) from the law
@@ -88,7 +92,8 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
         history_: a dict a block with step_size, held_out_nll (nats a row, in the units of the data), transport_cost,
             iterations and seconds; one with "block": "fine-tuning" at the end.
         preprocessing_: from rows of X to points and back.
-        n_features_in_: the number of columns.
+        n_features_in_, feature_names_in_: the number of columns, and their names where X was a data frame. Rows of
+            another frame are then matched by name.
         interrupted_: whether Ctrl-C ended the training early.
 
     Example:
@@ -168,19 +173,24 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
             ValueError, TypeError: for NaN, text or constant columns, too few rows, or arguments out of range.
             StepFailedError: where the objective becomes non-finite; blocks trained before stay usable.
         """
-        X, columns = _as_table(X, "X")
         self._check_arguments()
+        X, columns = _as_table(X, "X")
         generator = make_generator(self.seed)
-        self.n_features_in_ = X.shape[1]
-        self._dtype = X.dtype
-        self.preprocessing_ = Preprocessing(
+        preprocessing = Preprocessing(
             self.standardize, self.integer, self.bounds, self.smoothing, self.drop_constant
         ).fit(X, columns)
-        X = self.preprocessing_.check(X)
+        X = preprocessing.check(X)
+        self.preprocessing_ = preprocessing
+        self.n_features_in_ = X.shape[1]
+        self._dtype = X.dtype
+        if columns is not None:
+            self.feature_names_in_ = np.array(columns, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
         if validation is None:
             X, validation = self._split(X, generator)
         else:
-            validation = self.preprocessing_.check(_as_table(validation, "validation")[0], "validation")
+            validation = preprocessing.check(self._in_order(validation, "validation"), "validation")
         self._rows = len(X)
         held_out, offset = self._draw(validation, generator)
         training, _ = self._draw(X, generator)
@@ -306,9 +316,20 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
         return 1.0 if self.step_sizes is None else self.step_sizes
 
     def _check_arguments(self) -> None:
-        check_count(self.n_blocks, "n_blocks")
-        if self.jitter is not None and not (math.isfinite(self.jitter) and self.jitter >= 0):
-            raise ValueError(f"jitter must be a standard deviation ≥ 0, got {self.jitter!r}")
+        check_seed(self.seed)
+        for name in ("n_blocks", "iterations", "patience"):
+            check_count(getattr(self, name), name)
+        for name in ("learning_rate", "fine_tune_learning_rate"):
+            if getattr(self, name) is not None:
+                check_positive(getattr(self, name), name)
+        for name in ("weight_decay", "jitter"):
+            if getattr(self, name) is not None:
+                check_non_negative(getattr(self, name), name)
+        try:
+            if math.isnan(self.tol):
+                raise ValueError("tol must be a number of nats, got nan")
+        except TypeError:
+            raise TypeError(f"tol must be a number of nats, got {self.tol!r}") from None
         for name in ("batch_size", "fine_tune_iterations", "fine_tune_batch_size"):
             if getattr(self, name) is not None:
                 check_count(getattr(self, name), name)
@@ -343,7 +364,7 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
         """
         X = self._checked(X)
         preprocessing = self.preprocessing_
-        if not self.integer:
+        if not preprocessing.integer:
             return self._log_prob(*preprocessing.forward(X)).to(X.dtype)
         noise = preprocessing.row_noise(X, LIKELIHOOD_DRAWS)
         draws = [self._log_prob(*preprocessing.forward(X, noise=part)) for part in noise]
@@ -375,7 +396,8 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
 
     def latents(self, X: Any) -> list[Tensor]:
         """The data on their way to the Gaussian: preprocessed, then after each block; N + 1 tensors (n, d)."""
-        return self._path(self.preprocessing_.forward(self._checked(X))[0])
+        X = self._checked(X)
+        return self._path(self.preprocessing_.forward(X)[0])
 
     def _path(self, z: Tensor) -> list[Tensor]:
         path = [z]
@@ -430,19 +452,39 @@ class JKOFlow(DensityMixin, TransformerMixin, BaseEstimator):
     def sample(self, n: int = 1, seed: Seed = None) -> Tensor:
         """n generated rows, (n, d): T⁻¹ of standard normal draws."""
         self._check_fitted()
-        device = self.preprocessing_.mean.device
-        generator = make_generator(seed, device)
-        noise = torch.randn(
-            check_count(n, "n"), self.preprocessing_.dim, generator=generator, dtype=self._dtype, device=device
-        )
+        mean = self.preprocessing_.mean
+        shape = check_count(n, "n"), self.preprocessing_.dim
+        generator = make_generator(seed, mean.device)
+        try:
+            noise = torch.randn(shape, generator=generator, dtype=self._dtype, device=mean.device)
+        except (RuntimeError, MemoryError):
+            raise ValueError(f"n = {n} rows of {shape[1]} numbers do not fit into memory; draw fewer at once") from None
         return self.inverse_transform(noise)
+
+    @property
+    def _n_features_out(self) -> int:  # asked for by scikit-learn's get_feature_names_out
+        return self.preprocessing_.dim
 
     def _map(self, dtype: torch.dtype) -> ComposedMap:
         return ComposedMap([copy.deepcopy(block).to(dtype) for block in self.blocks_])
 
     def _checked(self, X: Any) -> Tensor:
         self._check_fitted()
-        return self.preprocessing_.check(_as_table(X, "X")[0])
+        return self.preprocessing_.check(self._in_order(X, "X"))
+
+    def _in_order(self, X: Any, name: str) -> Tensor:
+        """The rows of X; the columns of a data frame by their names, where the flow was fitted to one."""
+        table, columns = _as_table(X, name)
+        fitted = getattr(self, "feature_names_in_", None)
+        if columns is None or fitted is None or list(columns) == list(fitted):
+            return table
+        missing = [column for column in fitted if column not in columns]
+        if missing or len(columns) != len(fitted):
+            unknown = [column for column in columns if column not in fitted]
+            raise ValueError(
+                f"{name} has other columns than the data that the flow was fitted to: missing {missing}, new {unknown}"
+            )
+        return table[:, [columns.index(column) for column in fitted]]
 
     def _check_fitted(self) -> None:
         if not getattr(self, "blocks_", None):
@@ -478,11 +520,14 @@ def _as_table(X: Any, name: str) -> tuple[Tensor, list[str] | None]:
     columns = None
     if hasattr(X, "columns") and hasattr(X, "to_numpy"):
         columns = [str(column) for column in X.columns]
-        text = [str(column) for column in X.columns if X[column].dtype.kind not in "fiub"]
+        repeated = sorted({column for column in columns if columns.count(column) > 1})
+        if repeated:
+            raise ValueError(f"{name} has several columns of one name: {', '.join(repeated)}; rename them")
+        text = [column for column, dtype in zip(columns, X.dtypes, strict=True) if dtype.kind not in "fiub"]
         if text:
             raise TypeError(f"{name} has columns that are not numbers: {', '.join(text)}; encode or drop them")
         X = X.to_numpy(dtype=float, copy=True)  # a frame's own array may be read-only
-    return as_points(X, name), columns
+    return as_points(X, name).detach(), columns
 
 
 def _standard_normal(like: Tensor) -> Gaussian:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class Preprocessing:
 
     def fit(self, x: Tensor, columns: list[str] | None = None) -> Preprocessing:
         """Learn which columns vary, the bounds and the moments from x: (n, d)."""
+        x = x.double()
         self.n_features = x.shape[1]
         constant = (x == x[0]).all(0)
         if bool(constant.any()) and not self.drop_constant:
@@ -73,8 +75,13 @@ class Preprocessing:
             generator = torch.Generator(device=x.device).manual_seed(0)
             z, _ = self._to_line(x, self._noise(x, generator) if self.integer else None)
             self.mean, self.std = z.mean(0), z.std(0)
-            if not bool((self.std > 0).all()):
-                raise ValueError("a column has no spread in floating point; rescale or shift it before fitting")
+            bad = ~(self.std.isfinite() & self.mean.isfinite() & (self.std > 0))
+            if bool(bad.any()):
+                raise ValueError(
+                    f"column {int(self.kept[bad][0])} has a spread of {float(self.std[bad][0]):g}, which floating "
+                    "point cannot standardise; rescale or shift it before fitting"
+                )
+            _warn_of_outliers((z - self.mean) / self.std, self.kept)
         return self
 
     def _check_bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,9 +131,8 @@ class Preprocessing:
                 f"{column}: {float(points[row, column]):g}"
             )
         if self.bounds is not None:
-            self._check_inside(
-                points[:, self.kept].to(self.low), self.low, self.high - 1 if self.integer else self.high
-            )
+            high = self.high - 1 if self.integer else self.high
+            self._check_inside(points[:, self.kept], self.low.to(points), high.to(points))
         return points
 
     def _noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -160,7 +166,7 @@ class Preprocessing:
     def forward(
         self, x: Tensor, generator: torch.Generator | None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """z: (n, dim) and log|det ∂z/∂x|: (n,).
+        """z: (n, dim) and log|det ∂z/∂x|: (n,), computed in float64 and returned in the dtype of x.
 
         Arguments:
             x: (n, n_features).
@@ -168,19 +174,19 @@ class Preprocessing:
                 smoothed, and integers move to the middle of their cell or by `noise`.
             noise: (n, dim), dequantises integers where no generator does.
         """
-        x = x.to(self.mean)
+        dtype, x = x.dtype, x.to(self.mean)
         if self.integer and generator is not None:
             noise = self._noise(x, generator)
-        z, log_det = self._to_line(x, noise)
+        z, log_det = self._to_line(x, None if noise is None else noise.to(x))
         z = (z - self.mean) / self.std
         log_det = log_det - self.std.log().sum()
         if self.smoothing and generator is not None:
             noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
             z = math.exp(-self.smoothing) * z + math.sqrt(-math.expm1(-2 * self.smoothing)) * noise
-        return z, log_det
+        return z.to(dtype), log_det.to(dtype)
 
     def inverse(self, z: Tensor) -> Tensor:
-        """x: (n, n_features) from z: (n, dim); whole numbers for integer data, constant columns put back."""
+        """x: (n, n_features) from z: (n, dim), in its dtype; integers are whole and constant columns put back."""
         x = z.to(self.mean) * self.std + self.mean
         if self.bounds is not None:
             p = x.sigmoid()
@@ -193,7 +199,7 @@ class Preprocessing:
                 x = torch.minimum(x, self.high - 1)
         full = self.template.expand(len(x), -1).clone()
         full[:, self.kept] = x
-        return full
+        return full.to(z.dtype)
 
     def state(self) -> dict[str, Tensor]:
         """What `fit` learned, as tensors."""
@@ -208,3 +214,17 @@ class Preprocessing:
             setattr(self, name, tensor)
         self.n_features = len(self.template)
         return self
+
+
+def _warn_of_outliers(z: Tensor, kept: Tensor, limit: float = 20.0) -> None:
+    """One far row widens its column's unit so much that all others crowd together; say so instead of training on it."""
+    far = z.abs().max(1).values
+    if float(far.max()) > limit:
+        row = int(far.argmax())
+        column = int(kept[z[row].abs().argmax()])
+        warnings.warn(
+            f"row {row} lies {float(far[row]):.0f} standard deviations from the mean in column {column}; such outliers "
+            "spoil the fit for all other rows. Remove or transform them (a logarithm, for example)",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import check_count, check_fraction, check_positive, seeded
+from wprox._checks import check_count, check_fraction, check_non_negative, check_positive, check_seed, seeded
 from wprox.functionals import Functional
 from wprox.maps import SplineMap, TransportMap
 from wprox.maps.base import apply_in_batches
@@ -84,14 +84,14 @@ class NeuralProx(Solver):
             iterations=check_count(iterations, "iterations"),
             batch_size=check_count(batch_size, "batch_size"),
             learning_rate=check_positive(learning_rate, "learning_rate"),
-            weight_decay=float(weight_decay),
+            weight_decay=check_non_negative(weight_decay, "weight_decay"),
             clip=check_positive(clip, "clip"),
             check_every=check_count(check_every, "check_every"),
             patience=check_count(patience, "patience"),
         )
         self.validation_fraction = check_fraction(validation_fraction, "validation_fraction")
         self.warm_start = warm_start
-        self.seed = check_count(seed, "seed", least=0)
+        self.seed = check_seed(seed)
         self.progress = progress
 
     def prepare(self, measure: Measure) -> Particles:
@@ -127,7 +127,7 @@ class NeuralProx(Solver):
             batch = _batch(training, rows)
             return objective(batch.push(map), batch)
 
-        with seeded(_mix(self.seed, index) + 1):  # dropout draws from the default generator
+        with seeded(_mix(self.seed, index) + 1, source.device):  # dropout draws from the default generator
             outcome = train(
                 map,
                 batch_objective,
@@ -194,7 +194,7 @@ class NeuralProx(Solver):
         settings = replace(
             self.training, batch_size=max(1, min(self.training.batch_size, int(memory_budget / row_bytes)))
         )
-        with seeded(_mix(self.seed, 2**20) + 1):
+        with seeded(_mix(self.seed, 2**20) + 1, source.device):
             return train(
                 map,
                 batch_objective,
@@ -247,7 +247,9 @@ def _as_particles(measure: Measure, name: str) -> Particles:
             f"NeuralProx needs Particles as {name}, got {type(measure).__name__}; "
             "draw some, as in gaussian.to_particles(10_000, seed=0)"
         )
-    return measure.relative()
+    if measure.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"NeuralProx trains in float32 or float64, got {name} in {measure.dtype}; convert its points")
+    return measure.detach().relative()
 
 
 def _split(measure: Particles, fraction: float, generator: torch.Generator) -> tuple[Particles, Particles]:
