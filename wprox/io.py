@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def save_folder(
     """Write a model folder: a reader sees the old model or the new one.
 
     A new folder appears in one move. With `overwrite`, the two files of an existing folder are replaced one after the
-    other (its other files stay); both carry the save's own id, so that a mixture of two saves is refused at reading.
+    other (its other files stay); config.json holds the checksum of the other, so that a mixture of two saves is refused.
 
     Raises:
         ValueError: where the folder exists and `overwrite` is not set.
@@ -37,16 +37,14 @@ def save_folder(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, not a folder; choose another name")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    identifier = uuid.uuid4().hex
-    content = {"format": FORMAT, "wprox": __version__, "id": identifier, **config}
+    packed = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    content = {"format": FORMAT, "wprox": __version__, "sha256": hashlib.sha256(packed).hexdigest(), **config}
     text = json.dumps(content, indent=2, default=_plain) + "\n"
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(packed, staging / TENSORS, metadata={"id": identifier})
+        (staging / TENSORS).write_bytes(packed)
         (staging / CONFIG).write_text(text, encoding="utf-8")
         staging.chmod(0o755)
-        (staging / TENSORS).chmod(0o644)
         if folder.exists() and any(folder.iterdir()):
             for name in (TENSORS, CONFIG):
                 os.replace(staging / name, folder / name)
@@ -87,11 +85,10 @@ def load_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"up to {FORMAT}: update wprox"
         )
     try:
-        tensors = safetensors.torch.load_file(folder / TENSORS)
-        with safetensors.safe_open(folder / TENSORS, framework="pt") as file:
-            identifier = (file.metadata() or {}).get("id")
+        packed = (folder / TENSORS).read_bytes()
+        tensors = safetensors.torch.load(packed)
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{folder / TENSORS} is damaged or truncated: {error}; save the model again") from None
-    if identifier != config.get("id"):
+    if hashlib.sha256(packed).hexdigest() != config.get("sha256"):
         raise ValueError(f"the two files of {folder} come from different saves; save the model again")
     return tensors, config
