@@ -24,7 +24,7 @@ def save_folder(
     """Write a model folder: a reader sees the old model or the new one.
 
     A new folder appears in one move. With `overwrite`, the two files of an existing folder are replaced one after the
-    other (its other files stay); config.json holds the checksum of the other, so that a mixture of two saves is refused.
+    other (its other files stay); config.json holds the checksum of the tensors, so that mixed saves are refused.
 
     Raises:
         ValueError: where the folder exists and `overwrite` is not set.
