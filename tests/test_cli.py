@@ -278,7 +278,18 @@ def test_folders_that_are_no_models(fitted, tmp_path, command, monkeypatch):
     assert refused(run(name, "broken", *rest), "damaged")
 
 
-@pytest.mark.parametrize("content", ["{", "[]"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"data": []}',
+        '{"data": {"rows": 1}}',
+        '{"data": {"columns": 5}}',
+        '{"held_out": [{"model": "x"}]}',
+        '{"held_out": 3}',
+    ],
+)
 def test_damaged_metrics(fitted, tmp_path, content):
     for file in fitted[0].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
