@@ -400,7 +400,7 @@ def test_fine_tuning_keeps_to_its_memory_budget(budget):
     solver.fine_tune(map, Spy(), start, held_out=start, memory_budget=budget)
     largest = max(batches[1:])  # the first call is the probe
     rows = torch.arange(largest)
-    kept = largest * saved_bytes_per_row(lambda rows: functional(start.subset(rows).push(map)), rows)
+    kept = largest * saved_bytes_per_row(map, lambda rows: functional(start.subset(rows).push(map)), rows)
     assert kept <= budget
     assert largest == 256 or kept > budget / 4  # and no smaller than it must be
 
@@ -413,7 +413,7 @@ def test_saved_bytes_are_those_that_autograd_keeps():
         hidden = x[rows] @ weight  # keeps x[rows], 5 floats a row
         return hidden.sin().sum()  # keeps hidden, 7 floats a row
 
-    assert saved_bytes_per_row(forward, torch.arange(10)) == pytest.approx(4 * (5 + 7), abs=0.5)
+    assert saved_bytes_per_row(torch.nn.Identity(), forward, torch.arange(10)) == pytest.approx(4 * (5 + 7), abs=0.5)
 
 
 # --- arguments ---

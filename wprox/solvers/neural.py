@@ -190,7 +190,7 @@ class NeuralProx(Solver):
             return functional(_batch(training, rows).push(map))
 
         probe = torch.arange(min(len(training), 64))
-        row_bytes = max(1.0, saved_bytes_per_row(batch_objective, probe))
+        row_bytes = max(1.0, saved_bytes_per_row(map, batch_objective, probe))
         settings = replace(
             self.training, batch_size=max(1, min(self.training.batch_size, int(memory_budget / row_bytes)))
         )

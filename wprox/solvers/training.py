@@ -145,13 +145,18 @@ def _schedule(fraction: float, warmup: float = 0.05) -> float:
     return 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / (1 - warmup)))
 
 
-def saved_bytes_per_row(forward: Callable[[Tensor], Tensor], rows: Tensor) -> float:
-    """The memory that autograd keeps for the backward pass, in bytes a row, measured on the given row indices."""
+def saved_bytes_per_row(module: nn.Module, forward: Callable[[Tensor], Tensor], rows: Tensor) -> float:
+    """The memory that autograd keeps for the backward pass, in bytes a row, measured on the given row indices.
+
+    The module's own parameters are kept as well, but they are there anyway and do not grow with the rows.
+    """
+    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     seen: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
