@@ -13,6 +13,14 @@ TARGET = wprox.Gaussian(torch.zeros(D).double(), torch.eye(D).double())
 START = wprox.Gaussian(torch.tensor([3.0, -1.0]).double(), torch.diag(torch.tensor([0.04, 4.0])).double())
 
 
+LINE_TARGET = wprox.Gaussian(torch.zeros(1).double(), torch.eye(1).double())
+
+
+def normal_quantiles(loc, scale, n):
+    normal = torch.distributions.Normal(torch.tensor(loc).double(), torch.tensor(scale).double())
+    return wprox.Quantiles.from_icdf(normal.icdf, n)
+
+
 @pytest.fixture
 def trajectory():
     return wprox.jko(wprox.KL(TARGET), wprox.GaussianProx(), START, step_size=[1.0, 0.5, 2.0, 1.0], n_steps=4)
@@ -103,6 +111,53 @@ def test_line_uses_the_minimiser_among_its_nodes():
     certificate = wprox.certify(trajectory, wprox.KL(target))
     assert certificate.holds
     assert certificate.measured_w2[-1] < 1e-8  # far below the distance between 500 nodes and the normal law
+
+
+def test_line_after_one_step_knows_how_far_it_started():
+    """q is searched from p_1, which is far from it: W₂(p_0, q) must be that of the nodes, to every digit of it."""
+    functional = wprox.PotentialEnergy(lambda x: (x[:, 0] - 3).square(), modulus=2.0) + 2 * wprox.Entropy()
+    start = normal_quantiles(-4.0, 0.2, 300)
+    trajectory = wprox.jko(functional, wprox.QuantileProx(), start, step_size=0.01, n_steps=1)
+    certificate = wprox.certify(trajectory, functional)
+    nearly = wprox.jko(functional, wprox.QuantileProx(), start, step_size=100.0, n_steps=20).final
+    w2 = float(wprox.metrics.wasserstein_1d(start, nearly))
+    assert w2 == pytest.approx(math.hypot(7, 0.8), rel=1e-2)  # between N(−4, 0.04) and N(3, 1)
+    assert certificate.initial_w2.kind == "exact"
+    assert certificate.initial_w2.value == pytest.approx(w2, rel=1e-7)
+    assert certificate.measured_objective[0] == pytest.approx(float(functional(trajectory.final) - functional(nearly)))
+    assert certificate.holds
+
+
+def test_line_refuses_where_the_minimiser_is_an_atom():
+    """V = x²/2 + |x| has the minimiser δ_0, which no nodes reach: a search that ends elsewhere is not q."""
+    functional = wprox.PotentialEnergy(lambda x: x[:, 0].square() / 2 + x[:, 0].abs(), modulus=1.0)
+    start = wprox.Quantiles(torch.linspace(-1, 2, 1001, dtype=torch.float64))
+    with pytest.warns(RuntimeWarning, match="did not converge"):
+        trajectory = wprox.jko(functional, wprox.QuantileProx(), start, step_size=1.0, n_steps=1)
+    with pytest.raises(ValueError, match="the minimiser q is unknown"):
+        wprox.certify(trajectory, functional)
+    certificate = wprox.certify(trajectory, functional, initial_w2=1.0)  # ∫ x² over U(−1, 2) is 1
+    assert certificate.initial_w2.kind == "given"
+    assert certificate.measured_w2 is None
+    singular = wprox.PotentialEnergy(lambda x: x[:, 0].square() / 2 - x[:, 0].abs().log(), modulus=1.0)
+    steps = [replace(trajectory.steps[0], measure=start)]
+    at_the_pole = wprox.Trajectory([start, wprox.Quantiles([-1.0, 0.0, 1.0])], trajectory.values, steps)
+    with pytest.raises(ValueError, match="the minimiser q is unknown"):
+        wprox.certify(at_the_pole, singular)
+
+
+def test_line_does_not_hold_the_distance_of_the_nodes_against_the_steps():
+    """q = N(0, 1) is 1.6e-3 away from 500 nodes, and the bounds soon are below that."""
+    trajectory = wprox.jko(
+        wprox.KL(LINE_TARGET), wprox.QuantileProx(), normal_quantiles(3.0, 0.2, 500), step_size=2.0, n_steps=40
+    )
+    certificate = wprox.certify(trajectory, wprox.KL(LINE_TARGET), minimiser=LINE_TARGET)
+    assert certificate.holds, certificate.sentence
+    assert certificate == wprox.certify(trajectory, wprox.KL(LINE_TARGET))
+    alone = wprox.certify(trajectory, modulus=1.0, minimiser=LINE_TARGET)  # without the functional nothing is solved
+    assert alone.initial_w2.kind == "exact up to the nodes"
+    assert "W₂(p_0, q) is exact up to the nodes" in alone.sentence
+    assert alone.holds is None
 
 
 def test_steps_alone_and_values_from_outside(trajectory):

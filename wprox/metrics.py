@@ -16,7 +16,13 @@ DRAWS = 2000  # of each law, for an estimate of W₂ by optimal transport
 
 
 class Distance(NamedTuple):
-    """W₂, and how it is known: "exact", "given", "upper bound from moments" or "estimate from samples"."""
+    """W₂, and how it is known.
+
+    Attributes:
+        value: W₂.
+        kind: "exact"; "exact up to the nodes", where one law was replaced by its quantiles; "given"; "upper bound from
+            moments" or "estimate from samples".
+    """
 
     value: float
     kind: str
@@ -115,7 +121,8 @@ def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) ->
     """
     reference = as_measure_like(q, p)
     if method in (None, "exact") and reference is not None:
-        return Distance(exact_w2(p, reference), "exact")
+        is_replaced = isinstance(p, Quantiles) and not isinstance(q, Quantiles)
+        return Distance(exact_w2(p, reference), "exact up to the nodes" if is_replaced else "exact")
     if method == "samples":
         return Distance(_transport_distance(_draws(p, seed), _draws(q, seed + 1)), "estimate from samples")
     if method not in (None, "moments"):
