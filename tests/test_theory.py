@@ -107,6 +107,7 @@ def test_pinsker_bounds_the_total_variation_of_coins(p, q):
     kl = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
     assert abs(p - q) <= theory.pinsker(max(kl, 0.0)) + 1e-9
     assert theory.pinsker(100.0) == 1
+    assert theory.pinsker(0.02) == 0.1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from wprox import theory
 from wprox.functionals import Functional
 from wprox.functionals.pieces import Pieces, split
 from wprox.jko import Trajectory
-from wprox.measures import Measure, Particles, Quantiles
+from wprox.measures import Gaussian, Measure, Particles, Quantiles
+from wprox.measures.gaussian import in_float64
 from wprox.metrics import Distance, Law, as_measure_like, exact_w2, wasserstein
 from wprox.solvers import QuantileProx, Step, StepFailedError
 from wprox.stein import StepError, stein_residual
@@ -287,9 +288,7 @@ def _is_gibbs(pieces: Pieces) -> bool:
     return pieces.entropy > 0 and not (pieces.internal or pieces.interactions or pieces.rest)
 
 
-def _minimiser(
-    given: Law | None, functional: Functional | None, measures: list[Measure], modulus: float
-) -> Law | None:
+def _minimiser(given: Law | None, functional: Functional | None, measures: list[Measure], modulus: float) -> Law | None:
     """q: on the line the minimiser among the measures of as many nodes, elsewhere what is given or a KL's target.
 
     The bounds hold for the problem that is solved, which on the line is the one in the nodes: a law differs from it by
@@ -353,12 +352,18 @@ def _measured_objective(
     """G(p_n) − G* where both are known: not from particles whose density is known up to a constant only."""
     if minimum is None and functional is not None and reference is not None:
         with torch.no_grad():
-            minimum = float(functional(reference))
+            minimum = float(functional(in_float64(reference) if isinstance(reference, Gaussian) else reference))
     if minimum is None and pieces is not None and _target(pieces) is not None:
         minimum = 0.0
     relative = any(isinstance(step.measure, Particles) and step.measure.is_relative for step in steps)
     if values is None and steps and not relative:
-        values = [step.value for step in steps]
+        with torch.no_grad():  # the value of a float32 step is rounded more coarsely than the bounds
+            values = [
+                functional(in_float64(step.measure))
+                if functional is not None and isinstance(step.measure, Gaussian)
+                else step.value
+                for step in steps
+            ]
     if values is None or minimum is None:
         return None
     if len(values) != count:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
+from wprox.measures.gaussian import in_float64
 
 Law = Measure | Distribution
 DRAWS = 2000  # of each law, for an estimate of W₂ by optimal transport
@@ -60,9 +61,15 @@ def bures_wasserstein(p: Gaussian | MultivariateNormal, q: Gaussian | Multivaria
             )
     if p.loc.shape != q.loc.shape:
         raise ValueError(f"p and q must be of one dimension, got means of shapes {_shape(p)} and {_shape(q)}")
-    scale, other = p.scale_tril, q.scale_tril.to(p.scale_tril)
-    left, _, right = torch.linalg.svd(other.mT @ scale)
-    return ((p.loc - q.loc.to(p.loc)).square().sum() + (scale - other @ (left @ right)).square().sum()).sqrt()
+    return bures_distance(p.loc, p.scale_tril, q.loc.to(p.loc), q.scale_tril.to(p.loc))
+
+
+def bures_distance(loc: Tensor, factor: Tensor, other_loc: Tensor, other_factor: Tensor) -> Tensor:
+    """W₂ between N(m, LLᵀ) and N(m′, L′L′ᵀ), for any factors L, L′: (d, d)."""
+    with torch.no_grad():  # at the minimum over R its derivative drops out; that of the SVD fails for equal values
+        left, _, right = torch.linalg.svd(other_factor.mT @ factor)
+        rotation = left @ right
+    return _root((loc - other_loc).square().sum() + (factor - other_factor @ rotation).square().sum())
 
 
 def wasserstein_1d(p: Measure, q: Measure) -> Tensor:
@@ -90,12 +97,12 @@ def wasserstein_1d(p: Measure, q: Measure) -> Tensor:
         tensor(2., dtype=torch.float64)
     """
     if isinstance(p, Quantiles) and isinstance(q, Quantiles) and len(p) == len(q):
-        return (p.weights @ (p.nodes - q.nodes.to(p.nodes)).square()).sqrt()
+        return _root(p.weights @ (p.nodes - q.nodes.to(p.nodes)).square())
     pieces, others = _pieces(p, "p"), _pieces(q, "q")
     ends = torch.cat((pieces[0], others[0])).unique()
     starts = torch.cat((ends.new_zeros(1), ends[:-1]))
     low, high = (x - y for x, y in zip(_refine(pieces, starts, ends), _refine(others, starts, ends), strict=True))
-    return ((ends - starts) @ (low.square() + high.square()) / 2).sqrt()
+    return _root((ends - starts) @ (low.square() + high.square()) / 2)
 
 
 def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) -> Distance:
@@ -185,9 +192,9 @@ def _as_gaussian(q: Law) -> Gaussian | None:
 
 
 def exact_w2(p: Measure, q: Measure) -> float:
-    """W₂ between two Gaussians, or between measures of the line."""
+    """W₂ between two Gaussians, or between measures of the line, in float64."""
     if isinstance(p, Gaussian) and isinstance(q, Gaussian):
-        return float(bures_wasserstein(p, q))
+        return float(bures_wasserstein(in_float64(p), in_float64(q)))
     return float(wasserstein_1d(p, q))
 
 
@@ -213,6 +220,12 @@ def _refine(pieces: tuple[Tensor, Tensor, Tensor], starts: Tensor, ends: Tensor)
     begin = torch.cat((levels.new_zeros(1), levels[:-1]))[piece]
     slope = (high - low)[piece] / (levels[piece] - begin)
     return low[piece] + slope * (starts - begin), low[piece] + slope * (ends - begin)
+
+
+def _root(square: Tensor) -> Tensor:
+    """√, with the derivative 0 at 0, where W₂ has none: that of W₂² there is 0 as well."""
+    positive = torch.where(square > 0, square, torch.ones_like(square))
+    return torch.where(square > 0, positive.sqrt(), torch.zeros_like(square))
 
 
 def _shape(law: Gaussian | MultivariateNormal) -> tuple[int, ...]:
