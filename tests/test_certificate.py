@@ -203,6 +203,82 @@ def test_neural_flow_on_gaussian_data_is_within_its_estimated_certificate():
     assert wprox.certify(trajectory, functional, residuals="critic", values=values).holds
 
 
+def affine_error(source, map, gamma):
+    """The exact ‖ξ‖ of an affine step for KL(· ‖ N(0, I)), and the new law."""
+    matrix, shift = map.matrix.detach().double(), map.shift.detach().double()
+    new = wprox.Gaussian(matrix @ source.loc + shift, matrix @ source.covariance_matrix @ matrix.mT)
+    identity = torch.eye(len(shift), dtype=torch.float64)
+    at_mean = new.loc + (new.loc - source.loc) / gamma
+    slope = identity - torch.linalg.inv(new.covariance_matrix) + (identity - torch.linalg.inv(matrix)) / gamma
+    return math.sqrt(float(at_mean.square().sum() + (slope @ new.covariance_matrix * slope).sum())), new
+
+
+def test_flow_errors_are_those_of_its_blocks():
+    """Blocks of three step sizes, cut short so that each has an error that can be seen, against their exact errors."""
+    law = wprox.Gaussian(torch.tensor([2.0, -1.0]).double(), torch.tensor([[1.0, 0.6], [0.6, 0.5]]).double())
+    flow = wprox.JKOFlow(
+        map=wprox.AffineMap,
+        step_sizes=[0.5, 1.0, 2.0],
+        n_blocks=3,
+        standardize=False,
+        fine_tune=False,
+        learning_rate=0.01,
+        iterations=25,
+    ).fit(law.sample(2000, seed=0))
+    certificate = flow.certificate(law.sample(10_000, seed=1), initial_w2=4.0, values=[0.0] * 3, seed=3)
+    assert certificate.initial_w2 == wprox.metrics.Distance(4.0, "given")
+    assert certificate.measured_objective == [0.0] * 3
+    assert certificate.step_sizes == flow.step_sizes_
+    assert len(certificate.residuals) == 3
+    for block, gamma, found in zip(flow.blocks_, flow.step_sizes_, certificate.residuals, strict=True):
+        exact, law = affine_error(law, block, gamma)
+        assert exact > 0.2
+        assert exact < found < 1.2 * exact + 0.05, (exact, found)  # the estimate and two standard errors
+
+
+@pytest.mark.parametrize("settings", [{"integer": True}, {"smoothing": 0.1}], ids=["integer", "smoothed"])
+def test_flow_does_not_repeat_rows_for_the_critic(settings):
+    x = torch.randint(0, 9, (200, 2), generator=torch.Generator().manual_seed(0)).double()
+    flow = wprox.JKOFlow(map=wprox.AffineMap, n_blocks=1, iterations=5, fine_tune=False, **settings).fit(x)
+    with pytest.raises(ValueError, match="at least 40 points to fit and evaluate on, got 39"):
+        flow.certificate(x[:39], initial_w2=1.0)
+    assert flow.certificate(x[:40], initial_w2=1.0).is_estimate
+
+
+def test_multiples_of_kl_bound_kl():
+    functional = 2 * wprox.KL(TARGET)
+    trajectory = wprox.jko(functional, wprox.GaussianProx(), START, step_size=0.5, n_steps=4)
+    certificate = wprox.certify(trajectory, functional)
+    assert certificate.modulus == 2
+    assert certificate.kl == pytest.approx(certificate.objective[-1] / 2)
+    assert certificate.measured_objective[-1] == pytest.approx(2 * float(wprox.KL(TARGET)(trajectory.final)))
+    assert certificate.holds
+    # with an entropy besides, q is the Gibbs law and no longer the target
+    other = wprox.KL(TARGET) + 0.5 * wprox.Entropy()
+    trajectory = wprox.jko(other, wprox.GaussianProx(), START, step_size=0.5, n_steps=2)
+    with pytest.raises(ValueError, match="the minimiser q is unknown"):
+        wprox.certify(trajectory, other)
+
+
+@pytest.mark.parametrize("beta", [0.5, 4.0])
+def test_critics_know_the_weight_of_the_entropy(beta):
+    """The identity step at N(0, β I), which is stationary for V = |x|²/2 and β ∫ρ log ρ: no error but noise."""
+    points = math.sqrt(beta) * torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    functional = wprox.PotentialEnergy(lambda x: x.square().sum(-1) / 2, modulus=1.0) + beta * wprox.Entropy()
+    rho = wprox.Particles(points)
+    step = wprox.Step(rho, wprox.AffineMap(2).double(), torch.tensor(0.0), torch.tensor(0.0), 1.0, None, True, 1, 0.0)
+    certificate = wprox.certify(
+        wprox.Trajectory([rho, rho], [torch.tensor(0.0)] * 2, [step]), functional, residuals="critic", initial_w2=1.0
+    )
+    assert certificate.residuals[0] < 0.1 * math.sqrt(2 * beta)  # for β = 1 in its place: |1 − 1/β| √(2β)
+
+
+def test_minimum_is_taken_from_outside(trajectory):
+    known = wprox.certify(trajectory, wprox.KL(TARGET))
+    lower = wprox.certify(trajectory, wprox.KL(TARGET), minimum=-0.5)
+    assert lower.measured_objective == pytest.approx([value + 0.5 for value in known.measured_objective])
+
+
 def test_plot(trajectory):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
