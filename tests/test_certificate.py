@@ -286,6 +286,9 @@ def test_plot(trajectory):
 
     axes = wprox.certify(trajectory, wprox.KL(TARGET)).plot()
     assert [len(ax.lines) for ax in axes] == [2, 2]
+    at_rest = wprox.jko(wprox.KL(TARGET), wprox.GaussianProx(), TARGET, step_size=1.0, n_steps=2)
+    axes = wprox.certify(at_rest, wprox.KL(TARGET), values=[0.0, 0.0], minimum=0.0).plot()
+    assert list(axes[1].lines[1].get_xdata()) == []  # nothing positive was measured: an axis without numbers of its own
     given = pyplot.subplots(1, 2)[1]
     axes = wprox.certify(step_sizes=1.0, residuals=[0.1], modulus=1.0, initial_w2=1.0).plot(given)
     assert [len(ax.lines) for ax in axes] == [1, 1]

@@ -130,7 +130,9 @@ class Certificate:
             ax.semilogy(index, bound, label="estimated bound" if self.is_estimate else "bound", color="C3")
             if measured is not None:
                 positive = [(n, value) for n, value in zip(index, measured, strict=True) if value > 0]
-                ax.semilogy(*zip(*positive, strict=True), "o", markersize=3, label="measured", color="C0")
+                ax.semilogy(
+                    [n for n, _ in positive], [v for _, v in positive], "o", markersize=3, label="measured", color="C0"
+                )
             ax.set_title(title)
             ax.set_xlabel("step n")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -15,7 +15,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 
 from wprox._checks import check_count, check_positive
 from wprox.functionals import KL, Functional
-from wprox.functionals.pieces import Pieces, apply, split
+from wprox.functionals.pieces import Pieces, apply, check_precision, split
 from wprox.maps import AffineMap
 from wprox.measures import DensityUnknownError, Gaussian, Measure
 from wprox.measures.gaussian import in_float64
@@ -87,9 +87,11 @@ class GaussianProx(Solver):
         start = time.perf_counter()
         step_size = check_positive(step_size, "step_size")
         given = self.prepare(measure)
-        apply(functional, given)  # says what is missing, where F does not apply
         source = in_float64(given)
-        quadratic = _as_quadratic(split(functional), source)
+        apply(functional, source)  # says what is missing, where F does not apply
+        pieces = split(functional)
+        check_precision(pieces, source)
+        quadratic = _as_quadratic(pieces, source)
         if quadratic is not None:
             outcome = _closed_form(quadratic, source, step_size)
         else:
