@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -271,6 +272,11 @@ def test_critics_know_the_weight_of_the_entropy(beta):
         wprox.Trajectory([rho, rho], [torch.tensor(0.0)] * 2, [step]), functional, residuals="critic", initial_w2=1.0
     )
     assert certificate.residuals[0] < 0.1 * math.sqrt(2 * beta)  # for β = 1 in its place: |1 − 1/β| √(2β)
+
+
+def test_residuals_from_an_array():
+    certificate = wprox.certify(step_sizes=1.0, residuals=np.zeros(2), modulus=1.0, initial_w2=1.0)
+    assert certificate.step_sizes == [1.0, 1.0]
 
 
 def test_minimum_is_taken_from_outside(trajectory):

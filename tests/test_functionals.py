@@ -365,9 +365,9 @@ def test_terms_that_are_not_scalars_are_named(solver):
 @pytest.mark.parametrize("solver", [wprox.QuantileProx(), wprox.GaussianProx()], ids=["quantile", "gaussian"])
 def test_float32_inside_a_functional_is_reported(solver):
     rho, matrix, net = start_for(solver), torch.eye(1), torch.nn.Linear(1, 1)
-    with pytest.raises(TypeError, match="the solver computes in torch.float64; make the tensors and networks"):
+    with pytest.raises(TypeError, match=r"the solver computes in torch\.float64; make the tensors and networks"):
         solver.step(wprox.PotentialEnergy(lambda x: ((x @ matrix) * x).sum(-1)), rho, 0.1)
-    with pytest.raises(TypeError, match="the solver computes in torch.float64; make the tensors and networks"):
+    with pytest.raises(TypeError, match=r"the solver computes in torch\.float64; make the tensors and networks"):
         solver.step(wprox.PotentialEnergy(lambda x: net(x)[:, 0]) + wprox.Entropy(), rho, 0.1)
     solver.step(wprox.PotentialEnergy(lambda x: ((x @ matrix.to(x)) * x).sum(-1)), rho, 0.1)
 
@@ -381,7 +381,7 @@ def test_functionals_that_answer_in_float32_are_reported(solver):
     with pytest.raises(TypeError, match=r"log-density of KL\(<lambda>\) is torch.float32 at float64 points"):
         solver.step(target, start_for(solver), 0.1)
     potential = wprox.PotentialEnergy(lambda x: x.float().square().sum(-1))
-    with pytest.raises(TypeError, match="a potential energy is torch.float32 at float64 points"):
+    with pytest.raises(TypeError, match=r"a potential energy is torch\.float32 at float64 points"):
         solver.step(potential + wprox.Entropy(), start_for(solver), 0.1)
     assert solver.step(wprox.KL(mixture), start_for(solver), 0.1).converged
 

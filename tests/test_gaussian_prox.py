@@ -156,7 +156,7 @@ def test_iterated_steps_reach_any_kind_of_gaussian_target(target):
 
 
 def first_order_error(functional, source, step, gamma):
-    """‖∇F(ρ) + (id − S)/γ‖ in L²(ρ), where S is the optimal map from ρ back to μ, by 20 Gauss–Hermite points an axis."""
+    """‖∇F(ρ) + (id − S)/γ‖ in L²(ρ), S the optimal map from ρ back to μ, by 20 Gauss–Hermite points an axis."""
     rho = wprox.Gaussian(step.measure.loc.double(), step.measure.covariance_matrix.double(), order=20)
     values, vectors = torch.linalg.eigh(rho.covariance_matrix)
     half, inverse = (vectors * values.sqrt()) @ vectors.mT, (vectors / values.sqrt()) @ vectors.mT
@@ -238,7 +238,7 @@ class HalfSquaredDistance(wprox.Functional):
 
 @pytest.mark.parametrize("isotropic", [True, False])
 def test_half_squared_distance_steps_along_the_displacement_interpolation(isotropic):
-    """The prox of ½ W₂²(·, ν) is the displacement interpolation at t = γ/(1 + γ): Ambrosio, Gigli, Savaré, chapter 7."""
+    """The prox of ½ W₂²(·, ν) is the displacement interpolation at t = γ/(1 + γ): Ambrosio et al., chapter 7."""
     gamma, identity = 0.5, torch.eye(2, dtype=FLOAT64)
     rho = standard(2) if isotropic else random_gaussian(2, 0)
     target = wprox.Gaussian(torch.ones(2, dtype=FLOAT64), 4 * identity) if isotropic else random_gaussian(2, 1)
@@ -385,6 +385,9 @@ def test_general_distance_says_how_it_is_known():
     assert estimate.value == pytest.approx(exact.value, rel=0.1)
     particles = wprox.Particles(p.sample(500, seed=0))
     assert wprox.metrics.wasserstein(particles, q).kind == "upper bound from moments"
+    cauchy = torch.distributions.Independent(torch.distributions.Cauchy(torch.zeros(2), torch.ones(2)), 1)
+    with pytest.raises(ValueError, match="q = Independent does not know a finite mean and variance"):
+        wprox.metrics.wasserstein(particles, cauchy)
     with pytest.raises(ValueError, match="exactly between Gaussians"):
         wprox.metrics.wasserstein(particles, q, "exact")
 

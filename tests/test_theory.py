@@ -110,6 +110,11 @@ def test_pinsker_bounds_the_total_variation_of_coins(p, q):
     assert theory.pinsker(0.02) == 0.1
 
 
+def test_steps_needed_where_the_factor_rounds_to_one():
+    n = theory.steps_needed(0.0, 0.1, 1.0, 1e-17, target=0.001)
+    assert n == pytest.approx(1 + math.log(0.005 / 0.001) / 0.5e-17, rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -226,7 +226,9 @@ def _step_sizes(given: float | Sequence[float] | None, steps: list[Step], residu
     if given is None:
         sizes = [step.step_size for step in steps]
     elif isinstance(given, int | float):
-        count = len(steps) or (len(residuals) if isinstance(residuals, Sequence) else 0)
+        count = len(steps) or (
+            len(residuals) if hasattr(residuals, "__len__") and not isinstance(residuals, str) else 0
+        )
         sizes = [float(given)] * count
     else:
         sizes = [float(size) for size in given]

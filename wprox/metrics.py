@@ -137,18 +137,24 @@ def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) ->
             f'W₂(p, q) is known exactly between Gaussians and between Quantiles only; use "moments" or "samples", got '
             f"{method!r}"
         )
-    (mean, spread), (other_mean, other_spread) = _mean_and_spread(p, seed), _mean_and_spread(q, seed)
+    (mean, spread), (other_mean, other_spread) = _mean_and_spread(p, "p"), _mean_and_spread(q, "q")
     square = float((mean - other_mean.to(mean)).square().sum()) + spread + other_spread
     return Distance(math.sqrt(square), "upper bound from moments")
 
 
-def _mean_and_spread(law: Law, seed: int) -> tuple[Tensor, float]:
-    """The mean and the trace of the covariance; of draws, where a distribution does not know them."""
+def _mean_and_spread(law: Law, name: str) -> tuple[Tensor, float]:
+    """The mean and the trace of the covariance, without which there is no bound from moments."""
     if isinstance(law, Distribution):
         try:
-            return law.mean, float(law.variance.sum())
+            mean, spread = law.mean, float(law.variance.sum())
         except NotImplementedError:
-            law = Particles(_draws(law, seed))
+            mean, spread = torch.tensor(math.nan), math.nan
+        if not (bool(torch.isfinite(mean).all()) and math.isfinite(spread)):
+            raise ValueError(
+                f"{name} = {type(law).__name__} does not know a finite mean and variance, so that W₂ has no bound from "
+                'moments; use method="samples" for an estimate, or give W₂ as a number'
+            )
+        return mean, spread
     mean = law.weights @ law.points
     return mean, float(law.weights @ (law.points - mean).square().sum(1))
 

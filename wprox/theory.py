@@ -191,7 +191,7 @@ def steps_needed(error: float, initial_w2: float, step_size: float, modulus: flo
         >>> [wprox.theory.steps_needed(error, 1.0, 1.0, 1.0) for error in (1e-1, 1e-2, 1e-3)]
         [13, 24, 36]
     """
-    factor = contraction_factor(step_size, modulus)
+    step_size, modulus = check_positive(step_size, "step_size"), check_modulus(modulus)
     error, w2 = _non_negative(error, "error"), _non_negative(initial_w2, "initial_w2")
     floor = (2 / (step_size * modulus) + 1) * error**2 / modulus
     if target is None:
@@ -204,7 +204,8 @@ def steps_needed(error: float, initial_w2: float, step_size: float, modulus: flo
     start = w2**2 / (2 * step_size)
     if start <= target - floor:
         return 1
-    return 1 + math.ceil(math.log((target - floor) / start) / math.log(factor))
+    rate = math.log1p(step_size * modulus / 2)  # −log of the factor, which itself rounds to 1 where γλ is tiny
+    return 1 + math.ceil(math.log(start / (target - floor)) / rate)
 
 
 def smoothing_bound(delta: float, second_moment: float, dim: int) -> float:

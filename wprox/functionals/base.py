@@ -135,7 +135,7 @@ def check_scalar(value: object, functional: Functional) -> Tensor:
     """
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"{functional!r} must return a scalar tensor, it returned {type(value).__name__}; without a tensor there is "
+            f"{functional!r} must return a scalar tensor, it returned {type(value).__name__}; without one there is "
             "no gradient to follow: compute it with torch from rho.integrate and the other verbs"
         )
     if value.ndim:

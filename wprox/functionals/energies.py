@@ -58,8 +58,8 @@ class InteractionEnergy(Functional):
         self.kernel = _callable(kernel, "kernel")
         if modulus is not None and modulus > 0:
             raise ValueError(
-                f"an interaction energy does not change under translations, so its modulus is at most 0, got {modulus:g}; "
-                "0 is right for every convex kernel"
+                f"an interaction energy does not change under translations, so its modulus is at most 0, got "
+                f"{modulus:g}; 0 is right for every convex kernel"
             )
         self.modulus = modulus
 
