@@ -10,6 +10,7 @@ import torch
 from torch.distributions import Distribution
 
 from wprox import theory
+from wprox._checks import plain
 from wprox.functionals import Functional
 from wprox.functionals.pieces import Pieces, split
 from wprox.jko import Trajectory
@@ -197,7 +198,8 @@ def certify(
     measures = list(trajectory.measures) if isinstance(trajectory, Trajectory) else []
     modulus = theory.check_modulus(modulus if modulus is not None or functional is None else functional.modulus)
     pieces = None if functional is None else split(functional)
-    sizes = _step_sizes(step_sizes, steps, residuals)
+    residuals = plain(residuals)
+    sizes = _step_sizes(plain(step_sizes), steps, residuals)
     errors, residuals_are = _residuals(residuals, steps, measures, pieces, sizes, seed)
     minimiser = _minimiser(minimiser, functional, measures, modulus)
     distance = _initial_distance(initial_w2, measures, minimiser, seed)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from wprox._checks import check_count, check_positive
+from wprox._checks import check_count, check_positive, plain
 
 
 class StepBound(NamedTuple):
@@ -291,7 +291,7 @@ def mixed_bound(
         MixedBound(w2=0.005, kl=0.125, tv=0.25)
     """
     if n_steps is None:
-        many = (step_sizes, errors, inverse_errors, lipschitz)
+        many = [plain(values) for values in (step_sizes, errors, inverse_errors, lipschitz)]
         n_steps = next((len(values) for values in many if not isinstance(values, int | float)), None)
     objectives = objective_bound(initial_w2, step_sizes, errors, modulus, n_steps)
     if not objectives:
@@ -341,6 +341,7 @@ def _pairs(
     error_name: str = "errors",
 ) -> list[tuple[float, float]]:
     """The two quantities step by step, from sequences of one length or numbers for all steps."""
+    sizes, errors = plain(sizes), plain(errors)
     lengths = {len(values) for values in (sizes, errors) if not isinstance(values, int | float)}
     if n_steps is not None:
         lengths.add(check_count(n_steps, "n_steps", least=0))
