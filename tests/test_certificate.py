@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,14 @@ import wprox
 D = 2
 TARGET = wprox.Gaussian(torch.zeros(D).double(), torch.eye(D).double())
 START = wprox.Gaussian(torch.tensor([3.0, -1.0]).double(), torch.diag(torch.tensor([0.04, 4.0])).double())
+
+
+LINE_TARGET = wprox.Gaussian(torch.zeros(1).double(), torch.eye(1).double())
+
+
+def normal_quantiles(loc, scale, n):
+    normal = torch.distributions.Normal(torch.tensor(loc).double(), torch.tensor(scale).double())
+    return wprox.Quantiles.from_icdf(normal.icdf, n)
 
 
 @pytest.fixture
@@ -105,6 +114,53 @@ def test_line_uses_the_minimiser_among_its_nodes():
     assert certificate.measured_w2[-1] < 1e-8  # far below the distance between 500 nodes and the normal law
 
 
+def test_line_after_one_step_knows_how_far_it_started():
+    """q is searched from p_1, which is far from it: W₂(p_0, q) must be that of the nodes, to every digit of it."""
+    functional = wprox.PotentialEnergy(lambda x: (x[:, 0] - 3).square(), modulus=2.0) + 2 * wprox.Entropy()
+    start = normal_quantiles(-4.0, 0.2, 300)
+    trajectory = wprox.jko(functional, wprox.QuantileProx(), start, step_size=0.01, n_steps=1)
+    certificate = wprox.certify(trajectory, functional)
+    nearly = wprox.jko(functional, wprox.QuantileProx(), start, step_size=100.0, n_steps=20).final
+    w2 = float(wprox.metrics.wasserstein_1d(start, nearly))
+    assert w2 == pytest.approx(math.hypot(7, 0.8), rel=1e-2)  # between N(−4, 0.04) and N(3, 1)
+    assert certificate.initial_w2.kind == "exact"
+    assert certificate.initial_w2.value == pytest.approx(w2, rel=1e-7)
+    assert certificate.measured_objective[0] == pytest.approx(float(functional(trajectory.final) - functional(nearly)))
+    assert certificate.holds
+
+
+def test_line_refuses_where_the_minimiser_is_an_atom():
+    """V = x²/2 + |x| has the minimiser δ_0, which no nodes reach: a search that ends elsewhere is not q."""
+    functional = wprox.PotentialEnergy(lambda x: x[:, 0].square() / 2 + x[:, 0].abs(), modulus=1.0)
+    start = wprox.Quantiles(torch.linspace(-1, 2, 1001, dtype=torch.float64))
+    with pytest.warns(RuntimeWarning, match="did not converge"):
+        trajectory = wprox.jko(functional, wprox.QuantileProx(), start, step_size=1.0, n_steps=1)
+    with pytest.raises(ValueError, match="the minimiser q is unknown"):
+        wprox.certify(trajectory, functional)
+    certificate = wprox.certify(trajectory, functional, initial_w2=1.0)  # ∫ x² over U(−1, 2) is 1
+    assert certificate.initial_w2.kind == "given"
+    assert certificate.measured_w2 is None
+    singular = wprox.PotentialEnergy(lambda x: x[:, 0].square() / 2 - x[:, 0].abs().log(), modulus=1.0)
+    steps = [replace(trajectory.steps[0], measure=start)]
+    at_the_pole = wprox.Trajectory([start, wprox.Quantiles([-1.0, 0.0, 1.0])], trajectory.values, steps)
+    with pytest.raises(ValueError, match="the minimiser q is unknown"):
+        wprox.certify(at_the_pole, singular)
+
+
+def test_line_does_not_hold_the_distance_of_the_nodes_against_the_steps():
+    """q = N(0, 1) is 1.6e-3 away from 500 nodes, and the bounds soon are below that."""
+    trajectory = wprox.jko(
+        wprox.KL(LINE_TARGET), wprox.QuantileProx(), normal_quantiles(3.0, 0.2, 500), step_size=2.0, n_steps=40
+    )
+    certificate = wprox.certify(trajectory, wprox.KL(LINE_TARGET), minimiser=LINE_TARGET)
+    assert certificate.holds, certificate.sentence
+    assert certificate == wprox.certify(trajectory, wprox.KL(LINE_TARGET))
+    alone = wprox.certify(trajectory, modulus=1.0, minimiser=LINE_TARGET)  # without the functional nothing is solved
+    assert alone.initial_w2.kind == "exact up to the nodes"
+    assert "W₂(p_0, q) is exact up to the nodes" in alone.sentence
+    assert alone.holds is None
+
+
 def test_steps_alone_and_values_from_outside(trajectory):
     certificate = wprox.certify(trajectory.steps, wprox.KL(TARGET), initial_w2=4.0)
     assert certificate.measured_w2 is None
@@ -148,6 +204,92 @@ def test_neural_flow_on_gaussian_data_is_within_its_estimated_certificate():
     assert wprox.certify(trajectory, functional, residuals="critic", values=values).holds
 
 
+def affine_error(source, map, gamma):
+    """The exact ‖ξ‖ of an affine step for KL(· ‖ N(0, I)), and the new law."""
+    matrix, shift = map.matrix.detach().double(), map.shift.detach().double()
+    new = wprox.Gaussian(matrix @ source.loc + shift, matrix @ source.covariance_matrix @ matrix.mT)
+    identity = torch.eye(len(shift), dtype=torch.float64)
+    at_mean = new.loc + (new.loc - source.loc) / gamma
+    slope = identity - torch.linalg.inv(new.covariance_matrix) + (identity - torch.linalg.inv(matrix)) / gamma
+    return math.sqrt(float(at_mean.square().sum() + (slope @ new.covariance_matrix * slope).sum())), new
+
+
+def test_flow_errors_are_those_of_its_blocks():
+    """Blocks of three step sizes, cut short so that each has an error that can be seen, against their exact errors."""
+    law = wprox.Gaussian(torch.tensor([2.0, -1.0]).double(), torch.tensor([[1.0, 0.6], [0.6, 0.5]]).double())
+    flow = wprox.JKOFlow(
+        map=wprox.AffineMap,
+        step_sizes=[0.5, 1.0, 2.0],
+        n_blocks=3,
+        standardize=False,
+        fine_tune=False,
+        learning_rate=0.05,
+        iterations=100,
+    ).fit(law.sample(2000, seed=0))
+    certificate = flow.certificate(law.sample(10_000, seed=1), initial_w2=4.0, values=[0.0] * 3, seed=3)
+    assert certificate.initial_w2 == wprox.metrics.Distance(4.0, "given")
+    assert certificate.measured_objective == [0.0] * 3
+    assert certificate.step_sizes == flow.step_sizes_
+    assert len(certificate.residuals) == 3
+    for block, gamma, found in zip(flow.blocks_, flow.step_sizes_, certificate.residuals, strict=True):
+        unmoved = affine_error(law, block, 1e9)[0]  # without (id − T⁻¹)/γ
+        exact, law = affine_error(law, block, gamma)
+        assert unmoved > 1.1 * exact
+        assert exact > 0.05
+        assert exact < found < 1.05 * exact, (exact, found)  # the estimate and two standard errors
+
+
+@pytest.mark.parametrize("settings", [{"integer": True}, {"smoothing": 0.1}], ids=["integer", "smoothed"])
+def test_flow_does_not_repeat_rows_for_the_critic(settings):
+    x = torch.randint(0, 9, (200, 2), generator=torch.Generator().manual_seed(0)).double()
+    flow = wprox.JKOFlow(map=wprox.AffineMap, n_blocks=1, iterations=5, fine_tune=False, **settings).fit(x)
+    with pytest.raises(ValueError, match="at least 40 points to fit and evaluate on, got 39"):
+        flow.certificate(x[:39], initial_w2=1.0)
+    assert flow.certificate(x[:40], initial_w2=1.0).is_estimate
+
+
+def test_multiples_of_kl_bound_kl():
+    functional = 2 * wprox.KL(TARGET)
+    trajectory = wprox.jko(functional, wprox.GaussianProx(), START, step_size=0.5, n_steps=4)
+    certificate = wprox.certify(trajectory, functional)
+    assert certificate.modulus == 2
+    assert certificate.kl == pytest.approx(certificate.objective[-1] / 2)
+    assert certificate.measured_objective[-1] == pytest.approx(2 * float(wprox.KL(TARGET)(trajectory.final)))
+    assert certificate.holds
+    # with an entropy besides, q is the Gibbs law and no longer the target
+    other = wprox.KL(TARGET) + 0.5 * wprox.Entropy()
+    trajectory = wprox.jko(other, wprox.GaussianProx(), START, step_size=0.5, n_steps=2)
+    with pytest.raises(ValueError, match="the minimiser q is unknown"):
+        wprox.certify(trajectory, other)
+
+
+@pytest.mark.parametrize("beta", [0.5, 4.0])
+def test_critics_know_the_weight_of_the_entropy(beta):
+    """The identity step at N(0, β I), which is stationary for V = |x|²/2 and β ∫ρ log ρ: no error but noise."""
+    points = math.sqrt(beta) * torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    functional = wprox.PotentialEnergy(lambda x: x.square().sum(-1) / 2, modulus=1.0) + beta * wprox.Entropy()
+    rho = wprox.Particles(points)
+    step = wprox.Step(rho, wprox.AffineMap(2).double(), torch.tensor(0.0), torch.tensor(0.0), 1.0, None, True, 1, 0.0)
+    certificate = wprox.certify(
+        wprox.Trajectory([rho, rho], [torch.tensor(0.0)] * 2, [step]), functional, residuals="critic", initial_w2=1.0
+    )
+    assert certificate.residuals[0] < 0.1 * math.sqrt(2 * beta)  # for β = 1 in its place: |1 − 1/β| √(2β)
+
+
+def test_residuals_from_an_array():
+    certificate = wprox.certify(step_sizes=1.0, residuals=np.zeros(2), modulus=1.0, initial_w2=1.0)
+    assert certificate.step_sizes == [1.0, 1.0]
+    one = wprox.certify(step_sizes=[1.0], residuals=np.float32(0.5), modulus=torch.tensor(1.0), initial_w2=1.0)
+    assert one.residuals == [0.5]
+    assert wprox.theory.w2_bound(1.0, np.float32(2.0), torch.tensor(0.0), 1.0, n_steps=1)[-1] == 0.5**0.5
+
+
+def test_minimum_is_taken_from_outside(trajectory):
+    known = wprox.certify(trajectory, wprox.KL(TARGET))
+    lower = wprox.certify(trajectory, wprox.KL(TARGET), minimum=-0.5)
+    assert lower.measured_objective == pytest.approx([value + 0.5 for value in known.measured_objective])
+
+
 def test_plot(trajectory):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
@@ -155,6 +297,9 @@ def test_plot(trajectory):
 
     axes = wprox.certify(trajectory, wprox.KL(TARGET)).plot()
     assert [len(ax.lines) for ax in axes] == [2, 2]
+    at_rest = wprox.jko(wprox.KL(TARGET), wprox.GaussianProx(), TARGET, step_size=1.0, n_steps=2)
+    axes = wprox.certify(at_rest, wprox.KL(TARGET), values=[0.0, 0.0], minimum=0.0).plot()
+    assert list(axes[1].lines[1].get_xdata()) == []  # nothing positive was measured: an axis without numbers of its own
     given = pyplot.subplots(1, 2)[1]
     axes = wprox.certify(step_sizes=1.0, residuals=[0.1], modulus=1.0, initial_w2=1.0).plot(given)
     assert [len(ax.lines) for ax in axes] == [1, 1]

@@ -335,3 +335,58 @@ def test_potential_and_interaction_need_no_density():
 def test_bad_arguments(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+# --- functionals that the solvers cannot use -------------------------------------------------------------------------
+
+
+class Number(wprox.Functional):
+    def __call__(self, rho):
+        return 1.0
+
+
+def start_for(solver):
+    if isinstance(solver, wprox.GaussianProx):
+        return wprox.Gaussian(torch.zeros(1).double(), torch.eye(1).double())
+    return wprox.Quantiles(torch.linspace(-1, 1, 20))
+
+
+@pytest.mark.parametrize("solver", [wprox.QuantileProx(), wprox.GaussianProx()], ids=["quantile", "gaussian"])
+def test_terms_that_are_not_scalars_are_named(solver):
+    rho = start_for(solver)
+    with pytest.raises(TypeError, match=r"Number.* must return a scalar tensor, it returned float"):
+        solver.step(Number(), rho, 0.1)
+    with pytest.raises(TypeError, match=r"Number.* must return a scalar tensor, it returned float"):
+        solver.step(Number() + wprox.Entropy(), rho, 0.1)
+    with pytest.raises(ValueError, match=r"^PotentialEnergy\(.*must be a scalar, it has shape \(1,\)"):
+        solver.step(wprox.PotentialEnergy(lambda x: x**2) + wprox.Entropy(), rho, 0.1)
+
+
+@pytest.mark.parametrize("solver", [wprox.QuantileProx(), wprox.GaussianProx()], ids=["quantile", "gaussian"])
+def test_float32_inside_a_functional_is_reported(solver):
+    rho, matrix, net = start_for(solver), torch.eye(1), torch.nn.Linear(1, 1)
+    with pytest.raises(TypeError, match=r"the solver computes in torch\.float64; make the tensors and networks"):
+        solver.step(wprox.PotentialEnergy(lambda x: ((x @ matrix) * x).sum(-1)), rho, 0.1)
+    with pytest.raises(TypeError, match=r"the solver computes in torch\.float64; make the tensors and networks"):
+        solver.step(wprox.PotentialEnergy(lambda x: net(x)[:, 0]) + wprox.Entropy(), rho, 0.1)
+    solver.step(wprox.PotentialEnergy(lambda x: ((x @ matrix.to(x)) * x).sum(-1)), rho, 0.1)
+
+
+@pytest.mark.parametrize("solver", [wprox.QuantileProx(), wprox.GaussianProx()], ids=["quantile", "gaussian"])
+def test_functionals_that_answer_in_float32_are_reported(solver):
+    """Newton steps on a function that is rounded to float32 stall, and say only that they were not enough."""
+    parts = torch.distributions.Independent(torch.distributions.Normal(torch.tensor([[-1.0], [1.0]]), 1.0), 1)
+    mixture = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(2)), parts)
+    target = wprox.KL(lambda x: mixture.log_prob(x.float()))
+    with pytest.raises(TypeError, match=r"log-density of KL\(<lambda>\) is torch.float32 at float64 points"):
+        solver.step(target, start_for(solver), 0.1)
+    potential = wprox.PotentialEnergy(lambda x: x.float().square().sum(-1))
+    with pytest.raises(TypeError, match=r"a potential energy is torch\.float32 at float64 points"):
+        solver.step(potential + wprox.Entropy(), start_for(solver), 0.1)
+    assert solver.step(wprox.KL(mixture), start_for(solver), 0.1).converged
+
+
+def test_interaction_energies_have_no_positive_modulus():
+    with pytest.raises(ValueError, match="does not change under translations"):
+        wprox.InteractionEnergy(lambda z: z.square().sum(-1), modulus=1.0)
+    assert wprox.InteractionEnergy(lambda z: z.square().sum(-1), modulus=-1.0).modulus == -1

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import expm
 
 import wprox
 
@@ -154,6 +155,116 @@ def test_iterated_steps_reach_any_kind_of_gaussian_target(target):
     assert torch.allclose(trajectory.final.covariance_matrix, covariance, atol=1e-4)
 
 
+def first_order_error(functional, source, step, gamma):
+    """‖∇F(ρ) + (id − S)/γ‖ in L²(ρ), S the optimal map from ρ back to μ, by 20 Gauss–Hermite points an axis."""
+    rho = wprox.Gaussian(step.measure.loc.double(), step.measure.covariance_matrix.double(), order=20)
+    values, vectors = torch.linalg.eigh(rho.covariance_matrix)
+    half, inverse = (vectors * values.sqrt()) @ vectors.mT, (vectors / values.sqrt()) @ vectors.mT
+    values, vectors = torch.linalg.eigh(half @ source.covariance_matrix.double() @ half)
+    back = inverse @ ((vectors * values.sqrt()) @ vectors.mT) @ inverse
+    origin = source.loc.double() + (rho.points - rho.loc) @ back
+    field = functional.wasserstein_gradient(rho) + (rho.points - origin) / gamma
+    return math.sqrt(float(rho.weights @ field.square().sum(1)))
+
+
+@pytest.mark.parametrize("gamma", [1e-3, 0.1, 1.0])
+@pytest.mark.parametrize(("weight", "loc"), [(1.0, [300.0, -100.0]), (3.0, [300.0, -100.0]), (1.0, [0.0, 0.0])])
+def test_float32_residual_is_that_of_what_is_returned(gamma, weight, loc):
+    """Rounding of the new mean and covariance, over γ: 1e-2 at γ = 1e-3, of which float64 knows nothing."""
+    target = random_gaussian(2, 1)
+    functional = weight * wprox.KL(wprox.Gaussian(0 * target.loc, target.covariance_matrix))
+    source = wprox.Gaussian(torch.tensor(loc), torch.tensor([[1.0, 0.3], [0.3, 3.0]]))
+    step = wprox.GaussianProx().step(functional, source, gamma)
+    assert step.message == "in closed form"
+    assert step.measure.dtype == torch.float32
+    exact = first_order_error(functional, source, step, gamma)
+    assert 1e-8 < exact <= step.residual * (1 + 1e-9)
+    # the map is rounded by itself: its own error, and how far it misses the source
+    rho = wprox.Gaussian(step.measure.loc.double(), step.measure.covariance_matrix.double(), order=20)
+    exponent = step.map.log_matrix.detach().double()
+    inverse = torch.from_numpy(expm(-(exponent + exponent.mT).numpy() / 2))
+    origin = (rho.points - step.map.shift.detach().double()) @ inverse
+    field = functional.wasserstein_gradient(rho) + (rho.points - origin) / gamma
+    missed = wprox.metrics.bures_wasserstein(
+        wprox.Gaussian.from_samples(origin, rho.weights),
+        wprox.Gaussian(source.loc.double(), source.covariance_matrix.double()),
+    )
+    total = math.sqrt(float(rho.weights @ field.square().sum(1))) + float(missed) / gamma
+    assert step.residual == pytest.approx(total, rel=1e-3)
+
+
+def test_float32_certificate_holds_at_the_rounding_of_the_target():
+    functional = wprox.KL(wprox.Gaussian(torch.tensor([5.0, 1.0]), torch.tensor([[2.0, 0.5], [0.5, 1.0]])))
+    start = wprox.Gaussian(torch.tensor([-3.0, 0.3]), 0.1 * torch.eye(2))
+    for gamma in (0.1, 10.0):
+        trajectory = wprox.jko(functional, wprox.GaussianProx(), start, step_size=gamma, n_steps=100)
+        certificate = wprox.certify(trajectory, functional)
+        assert certificate.holds, certificate.sentence
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_multiples_of_kl(weight):
+    """c KL(· ‖ N(t, Θ)) + V: the condition of stationarity with c in the precision and in the entropy."""
+    target = random_gaussian(3, 1)
+    functional = weight * wprox.KL(target) + quadratic(random_spd(3, 2), slope=0.5)
+    rho = random_gaussian(3, 3)
+    step = wprox.GaussianProx().step(functional, rho, 0.7)
+    assert first_order_error(functional, rho, step, 0.7) < 1e-12
+    precision = weight * torch.linalg.inv(target.covariance_matrix) + random_spd(3, 2)
+    slope = weight * torch.linalg.solve(target.covariance_matrix, rho.loc - target.loc) + random_spd(3, 2) @ rho.loc
+    slope[0] += 0.5
+    loc = rho.loc - 0.7 * torch.linalg.solve(torch.eye(3) + 0.7 * precision, slope)
+    inverse = torch.eye(3) + 0.7 * (precision - weight * torch.linalg.inv(step.measure.covariance_matrix))
+    assert torch.allclose(step.measure.loc, loc, atol=1e-12)
+    assert torch.allclose(inverse @ step.measure.covariance_matrix @ inverse, rho.covariance_matrix, atol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [1e4, 1e8, 1e12])
+def test_long_steps_from_narrow_gaussians_do_not_cancel(gamma):
+    rho = wprox.Gaussian(torch.zeros(1, dtype=FLOAT64), 1e-12 * torch.eye(1, dtype=FLOAT64))
+    step = wprox.GaussianProx().step(wprox.KL(standard(1)), rho, gamma)
+    assert close(rho.push(step.map), step.measure, 1e-13)
+    assert step.residual < 1e-12
+
+
+class HalfSquaredDistance(wprox.Functional):
+    """½ W₂²(·, ν)."""
+
+    def __init__(self, distance, target):
+        self.distance, self.target = distance, target
+
+    def __call__(self, rho):
+        return self.distance(rho, self.target) ** 2 / 2
+
+
+@pytest.mark.parametrize("isotropic", [True, False])
+def test_half_squared_distance_steps_along_the_displacement_interpolation(isotropic):
+    """The prox of ½ W₂²(·, ν) is the displacement interpolation at t = γ/(1 + γ): Ambrosio et al., chapter 7."""
+    gamma, identity = 0.5, torch.eye(2, dtype=FLOAT64)
+    rho = standard(2) if isotropic else random_gaussian(2, 0)
+    target = wprox.Gaussian(torch.ones(2, dtype=FLOAT64), 4 * identity) if isotropic else random_gaussian(2, 1)
+    step = wprox.GaussianProx().step(HalfSquaredDistance(wprox.metrics.bures_wasserstein, target), rho, gamma)
+    assert step.converged
+    t, w2 = gamma / (1 + gamma), float(wprox.metrics.bures_wasserstein(rho, target))
+    if isotropic:
+        assert close(step.measure, wprox.Gaussian(t * target.loc, (1 + t) ** 2 * identity), 1e-7)
+    # on the geodesic, at t: the distances to both ends add up
+    assert float(wprox.metrics.bures_wasserstein(rho, step.measure)) == pytest.approx(t * w2, abs=1e-7)
+    assert float(wprox.metrics.bures_wasserstein(step.measure, target)) == pytest.approx((1 - t) * w2, abs=1e-7)
+    still = wprox.GaussianProx().step(HalfSquaredDistance(wprox.metrics.bures_wasserstein, rho), rho, gamma)
+    assert close(still.measure, rho, 1e-7)  # W₂ = 0 has no derivative, W₂² has
+
+
+def test_bures_wasserstein_gradient_at_equal_singular_values():
+    loc = torch.zeros(2, dtype=FLOAT64)
+    covariance = torch.eye(2, dtype=FLOAT64).requires_grad_()
+    target = wprox.Gaussian(loc, 4 * torch.eye(2, dtype=FLOAT64))
+    (wprox.metrics.bures_wasserstein(wprox.Gaussian(loc, covariance), target) ** 2).backward()
+    assert torch.allclose(
+        covariance.grad, torch.eye(2, dtype=FLOAT64) * (1 - 2), atol=1e-12
+    )  # I − (Bures map) = I − 2I
+
+
 # --- the best Gaussian step -----------------------------------------------------------------------------------------
 
 
@@ -181,6 +292,9 @@ def test_variational_inference_of_a_quartic():
     functional = wprox.PotentialEnergy(lambda x: x[:, 0] ** 4 / 4) + wprox.Entropy()
     start = wprox.Gaussian(torch.tensor([0.5]).double(), torch.eye(1).double(), order=20)
     trajectory = wprox.jko(functional, wprox.GaussianProx(), start, step_size=1.0, n_steps=30)
+    first = trajectory.steps[0]
+    assert first.residual == pytest.approx(first_order_error(functional, start, first, 1.0), rel=1e-6)
+    assert first.residual > 0.1
     variance = float(trajectory.final.covariance_matrix)
     assert variance == pytest.approx(1 / math.sqrt(3), abs=1e-6)
     # at the stationary point ξ = x³ − x/σ² with E ξ² = 15σ⁶ − 6σ² + 1/σ²
@@ -272,6 +386,9 @@ def test_general_distance_says_how_it_is_known():
     assert estimate.value == pytest.approx(exact.value, rel=0.1)
     particles = wprox.Particles(p.sample(500, seed=0))
     assert wprox.metrics.wasserstein(particles, q).kind == "upper bound from moments"
+    cauchy = torch.distributions.Independent(torch.distributions.Cauchy(torch.zeros(2), torch.ones(2)), 1)
+    with pytest.raises(ValueError, match="q = Independent does not know a finite mean and variance"):
+        wprox.metrics.wasserstein(particles, cauchy)
     with pytest.raises(ValueError, match="exactly between Gaussians"):
         wprox.metrics.wasserstein(particles, q, "exact")
 

@@ -377,6 +377,37 @@ def test_aggregation_reaches_the_semicircle():
     assert l1_distance(final, semicircle, -2, 2.5) < 1e-2
 
 
+def test_half_squared_distance_steps_along_the_displacement_interpolation():
+    class HalfSquaredDistance(wprox.Functional):
+        def __init__(self, target):
+            self.target = target
+
+        def __call__(self, rho):
+            return wprox.metrics.wasserstein_1d(rho, self.target) ** 2 / 2
+
+    rho, target, gamma = normal_quantiles(0.0, 1.0, 200), normal_quantiles(3.0, 0.5, 200), 0.5
+    step = wprox.QuantileProx().step(HalfSquaredDistance(target), rho, gamma)
+    t = gamma / (1 + gamma)
+    assert torch.allclose(step.measure.nodes, (1 - t) * rho.nodes + t * target.nodes, atol=1e-12)
+    still = wprox.QuantileProx().step(HalfSquaredDistance(rho), rho, gamma)
+    assert torch.equal(still.measure.nodes, rho.nodes)  # W₂ = 0 has no derivative, W₂² has
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_multiples_of_kl(weight):
+    """c KL(· ‖ N(0, 1)) + V, for V = x²/2, is c ∫ρ log ρ + ∫ (c + 1) x²/2: its steps are Gaussian, up to the nodes."""
+    target = wprox.Gaussian(torch.zeros(1).double(), torch.eye(1).double())
+    potential = wprox.PotentialEnergy(lambda x: x[:, 0].square() / 2)
+    nodes = wprox.QuantileProx().step(weight * wprox.KL(target) + potential, normal_quantiles(3.0, 0.2, 5000), 0.5)
+    # (1 + γ(c + 1)) s² − σ s − γ c = 0
+    a, b, c = 1 + 0.5 * (weight + 1), -0.2, -0.5 * weight
+    s = (-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)
+    rho = nodes.measure
+    mean = float(rho.weights @ rho.nodes)
+    assert mean == pytest.approx(3.0 / a, abs=1e-6)
+    assert math.sqrt(float(rho.weights @ (rho.nodes - mean).square())) == pytest.approx(s, abs=1e-3)
+
+
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 

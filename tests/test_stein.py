@@ -62,6 +62,21 @@ def test_exact_step_has_an_error_within_noise_and_seeds_repeat():
     assert found == stein_residual(before, after, lambda x: x, gamma)
 
 
+def test_the_half_that_is_evaluated_has_not_been_fitted():
+    """An exact step has ε² = 0: on its own half the critic would find √(degrees of freedom/n), about 0.35 here."""
+    found = [stein_residual(*injected_step(10, 2000, 0.0, "shift", seed)[:2], lambda x: x, 0.5) for seed in range(8)]
+    assert sum(error.estimate for error in found) / 8 < 0.2
+
+
+def test_standard_error_is_the_spread_over_draws():
+    """Twelve independent steps with one and the same error: 12 spreads from a χ² law are within a factor of 2."""
+    before, after, gamma, _ = injected_step(2, 12 * 3000, 0.5, "stretch", 0)
+    found = [stein_residual(x, y, lambda x: x, gamma) for x, y in zip(before.chunk(12), after.chunk(12), strict=True)]
+    estimates = torch.tensor([error.estimate for error in found])
+    typical = sum(error.standard_error for error in found) / 12
+    assert 0.5 * typical < float(estimates.std()) < 2 * typical
+
+
 def test_entropy_weight_and_float32():
     """G = ∫ |x|²/2 dρ + β ∫ ρ log ρ is stationary at N(0, βI); the identity step has ε = 0 there, and not for β = 1."""
     x = 2 * torch.randn(10_000, 2, generator=torch.Generator().manual_seed(0))

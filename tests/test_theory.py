@@ -107,6 +107,12 @@ def test_pinsker_bounds_the_total_variation_of_coins(p, q):
     kl = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
     assert abs(p - q) <= theory.pinsker(max(kl, 0.0)) + 1e-9
     assert theory.pinsker(100.0) == 1
+    assert theory.pinsker(0.02) == 0.1
+
+
+def test_steps_needed_where_the_factor_rounds_to_one():
+    n = theory.steps_needed(0.0, 0.1, 1.0, 1e-17, target=0.001)
+    assert n == pytest.approx(1 + math.log(0.005 / 0.001) / 0.5e-17, rel=1e-9)
 
 
 @pytest.mark.parametrize(

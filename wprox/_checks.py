@@ -135,6 +135,11 @@ def check_non_negative(value: Any, name: str) -> float:
     return number
 
 
+def plain(value: Any) -> Any:
+    """A number of numpy or torch as one of Python; anything else as it is."""
+    return float(value) if getattr(value, "ndim", None) == 0 else value
+
+
 def check_fraction(value: Any, name: str) -> float:
     """A number strictly between 0 and 1."""
     if not check_positive(value, name) < 1:

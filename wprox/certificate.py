@@ -10,12 +10,14 @@ import torch
 from torch.distributions import Distribution
 
 from wprox import theory
+from wprox._checks import plain
 from wprox.functionals import Functional
 from wprox.functionals.pieces import Pieces, split
 from wprox.jko import Trajectory
-from wprox.measures import Measure, Particles, Quantiles
+from wprox.measures import Gaussian, Measure, Particles, Quantiles
+from wprox.measures.gaussian import in_float64
 from wprox.metrics import Distance, Law, as_measure_like, exact_w2, wasserstein
-from wprox.solvers import QuantileProx, Step
+from wprox.solvers import QuantileProx, Step, StepFailedError
 from wprox.stein import StepError, stein_residual
 
 if TYPE_CHECKING:
@@ -129,7 +131,9 @@ class Certificate:
             ax.semilogy(index, bound, label="estimated bound" if self.is_estimate else "bound", color="C3")
             if measured is not None:
                 positive = [(n, value) for n, value in zip(index, measured, strict=True) if value > 0]
-                ax.semilogy(*zip(*positive, strict=True), "o", markersize=3, label="measured", color="C0")
+                ax.semilogy(
+                    [n for n, _ in positive], [v for _, v in positive], "o", markersize=3, label="measured", color="C0"
+                )
             ax.set_title(title)
             ax.set_xlabel("step n")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -167,8 +171,10 @@ def certify(
         modulus: λ; that of the functional by default.
         initial_w2: W₂(p_0, q): a number that is not below it; "moments", the upper bound
             W₂² ≤ |m_p − m_q|² + tr Σ_p + tr Σ_q of independent coupling; "samples", an estimate by optimal transport
-            between draws (POT). By default exact between Gaussians and on the line, else "moments".
-        minimiser: q, a measure or a torch distribution; KL's target by default.
+            between draws (POT). By default exact between Gaussians and on the line (up to the nodes for a given law of
+            another kind), else "moments".
+        minimiser: q, a measure or a torch distribution; KL's target by default. For Quantiles it is replaced, where the
+            functional is given, by the minimiser among measures of as many nodes, which is what their steps approach.
         minimum: G*; G(q) where q is a measure of the same kind as those of the trajectory, 0 for KL to a normalised
             target.
         values: G(p_1), …, G(p_N) where you know them better than the steps do, to hold against the bounds.
@@ -192,15 +198,15 @@ def certify(
     measures = list(trajectory.measures) if isinstance(trajectory, Trajectory) else []
     modulus = theory.check_modulus(modulus if modulus is not None or functional is None else functional.modulus)
     pieces = None if functional is None else split(functional)
-    sizes = _step_sizes(step_sizes, steps, residuals)
+    residuals = plain(residuals)
+    sizes = _step_sizes(plain(step_sizes), steps, residuals)
     errors, residuals_are = _residuals(residuals, steps, measures, pieces, sizes, seed)
-    if minimiser is None and functional is not None:
-        minimiser = _minimiser(functional, measures, modulus)
+    minimiser = _minimiser(minimiser, functional, measures, modulus)
     distance = _initial_distance(initial_w2, measures, minimiser, seed)
     objective = theory.objective_bound(distance.value, sizes, errors, modulus)
     entropy = None if pieces is None or not _is_gibbs(pieces) else pieces.entropy
     kl = None if entropy is None else objective[-1] / entropy
-    reference = None if minimiser is None or not measures else as_measure_like(minimiser, measures[0])
+    reference = _reference(minimiser, measures)
     return Certificate(
         step_sizes=sizes,
         residuals=errors,
@@ -222,7 +228,9 @@ def _step_sizes(given: float | Sequence[float] | None, steps: list[Step], residu
     if given is None:
         sizes = [step.step_size for step in steps]
     elif isinstance(given, int | float):
-        count = len(steps) or (len(residuals) if isinstance(residuals, Sequence) else 0)
+        count = len(steps) or (
+            len(residuals) if hasattr(residuals, "__len__") and not isinstance(residuals, str) else 0
+        )
         sizes = [float(given)] * count
     else:
         sizes = [float(size) for size in given]
@@ -286,12 +294,31 @@ def _is_gibbs(pieces: Pieces) -> bool:
     return pieces.entropy > 0 and not (pieces.internal or pieces.interactions or pieces.rest)
 
 
-def _minimiser(functional: Functional, measures: list[Measure], modulus: float) -> Law | None:
-    """q: on the line the minimiser among the measures of as many nodes, else the target of a KL."""
+def _minimiser(given: Law | None, functional: Functional | None, measures: list[Measure], modulus: float) -> Law | None:
+    """q: on the line the minimiser among the measures of as many nodes, elsewhere what is given or a KL's target.
+
+    The bounds hold for the problem that is solved, which on the line is the one in the nodes: a law differs from it by
+    its distance to the nearest nodes, which is no error of the steps.
+    """
+    if functional is None:
+        return given
     if measures and isinstance(measures[-1], Quantiles):
         # the prox of an endless step; the pull of the start is 1e-9 of what a step of length 1/λ would leave
-        return QuantileProx().step(functional, measures[-1], 1e9 / modulus).measure
-    return _target(split(functional))
+        try:
+            step = QuantileProx(iterations=1000).step(functional, measures[-1], 1e9 / modulus)
+        except StepFailedError:
+            return given
+        return step.measure if step.converged else given  # an atom is the limit of nodes, and never reached
+    return _target(split(functional)) if given is None else given
+
+
+def _reference(minimiser: Law | None, measures: list[Measure]) -> Measure | None:
+    """q as a measure of the trajectory's kind; `None` where W₂(p_n, q) would be known up to the nodes only."""
+    if minimiser is None or not measures:
+        return None
+    if isinstance(measures[0], Quantiles) and not isinstance(minimiser, Quantiles):
+        return None
+    return as_measure_like(minimiser, measures[0])
 
 
 def _target(pieces: Pieces) -> Law | None:
@@ -331,12 +358,18 @@ def _measured_objective(
     """G(p_n) − G* where both are known: not from particles whose density is known up to a constant only."""
     if minimum is None and functional is not None and reference is not None:
         with torch.no_grad():
-            minimum = float(functional(reference))
+            minimum = float(functional(in_float64(reference) if isinstance(reference, Gaussian) else reference))
     if minimum is None and pieces is not None and _target(pieces) is not None:
         minimum = 0.0
     relative = any(isinstance(step.measure, Particles) and step.measure.is_relative for step in steps)
     if values is None and steps and not relative:
-        values = [step.value for step in steps]
+        with torch.no_grad():  # the value of a float32 step is rounded more coarsely than the bounds
+            values = [
+                functional(in_float64(step.measure))
+                if functional is not None and isinstance(step.measure, Gaussian)
+                else step.value
+                for step in steps
+            ]
     if values is None or minimum is None:
         return None
     if len(values) != count:
@@ -370,4 +403,4 @@ def _exceeds(measured: float, bound: float) -> bool:
 
 
 def _article(kind: str) -> str:
-    return {"exact": "exact", "given": "as given"}.get(kind, f"an {kind}")
+    return {"given": "as given"}.get(kind, kind if kind.startswith("exact") else f"an {kind}")

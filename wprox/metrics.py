@@ -10,13 +10,20 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
+from wprox.measures.gaussian import in_float64
 
 Law = Measure | Distribution
 DRAWS = 2000  # of each law, for an estimate of W₂ by optimal transport
 
 
 class Distance(NamedTuple):
-    """W₂, and how it is known: "exact", "given", "upper bound from moments" or "estimate from samples"."""
+    """W₂, and how it is known.
+
+    Attributes:
+        value: W₂.
+        kind: "exact"; "exact up to the nodes", where one law was replaced by its quantiles; "given"; "upper bound from
+            moments" or "estimate from samples".
+    """
 
     value: float
     kind: str
@@ -54,9 +61,15 @@ def bures_wasserstein(p: Gaussian | MultivariateNormal, q: Gaussian | Multivaria
             )
     if p.loc.shape != q.loc.shape:
         raise ValueError(f"p and q must be of one dimension, got means of shapes {_shape(p)} and {_shape(q)}")
-    scale, other = p.scale_tril, q.scale_tril.to(p.scale_tril)
-    left, _, right = torch.linalg.svd(other.mT @ scale)
-    return ((p.loc - q.loc.to(p.loc)).square().sum() + (scale - other @ (left @ right)).square().sum()).sqrt()
+    return bures_distance(p.loc, p.scale_tril, q.loc.to(p.loc), q.scale_tril.to(p.loc))
+
+
+def bures_distance(loc: Tensor, factor: Tensor, other_loc: Tensor, other_factor: Tensor) -> Tensor:
+    """W₂ between N(m, LLᵀ) and N(m′, L′L′ᵀ), for any factors L, L′: (d, d)."""
+    with torch.no_grad():  # at the minimum over R its derivative drops out; that of the SVD fails for equal values
+        left, _, right = torch.linalg.svd(other_factor.mT @ factor)
+        rotation = left @ right
+    return _root((loc - other_loc).square().sum() + (factor - other_factor @ rotation).square().sum())
 
 
 def wasserstein_1d(p: Measure, q: Measure) -> Tensor:
@@ -84,12 +97,12 @@ def wasserstein_1d(p: Measure, q: Measure) -> Tensor:
         tensor(2., dtype=torch.float64)
     """
     if isinstance(p, Quantiles) and isinstance(q, Quantiles) and len(p) == len(q):
-        return (p.weights @ (p.nodes - q.nodes.to(p.nodes)).square()).sqrt()
+        return _root(p.weights @ (p.nodes - q.nodes.to(p.nodes)).square())
     pieces, others = _pieces(p, "p"), _pieces(q, "q")
     ends = torch.cat((pieces[0], others[0])).unique()
     starts = torch.cat((ends.new_zeros(1), ends[:-1]))
     low, high = (x - y for x, y in zip(_refine(pieces, starts, ends), _refine(others, starts, ends), strict=True))
-    return ((ends - starts) @ (low.square() + high.square()) / 2).sqrt()
+    return _root((ends - starts) @ (low.square() + high.square()) / 2)
 
 
 def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) -> Distance:
@@ -115,7 +128,8 @@ def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) ->
     """
     reference = as_measure_like(q, p)
     if method in (None, "exact") and reference is not None:
-        return Distance(exact_w2(p, reference), "exact")
+        is_replaced = isinstance(p, Quantiles) and not isinstance(q, Quantiles)
+        return Distance(exact_w2(p, reference), "exact up to the nodes" if is_replaced else "exact")
     if method == "samples":
         return Distance(_transport_distance(_draws(p, seed), _draws(q, seed + 1)), "estimate from samples")
     if method not in (None, "moments"):
@@ -123,18 +137,24 @@ def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) ->
             f'W₂(p, q) is known exactly between Gaussians and between Quantiles only; use "moments" or "samples", got '
             f"{method!r}"
         )
-    (mean, spread), (other_mean, other_spread) = _mean_and_spread(p, seed), _mean_and_spread(q, seed)
+    (mean, spread), (other_mean, other_spread) = _mean_and_spread(p, "p"), _mean_and_spread(q, "q")
     square = float((mean - other_mean.to(mean)).square().sum()) + spread + other_spread
     return Distance(math.sqrt(square), "upper bound from moments")
 
 
-def _mean_and_spread(law: Law, seed: int) -> tuple[Tensor, float]:
-    """The mean and the trace of the covariance; of draws, where a distribution does not know them."""
+def _mean_and_spread(law: Law, name: str) -> tuple[Tensor, float]:
+    """The mean and the trace of the covariance, without which there is no bound from moments."""
     if isinstance(law, Distribution):
         try:
-            return law.mean, float(law.variance.sum())
+            mean, spread = law.mean, float(law.variance.sum())
         except NotImplementedError:
-            law = Particles(_draws(law, seed))
+            mean, spread = torch.tensor(math.nan), math.nan
+        if not (bool(torch.isfinite(mean).all()) and math.isfinite(spread)):
+            raise ValueError(
+                f"{name} = {type(law).__name__} does not know a finite mean and variance, so that W₂ has no bound from "
+                'moments; use method="samples" for an estimate, or give W₂ as a number'
+            )
+        return mean, spread
     mean = law.weights @ law.points
     return mean, float(law.weights @ (law.points - mean).square().sum(1))
 
@@ -178,9 +198,9 @@ def _as_gaussian(q: Law) -> Gaussian | None:
 
 
 def exact_w2(p: Measure, q: Measure) -> float:
-    """W₂ between two Gaussians, or between measures of the line."""
+    """W₂ between two Gaussians, or between measures of the line, in float64."""
     if isinstance(p, Gaussian) and isinstance(q, Gaussian):
-        return float(bures_wasserstein(p, q))
+        return float(bures_wasserstein(in_float64(p), in_float64(q)))
     return float(wasserstein_1d(p, q))
 
 
@@ -206,6 +226,12 @@ def _refine(pieces: tuple[Tensor, Tensor, Tensor], starts: Tensor, ends: Tensor)
     begin = torch.cat((levels.new_zeros(1), levels[:-1]))[piece]
     slope = (high - low)[piece] / (levels[piece] - begin)
     return low[piece] + slope * (starts - begin), low[piece] + slope * (ends - begin)
+
+
+def _root(square: Tensor) -> Tensor:
+    """√, with the derivative 0 at 0, where W₂ has none: that of W₂² there is 0 as well."""
+    positive = torch.where(square > 0, square, torch.ones_like(square))
+    return torch.where(square > 0, positive.sqrt(), torch.zeros_like(square))
 
 
 def _shape(law: Gaussian | MultivariateNormal) -> tuple[int, ...]:

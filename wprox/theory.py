@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from wprox._checks import check_count, check_positive
+from wprox._checks import check_count, check_positive, plain
 
 
 class StepBound(NamedTuple):
@@ -191,7 +191,7 @@ def steps_needed(error: float, initial_w2: float, step_size: float, modulus: flo
         >>> [wprox.theory.steps_needed(error, 1.0, 1.0, 1.0) for error in (1e-1, 1e-2, 1e-3)]
         [13, 24, 36]
     """
-    factor = contraction_factor(step_size, modulus)
+    step_size, modulus = check_positive(step_size, "step_size"), check_modulus(modulus)
     error, w2 = _non_negative(error, "error"), _non_negative(initial_w2, "initial_w2")
     floor = (2 / (step_size * modulus) + 1) * error**2 / modulus
     if target is None:
@@ -204,7 +204,8 @@ def steps_needed(error: float, initial_w2: float, step_size: float, modulus: flo
     start = w2**2 / (2 * step_size)
     if start <= target - floor:
         return 1
-    return 1 + math.ceil(math.log((target - floor) / start) / math.log(factor))
+    rate = math.log1p(step_size * modulus / 2)  # −log of the factor, which itself rounds to 1 where γλ is tiny
+    return 1 + math.ceil(math.log(start / (target - floor)) / rate)
 
 
 def smoothing_bound(delta: float, second_moment: float, dim: int) -> float:
@@ -290,7 +291,7 @@ def mixed_bound(
         MixedBound(w2=0.005, kl=0.125, tv=0.25)
     """
     if n_steps is None:
-        many = (step_sizes, errors, inverse_errors, lipschitz)
+        many = [plain(values) for values in (step_sizes, errors, inverse_errors, lipschitz)]
         n_steps = next((len(values) for values in many if not isinstance(values, int | float)), None)
     objectives = objective_bound(initial_w2, step_sizes, errors, modulus, n_steps)
     if not objectives:
@@ -340,6 +341,7 @@ def _pairs(
     error_name: str = "errors",
 ) -> list[tuple[float, float]]:
     """The two quantities step by step, from sequences of one length or numbers for all steps."""
+    sizes, errors = plain(sizes), plain(errors)
     lengths = {len(values) for values in (sizes, errors) if not isinstance(values, int | float)}
     if n_steps is not None:
         lengths.add(check_count(n_steps, "n_steps", least=0))

@@ -123,13 +123,33 @@ class Sum(Functional):
         return total
 
     def __call__(self, rho: Measure) -> Tensor:
-        return torch.stack([weight * term(rho) for weight, term in self.terms]).sum()
+        return torch.stack([weight * check_scalar(term(rho), term) for weight, term in self.terms]).sum()
 
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         return torch.stack([weight * term.wasserstein_gradient(rho) for weight, term in self.terms]).sum(0)
 
     def __repr__(self) -> str:
         return " + ".join(f"{weight:g} * {term!r}" if weight != 1 else repr(term) for weight, term in self.terms)
+
+
+def check_scalar(value: object, functional: Functional) -> Tensor:
+    """F(ρ), where it is one number that autograd knows; else a sentence that names the functional.
+
+    Raises:
+        TypeError: for anything but a tensor.
+        ValueError: for a tensor that is not a scalar.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{functional!r} must return a scalar tensor, it returned {type(value).__name__}; without one there is "
+            "no gradient to follow: compute it with torch from rho.integrate and the other verbs"
+        )
+    if value.ndim:
+        raise ValueError(
+            f"{functional!r} must be a scalar, it has shape {tuple(value.shape)}; a potential or a kernel maps points "
+            "(n, d) to (n,), as in x.square().sum(-1)"
+        )
+    return value
 
 
 def _terms(functional: Functional) -> list[tuple[float, Functional]]:

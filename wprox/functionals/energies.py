@@ -56,6 +56,11 @@ class InteractionEnergy(Functional):
 
     def __init__(self, kernel: Callable[[Tensor], Tensor], modulus: float | None = None) -> None:
         self.kernel = _callable(kernel, "kernel")
+        if modulus is not None and modulus > 0:
+            raise ValueError(
+                f"an interaction energy does not change under translations, so its modulus is at most 0, got "
+                f"{modulus:g}; 0 is right for every convex kernel"
+            )
         self.modulus = modulus
 
     def __call__(self, rho: Measure) -> Tensor:

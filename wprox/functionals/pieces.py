@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from wprox.functionals.base import Functional, Sum
+from wprox.functionals.base import Functional, Sum, check_scalar
 from wprox.functionals.divergences import KL
 from wprox.functionals.energies import Entropy, InteractionEnergy, InternalEnergy, PotentialEnergy
 from wprox.measures import Measure
@@ -84,7 +84,8 @@ def apply(functional: Functional, rho: Measure) -> Tensor:
     """F(ρ), checked: a verb that the measure does not have, and a value that is not one number, are reported.
 
     Raises:
-        TypeError: where F asks the measure for a method that it does not have; it names the method.
+        TypeError: where F asks the measure for a method that it does not have (it names the method), returns something
+            other than a tensor, or mixes the precision of the measure with another.
         ValueError: where F(ρ) is not a scalar.
     """
     try:
@@ -97,12 +98,29 @@ def apply(functional: Functional, rho: Measure) -> Tensor:
             f"{type(rho).__name__} does not have. Every measure offers integrate, integrate_pairs, log_density, "
             "mean_log_density and integrate_density"
         ) from None
-    if value.ndim:
-        raise ValueError(
-            f"{functional!r} must be a scalar, it has shape {tuple(value.shape)}; a potential or a kernel maps points "
-            "(n, d) to (n,), as in x.square().sum(-1)"
-        )
+    except RuntimeError as error:
+        if "dtype" not in str(error):
+            raise
+        raise TypeError(
+            f"{functional!r} mixes floating-point types ({error}): the solver computes in {rho.points.dtype}; make the "
+            "tensors and networks inside it float64 (A.double(), net.double()), or cast x inside it to their type"
+        ) from error
+    check_scalar(value, functional)
     return value
+
+
+def check_precision(pieces: Pieces, rho: Measure) -> None:
+    """Raise `TypeError` where a potential or a log-density at float64 points comes in lower precision."""
+    x = rho.points[:1].detach().double()
+    with torch.no_grad():
+        found = [("a potential energy", potential(x)) for _, potential in pieces.potentials]
+        found += [(f"the log-density of {term!r}", term.log_target(x)) for _, term in pieces.divergences]
+    for name, value in found:
+        if value.dtype != torch.float64:
+            raise TypeError(
+                f"{name} is {value.dtype} at float64 points: the solver computes in float64, and its steps would stall "
+                "at the coarser rounding; make the tensors, parameters and networks inside it float64"
+            )
 
 
 def _is(term: Functional, cls: type[Functional]) -> bool:

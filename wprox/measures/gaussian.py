@@ -124,6 +124,13 @@ class Gaussian(Measure):
         return Particles(points, log_density=self.log_prob(points))
 
 
+def in_float64(rho: Gaussian) -> Gaussian:
+    """The same Gaussian in float64."""
+    if rho.dtype == torch.float64:
+        return rho
+    return Gaussian(rho.loc.double(), rho.covariance_matrix.double(), rho.order)
+
+
 def normal_log_prob(x: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
     """log N(x; m, L Lᵀ), (n,), in the precision of x: (n, d), whatever that of the parameters is."""
     loc, scale_tril = loc.to(x), scale_tril.to(x)

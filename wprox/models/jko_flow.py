@@ -433,7 +433,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         """
         X = self._checked(X)
         seed = self.seed if seed is None else seed
-        path = self._path(self._draw(X, make_generator(seed))[0].points.double())
+        # one draw a row: several of one row on both sides of the critic's split would show it what it must not see
+        path = self._path(self.preprocessing_.forward(X, make_generator(seed))[0].double())
         errors = [
             stein_residual(before, after, lambda x: x, step_size, seed + k)
             for k, (before, after, step_size) in enumerate(zip(path[:-1], path[1:], self.step_sizes_, strict=True))

@@ -15,9 +15,11 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 
 from wprox._checks import check_count, check_positive
 from wprox.functionals import KL, Functional
-from wprox.functionals.pieces import Pieces, apply, split
+from wprox.functionals.pieces import Pieces, apply, check_precision, split
 from wprox.maps import AffineMap
 from wprox.measures import DensityUnknownError, Gaussian, Measure
+from wprox.measures.gaussian import in_float64
+from wprox.metrics import bures_distance
 from wprox.solvers.base import Solver, Step, StepFailedError
 
 
@@ -41,6 +43,9 @@ class GaussianProx(Solver):
     Integrals of F are then as exact as the measure's quadrature: give `Gaussian(..., order=20)` in few dimensions.
     `Step.residual` there is the norm of the whole first-order error, with what no Gaussian can remove; it is `None`
     under the 2d-point rule, which cannot see that part.
+
+    In either case steps are computed in float64, and the residual is that of the measure and the map as they are
+    returned: for a float32 Gaussian their rounding, over γ, is most of it.
 
     Arguments:
         iterations: the largest number of L-BFGS iterations.
@@ -82,9 +87,11 @@ class GaussianProx(Solver):
         start = time.perf_counter()
         step_size = check_positive(step_size, "step_size")
         given = self.prepare(measure)
-        apply(functional, given)  # says what is missing, where F does not apply
-        source = _double(given)
-        quadratic = _as_quadratic(split(functional), source)
+        source = in_float64(given)
+        apply(functional, source)  # says what is missing, where F does not apply
+        pieces = split(functional)
+        check_precision(pieces, source)
+        quadratic = _as_quadratic(pieces, source)
         if quadratic is not None:
             outcome = _closed_form(quadratic, source, step_size)
         else:
@@ -93,15 +100,23 @@ class GaussianProx(Solver):
         stretch = matrix - torch.eye(source.dim, dtype=torch.float64, device=source.device)
         cost = (loc - source.loc).square().sum() + (stretch @ source.covariance_matrix * stretch).sum()
         rho = Gaussian(loc.to(given.dtype), outcome.covariance.to(given.dtype), given.order)
+        map = AffineMap.from_matrix(matrix.to(given.dtype), (loc - matrix @ source.loc).to(given.dtype))
         with torch.no_grad():
             value = functional(rho)
+            residual = None
+            if quadratic is not None:
+                residual = _quadratic_residual(quadratic, source, in_float64(rho), map, step_size)
+            elif given.order is not None:
+                residual = _residual(functional, in_float64(rho), map, step_size)
+            if residual is not None:
+                residual += _mismatch(source, in_float64(rho), map) / step_size
         return Step(
             measure=rho,
-            map=AffineMap.from_matrix(matrix.to(given.dtype), (loc - matrix @ source.loc).to(given.dtype)),
+            map=map,
             value=value,
             transport_cost=cost.to(given.dtype),
             step_size=step_size,
-            residual=outcome.residual,
+            residual=residual,
             converged=outcome.converged,
             iterations=outcome.iterations,
             seconds=time.perf_counter() - start,
@@ -147,13 +162,9 @@ class GaussianProx(Solver):
             loc, matrix = unpack(torch.from_numpy(result.x).to(source.loc))
             rho = Gaussian(loc, matrix @ covariance @ matrix, source.order)
         message = f"the best Gaussian step; the norm of the gradient among Gaussians is {gradient_norm:.2g}"
-        residual = None
         if source.order is None:
             message += "; Step.residual needs Gaussian(..., order=k)"
-        else:
-            residual = _residual(functional, source, rho, matrix, step_size)
-        converged = gradient_norm <= goal
-        return _Outcome(loc, matrix, rho.covariance_matrix, residual, converged, int(result.nit), message)
+        return _Outcome(loc, matrix, rho.covariance_matrix, gradient_norm <= goal, int(result.nit), message)
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,6 @@ class _Outcome:
     loc: Tensor
     matrix: Tensor
     covariance: Tensor
-    residual: float | None
     converged: bool
     iterations: int
     message: str
@@ -252,32 +262,49 @@ def _closed_form(quadratic: _Quadratic, source: Gaussian, step_size: float) -> _
     half = (vectors / values.sqrt()) @ vectors.mT  # M^{−½}
     heat = step_size * quadratic.entropy
     start, axes = torch.linalg.eigh(half @ source.covariance_matrix @ half)
-    end = (start + 2 * heat + (start.square() + 4 * heat * start).sqrt()) / 2
+    gap = (start + (start.square() + 4 * heat * start).sqrt()) / 2  # Y − γβ, which as a difference would cancel
+    end = heat + gap
     turned = half @ axes
     covariance = (turned * end) @ turned.mT
-    matrix = (turned * (end / (end - heat))) @ turned.mT
-    shift = quadratic.gradient + quadratic.potential @ (loc - source.loc) + (loc - source.loc) / step_size
-    linear = hessian + (identity - torch.linalg.inv(matrix)) / step_size
+    matrix = (turned * (end / gap)) @ turned.mT
+    return _Outcome(loc, matrix, covariance, True, 0, "in closed form")
+
+
+def _inverse(map: AffineMap) -> tuple[Tensor, Tensor]:
+    """The matrix exp(−S) of T⁻¹ and the shift of T, in float64, for S and the shift as T holds them.
+
+    By eigenvectors: torch's matrix_exp is off by up to 1e-11 in float64 where |S| is about 0.03.
+    """
+    log_matrix = map.log_matrix.detach().double()
+    exponents, axes = torch.linalg.eigh((log_matrix + log_matrix.mT) / 2)
+    return (axes * (-exponents).exp()) @ axes.mT, map.shift.detach().double()
+
+
+def _mismatch(source: Gaussian, rho: Gaussian, map: AffineMap) -> float:
+    """W₂(T⁻¹#ρ, μ): map and measure are rounded each by itself, and (3) wants T#μ = ρ."""
+    inverse, shift = _inverse(map)
+    return float(bures_distance(inverse @ (rho.loc - shift), inverse @ rho.scale_tril, source.loc, source.scale_tril))
+
+
+def _quadratic_residual(
+    quadratic: _Quadratic, source: Gaussian, rho: Gaussian, map: AffineMap, step_size: float
+) -> float:
+    """‖∇F(ρ) + (id − T⁻¹)/γ‖ in L²(ρ), of an affine field: that at the mean, and the slope weighted by Σ."""
+    inverse, shift = _inverse(map)
+    origin = inverse @ (rho.loc - shift)
+    at_mean = quadratic.gradient + quadratic.potential @ (rho.loc - source.loc) + (rho.loc - origin) / step_size
+    slope = quadratic.potential + quadratic.interaction + (torch.eye(rho.dim).to(inverse) - inverse) / step_size
     if quadratic.entropy:
-        linear = linear - quadratic.entropy * torch.linalg.inv(covariance)
-    residual = math.sqrt(float(shift.square().sum() + (linear @ covariance * linear).sum()))
-    return _Outcome(loc, matrix, covariance, residual, True, 0, "in closed form")
+        slope = slope - quadratic.entropy * torch.linalg.inv(rho.covariance_matrix)
+    return math.sqrt(float(at_mean.square().sum() + (slope @ rho.covariance_matrix * slope).sum()))
 
 
-def _residual(
-    functional: Functional, source: Gaussian, rho: Gaussian, matrix: Tensor, step_size: float
-) -> float | None:
+def _residual(functional: Functional, rho: Gaussian, map: AffineMap, step_size: float) -> float | None:
     """‖∇F(ρ) + (id − T⁻¹)/γ‖ in L²(ρ) by the quadrature of ρ; `None` where F cannot give its gradient."""
     try:
         gradient = functional.wasserstein_gradient(rho)
     except (DensityUnknownError, NotImplementedError):
         return None
-    origin = source.loc + torch.linalg.solve(matrix, (rho.points - rho.loc).mT).mT
+    inverse, shift = _inverse(map)
+    origin = (rho.points - shift) @ inverse
     return math.sqrt(float(rho.weights @ (gradient + (rho.points - origin) / step_size).square().sum(1)))
-
-
-def _double(rho: Gaussian) -> Gaussian:
-    """The same Gaussian in float64."""
-    if rho.dtype == torch.float64:
-        return rho
-    return Gaussian(rho.loc.double(), rho.covariance_matrix.double(), rho.order)

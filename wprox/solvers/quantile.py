@@ -15,7 +15,7 @@ from torch import Tensor
 from wprox._checks import check_count, check_positive
 from wprox.functionals import Functional
 from wprox.functionals.base import Sum
-from wprox.functionals.pieces import Pieces, apply, split
+from wprox.functionals.pieces import Pieces, apply, check_precision, split
 from wprox.maps import MonotoneMap
 from wprox.measures import Measure, Quantiles
 from wprox.solvers.base import Solver, Step, StepFailedError
@@ -86,7 +86,9 @@ class QuantileProx(Solver):
         step_size = check_positive(step_size, "step_size")
         source = self.prepare(measure)
         apply(functional, source)  # says what is missing, where F does not apply
-        problem = _Problem(split(functional), source, step_size)
+        pieces = split(functional)
+        check_precision(pieces, source)
+        problem = _Problem(pieces, source, step_size)
         outcome = self._minimise(problem)
         rho = Quantiles.unchecked(outcome.nodes)
         with torch.no_grad():
