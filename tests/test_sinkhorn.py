@@ -195,12 +195,52 @@ def test_heat_kernel_distance_goes_around_the_wall():
     assert math.sqrt(float(squared(kernel, start, end))) == pytest.approx(around, rel=0.12)
 
 
-def test_mass_that_walls_shut_in_stays():
-    walls = torch.zeros(20, dtype=torch.bool)
-    walls[10] = True
-    rho = wprox.Grid.from_density(lambda x: (x[:, 0] < 0.4).double(), 20, [(0.0, 1.0)], walls)
-    step = wprox.SinkhornProx().step(wprox.PotentialEnergy(lambda x: -x[:, 0]), rho, 0.05)
-    assert float(step.measure.mass[11:].sum()) < 1e-6
+def two_rooms(right=0.0):
+    """40 cells with a wall at cell 20; a share of the mass in the right room, the rest left of 0.4."""
+    walls = torch.zeros(40, dtype=torch.bool)
+    walls[20] = True
+    return wprox.Grid.from_density(
+        lambda x: torch.where(x[:, 0] > 0.5, right / 19, (1 - right) * (x[:, 0] < 0.4).double() / 16),
+        40,
+        [(0.0, 1.0)],
+        walls,
+    )
+
+
+@pytest.mark.parametrize("debias", [None, "entropy", "sinkhorn"])
+@pytest.mark.parametrize("right", [0.0, 0.25])
+@pytest.mark.parametrize("gamma", [0.05, 0.5, 10.0])
+@pytest.mark.parametrize("slope", [0, 1, 100, 1e4])
+def test_mass_stays_in_its_room(slope, gamma, right, debias):
+    solver = wprox.SinkhornProx(debias=debias, iterations=100)
+    step = solver.step(wprox.PotentialEnergy(lambda x: -slope * x[:, 0]) + wprox.Entropy(), two_rooms(right), gamma)
+    beyond = float(step.measure.mass[21:].sum())
+    assert beyond == 0 if right == 0 else abs(beyond - right) < 1e-12  # converged or not
+    assert bool(torch.isfinite(step.measure.weights).all())
+    assert math.isfinite(float(step.transport_cost))
+    assert math.isfinite(float(step.value))
+
+
+def test_congestion_in_a_room_keeps_the_mass_there():
+    way = wprox.PotentialEnergy(lambda x: -5 * x[:, 0])
+    for gamma, iterations in ((0.05, 2000), (0.5, 100)):
+        step = wprox.SinkhornProx(iterations=iterations).step(way + wprox.Congestion(4.0), two_rooms(), gamma)
+        assert float(step.measure.mass[21:].sum()) == 0
+    step = wprox.SinkhornProx().step(way + wprox.Congestion(4.0), two_rooms(), 0.05)
+    assert float(step.value) == pytest.approx(-5 * 0.375, abs=1e-3)  # pressed against the wall at density 4
+
+
+@pytest.mark.parametrize(
+    ("bounds", "right", "message"),
+    [
+        (wprox.Congestion(1.2), 0.0, "20 cells of a room shut in by walls, one of 2, hold a mass of 0.6 in all.* 1 "),
+        (wprox.Congestion(1.2), 0.7, "19 cells of a room.*hold a mass of 0.57 in all.* 0.7 there; raise"),
+        (wprox.DensityBounds(0.1, 9.0), 0.0, "19 cells of a room.*demand a mass of 0.0475.* 0 there; lower"),
+    ],
+)
+def test_bounds_that_a_room_cannot_keep_are_refused(bounds, right, message):
+    with pytest.raises(ValueError, match=message):
+        wprox.SinkhornProx().step(bounds, two_rooms(right), 0.5)
 
 
 def test_heat_steps_are_taken():

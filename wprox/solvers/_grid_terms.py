@@ -26,6 +26,7 @@ from wprox.measures.grid import convolve, kernel_spectrum
 from wprox.solvers._kl_prox import LocalTerms
 from wprox.solvers.base import StepFailedError
 
+ROUNDING = 1e-12  # of sums of masses
 PROBES = 2  # random signs that estimate the diagonal of a Hessian
 
 
@@ -79,8 +80,15 @@ class GridTerms:
         return replace(self.local, potential=potential, powers=powers, entropy=self.local.entropy + damping)
 
 
-def sort_terms(functional: Functional, grid: Grid, strength: float) -> GridTerms:
-    """The terms of F on a grid, for a KL proximal operator of strength γ/ε."""
+def sort_terms(functional: Functional, grid: Grid, strength: float, rooms: Tensor | None = None) -> GridTerms:
+    """The terms of F on a grid, for a KL proximal operator of strength γ/ε.
+
+    Arguments:
+        functional: F.
+        grid: the measure that the step starts from; its mass must have room within the bounds of F.
+        strength: γ/ε.
+        rooms: (n,), the number of the room of each support point, where walls shut off several; mass stays in its room.
+    """
     terms = GridTerms(grid, LocalTerms(strength))
     add(functional, 1.0, terms)
     local = terms.local
@@ -91,17 +99,31 @@ def sort_terms(functional: Functional, grid: Grid, strength: float) -> GridTerms
             f"F has {local.entropy:g} times the entropy, a concave part that is too large for the step: it needs "
             f"γ < blur²/{-local.entropy:g}; lower step_size or raise blur"
         )
+    _check_bounds(local, grid, rooms)
+    return terms
+
+
+def _check_bounds(local: LocalTerms, grid: Grid, rooms: Tensor | None) -> None:
+    """Raise `ValueError` where the bounds on the density leave too little room for the mass, or ask for too much."""
+    if rooms is None:
+        rooms = torch.zeros(len(grid), dtype=torch.long, device=grid.device)
+    count = int(rooms.max()) + 1
+    cells = torch.bincount(rooms, minlength=count)
+    mass = grid.weights.new_zeros(count).index_add(0, rooms, grid.weights)
     for bound, least in ((local.lower, False), (local.upper, True)):
         if bound is None:
             continue
-        held = float(bound.sum() * grid.cell_volume)
-        if held < 1 if least else held > 1:
+        held = bound.new_zeros(count).index_add(0, rooms, bound * grid.cell_volume)
+        bad = held < mass * (1 - ROUNDING) if least else held > mass * (1 + ROUNDING)
+        if bool(bad.any()):
+            room = int(bad.nonzero()[0])
             name, verb = ("upper", "hold") if least else ("lower", "demand")
+            where = "free cells" if count == 1 else f"cells of a room shut in by walls, one of {count},"
             raise ValueError(
-                f"the {name} bound on the density and the {len(grid)} free cells {verb} a mass of {held:.4g} in all, "
-                f"and the measure has mass 1; {'raise' if least else 'lower'} the bound or change the grid"
+                f"the {name} bound on the density and the {int(cells[room])} {where} {verb} a mass of "
+                f"{float(held[room]):.4g} in all, and the measure has mass {float(mass[room]):.4g} there; "
+                f"{'raise' if least else 'lower'} the bound or change the grid"
             )
-    return terms
 
 
 def add(functional: Functional, weight: float, terms: GridTerms) -> None:

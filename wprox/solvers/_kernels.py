@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import scipy.sparse as sparse
 import torch
+from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
@@ -16,9 +17,16 @@ LOG_BLOCK_BYTES = 2**26  # the exponents that the log domain forms at once
 
 
 class Kernel(ABC):
-    """A symmetric positive kernel K on the support points of a grid; fields are flat, (n,)."""
+    """A symmetric non-negative kernel K on the support points of a grid; fields are flat, (n,).
 
-    reaches_everywhere: bool  # whether `log_product` has an exact log domain to fall back on
+    Attributes:
+        reaches_everywhere: whether `log_apply` is there as an exact log domain to fall back on.
+        rooms: (n,), the number from 0 of the room that each point lies in, where walls shut rooms off from each other:
+            K is exactly 0 between two of them, and positive within each. `None` where there is one room.
+    """
+
+    reaches_everywhere: bool
+    rooms: Tensor | None = None
 
     @abstractmethod
     def apply(self, field: Tensor) -> Tensor:
@@ -31,17 +39,24 @@ class Kernel(ABC):
     def product(self, log_field: Tensor) -> tuple[Tensor, Tensor]:
         r"""log K e^u in the kernel domain, and the entries where it underflows.
 
-        The maximum of u is absorbed first, so nothing overflows. A sum below the smallest normal number has lost its
-        digits: it is replaced by that number, an upper bound, and marked.
+        The maximum of u in each room is absorbed first, so nothing overflows. A sum below the smallest normal number
+        has lost its digits: it is replaced by that number, an upper bound, and marked.
 
         Returns:
             log K e^u (n,), and a boolean (n,) that is true where it is no more than an upper bound.
         """
-        largest = log_field.max()
+        largest = self.largest(log_field)
         sums = self.apply((log_field - largest).exp())
         floor = 1e6 * torch.finfo(sums.dtype).tiny  # below, terms may have been subnormal
         lost = sums < floor
         return sums.clamp(min=floor).log() + largest, lost
+
+    def largest(self, log_field: Tensor) -> Tensor:
+        """The maximum of u, or where there are several rooms that of each, at every point (n,)."""
+        if self.rooms is None:
+            return log_field.max()
+        lowest = log_field.new_full((int(self.rooms.max()) + 1,), torch.finfo(log_field.dtype).min)  # of an empty room
+        return lowest.scatter_reduce(0, self.rooms, log_field, "amax")[self.rooms]
 
 
 class GaussianKernel(Kernel):
@@ -115,6 +130,9 @@ class HeatKernel(Kernel):
             columns = np.concatenate((first, second, second, first))
             values = np.concatenate((rate, rate, -rate, -rate))
             matrix = matrix + sparse.coo_matrix((values, (rows, columns)), shape=(n, n))
+        count, labels = connected_components(matrix, directed=False)
+        if count > 1:
+            self.rooms = torch.as_tensor(labels, dtype=torch.long, device=grid.device)
         # no pivoting: the matrix is symmetric and diagonally dominant, and without it positivity is kept
         self.factor = splu(
             sparse.csc_matrix(matrix),

@@ -78,7 +78,8 @@ class SinkhornProx(Solver):
 
     Raises:
         TypeError: for a measure that is not a `Grid`.
-        ValueError: for bounds on the density that cannot hold the mass, and potentials that are NaN.
+        ValueError: for bounds on the density that cannot hold the mass of some room shut in by walls, and potentials
+            that are NaN.
         StepFailedError: where a custom functional has no finite first variation.
 
     Example:
@@ -135,7 +136,7 @@ class SinkhornProx(Solver):
             raise ValueError("log_domain=True needs a grid without walls: heat flow is solved in the kernel domain")
         grid = source.to(torch.float64)
         kernel, blur = self._kernel_of(grid)
-        terms = sort_terms(functional, grid, gamma / blur**2)
+        terms = sort_terms(functional, grid, gamma / blur**2, kernel.rooms)
         iteration = ScalingIteration(terms, kernel, grid.weights, self.debias, self.tol, self.log_domain)
         scalings, own_source = None, None
         if _continues(previous, grid, blur):
