@@ -292,6 +292,35 @@ def test_underflow_is_noticed_and_goes_to_the_log_domain():
     assert distance(step.measure, gibbs) < 1e-2
 
 
+@pytest.mark.parametrize("span", [1.0, 600.0, 3e4])
+@pytest.mark.parametrize("cells", [0.5, 1.0, 4.0])
+def test_products_are_those_of_the_dense_kernel(cells, span):
+    """Of a smooth and a rough field, one with gaps; what the kernel domain does not call lost has all its digits."""
+    grid = wprox.Grid(torch.ones(40, 30, dtype=torch.float64), SQUARE)
+    blur = cells / 40
+    log_kernel = -(grid.points[:, None] - grid.points).square().sum(-1) / (2 * blur**2)
+    smooth = -span * grid.points.square().sum(-1)
+    noise = torch.rand(len(grid), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gaps = torch.where((grid.points[:, 0] > 0.5) | (noise < 0.3), -math.inf, smooth)
+    kernel = GaussianKernel(grid, blur)
+    for field in (smooth, span * noise, gaps):
+        exact = torch.logsumexp(log_kernel + field, 1)
+        torch.testing.assert_close(kernel.log_apply(field), exact, rtol=1e-11, atol=1e-9)
+        product, lost = kernel.product(field)
+        torch.testing.assert_close(product[~lost], exact[~lost], rtol=1e-11, atol=1e-9)
+        assert bool((product >= exact - 1e-9 * (1 + exact.abs())).all())  # an upper bound elsewhere
+        assert not bool(lost.any()) or span > 600 or cells < 1 or field is gaps
+
+
+def test_steep_potentials_stay_in_the_kernel_domain():
+    rho = wprox.Grid.from_density(lambda x: torch.exp(-9 * x.square().sum(-1)), (64, 64), SQUARE)
+    solver = {flag: wprox.SinkhornProx(blur=1 / 128, log_domain=flag) for flag in (False, True)}
+    kernel, log = (solver[flag].step(wprox.Entropy(), rho, 0.004) for flag in (False, True))
+    assert kernel.converged
+    assert not kernel.log_domain
+    assert distance(kernel.measure, log.measure) < 1e-5
+
+
 def test_acceleration_saves_iterations_and_changes_nothing():
     rho, functional = bump(32), wprox.PorousMedium(2.0)
     plain = wprox.SinkhornProx(memory=0, debias=None, tol=1e-8, iterations=20000).step(functional, rho, 1e-3)
