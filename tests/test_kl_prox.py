@@ -192,6 +192,11 @@ FUNCTIONALS = {
     "congestion": (POTENTIAL + wprox.Congestion(2.5), {"upper": 2.5}),
     "box": (wprox.DensityBounds(0.4, 2.5) + 0.3 * wprox.Entropy(), {"lower": 0.4, "upper": 2.5}),
     "interaction": (wprox.InteractionEnergy(lambda z: 2 * z.square().sum(-1)) + 0.1 * wprox.Entropy(), {}),
+    "asymmetric interaction": (
+        wprox.InteractionEnergy(lambda z: 2 * z[:, 0].square() + z[:, 1] + torch.sin(3 * z[:, 0]))
+        + 0.1 * wprox.Entropy(),
+        {},
+    ),
     "custom": (Custom(), {}),
     "custom local": (HandWrittenSquare() + POTENTIAL, {}),
 }

@@ -207,6 +207,7 @@ def two_rooms(right=0.0):
     )
 
 
+@pytest.mark.filterwarnings("ignore:mass moved by")
 @pytest.mark.parametrize("debias", [None, "entropy", "sinkhorn"])
 @pytest.mark.parametrize("right", [0.0, 0.25])
 @pytest.mark.parametrize("gamma", [0.05, 0.5, 10.0])
@@ -221,6 +222,7 @@ def test_mass_stays_in_its_room(slope, gamma, right, debias):
     assert math.isfinite(float(step.value))
 
 
+@pytest.mark.filterwarnings("ignore:mass moved by")
 def test_congestion_in_a_room_keeps_the_mass_there():
     way = wprox.PotentialEnergy(lambda x: -5 * x[:, 0])
     for gamma, iterations in ((0.05, 2000), (0.5, 100)):
@@ -241,6 +243,37 @@ def test_congestion_in_a_room_keeps_the_mass_there():
 def test_bounds_that_a_room_cannot_keep_are_refused(bounds, right, message):
     with pytest.raises(ValueError, match=message):
         wprox.SinkhornProx().step(bounds, two_rooms(right), 0.5)
+
+
+def beside_a_wall(n, with_wall):
+    """A Gaussian, and a wall in the corner that its mass does not come near."""
+    walls = torch.zeros(n, n, dtype=torch.bool)
+    walls[-3:-1, : n // 2] = with_wall
+    return wprox.Grid.from_density(lambda x: torch.exp(-60 * (x - 0.35).square().sum(-1)), (n, n), SQUARE, walls)
+
+
+@pytest.mark.parametrize("blur", [2 / 48, 3 / 48])
+def test_step_beside_a_harmless_wall_is_the_gaussian_one(blur):
+    functional = wprox.PotentialEnergy(lambda x: 5 * x[:, 0]) + 0.5 * wprox.Entropy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solver = wprox.SinkhornProx(blur=blur, heat_steps=20)
+        free, walled = (solver.step(functional, beside_a_wall(48, flag), 0.005) for flag in (False, True))
+    assert float(walled.transport_cost) == pytest.approx(float(free.transport_cost), rel=0.15)
+    assert float(walled.value) == pytest.approx(float(free.value), rel=0.01)
+
+
+@pytest.mark.parametrize("gamma", [0.007, 0.02])
+def test_moves_too_long_for_the_heat_kernel_warn(gamma):
+    functional = wprox.PotentialEnergy(lambda x: 5 * x[:, 0])
+    with pytest.warns(RuntimeWarning, match=r"falls off too slowly.*raise blur to 0\.\d+, or lower step_size"):
+        wprox.SinkhornProx().step(functional, beside_a_wall(96, True), gamma)
+
+
+def test_warning_of_long_moves_says_how_many_heat_steps_are_enough():
+    functional, rho = wprox.PotentialEnergy(lambda x: 10 * x[:, 0]), beside_a_wall(96, True)
+    with pytest.warns(RuntimeWarning, match=r"raise blur to 0\.\d+ or heat_steps to \d+"):
+        wprox.SinkhornProx(blur=6 / 96, heat_steps=3).step(functional, rho, 0.01)
 
 
 def test_heat_steps_are_taken():
@@ -393,8 +426,24 @@ def test_huge_potential_is_solved_or_refused(height):
     assert step.converged or "lower step_size" in step.message or "raise iterations" in step.message
 
 
-def test_potential_may_be_infinite_in_places():
-    functional = wprox.PotentialEnergy(lambda x: torch.where(x[:, 0] > 0.7, math.inf, 0.0)) + wprox.Entropy()
+SHUT = wprox.PotentialEnergy(lambda x: torch.where(x[:, 0] > 0.7, math.inf, 0.0))
+
+
+@pytest.mark.parametrize(
+    "functional",
+    [
+        wprox.Entropy(),
+        wprox.PorousMedium(0.5),
+        wprox.PorousMedium(2.0),
+        wprox.PorousMedium(2.0) + wprox.PorousMedium(3.0),
+        wprox.InternalEnergy(lambda r: r**1.5),
+        wprox.Congestion(4.0),
+        wprox.DensityBounds(lambda x: 0.1 * (x[:, 0] < 0.7), 5.0),
+        wprox.InteractionEnergy(lambda z: z.square().sum(-1)),
+    ],
+)
+def test_potential_may_be_infinite_in_places(functional):
+    functional = SHUT + functional
     step = wprox.SinkhornProx().step(functional, bump(), 1e-2)
     assert step.converged
     assert math.isfinite(float(step.value))
@@ -473,6 +522,12 @@ def test_other_measures_are_refused_with_the_way_out():
     ("functional", "message"),
     [
         (wprox.Congestion(0.9), "upper bound on the density.*hold a mass of 0.9"),
+        (SHUT + wprox.DensityBounds(0.1, 5.0), "at 168 cells where the lower bound on the density is positive"),
+        (SHUT + wprox.Congestion(1.2), "upper bound on the density.*hold a mass of 0.85"),
+        (
+            SHUT + wprox.PotentialEnergy(lambda x: torch.where(x[:, 0] < 0.7, math.inf, 0.0)),
+            r"0 where a potential is \+∞.* hold a mass of 0 ",
+        ),
         (wprox.DensityBounds(1.1, 3.0), "lower bound on the density.*demand a mass of 1.1"),
         (-1.0 * wprox.Congestion(3.0), "cannot be multiplied by -1"),
         (wprox.PotentialEnergy(lambda x: x[:, 0] * math.nan), "NaN"),

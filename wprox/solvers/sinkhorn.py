@@ -14,13 +14,14 @@ from wprox._checks import check_count, check_positive
 from wprox.functionals import Functional
 from wprox.measures import Grid, Measure
 from wprox.solvers._grid_terms import GridTerms, sort_terms
-from wprox.solvers._kernels import GaussianKernel, Kernel, make_kernel
+from wprox.solvers._kernels import GaussianKernel, HeatKernel, Kernel, make_kernel
 from wprox.solvers._scaling import ScalingIteration
 from wprox.solvers.base import Solver, Step
 
 DEBIAS = (None, "entropy", "sinkhorn")
 SMALLEST_BLUR = 0.25  # in cells: exp(−1/(2 · 0.25²)) = 3e-4 of the mass reaches a neighbour
 
+LONG_MOVE = 1.0  # the relative error of the transport cost among walls, to first order, beyond which to warn
 COARSEST_BLUR = 0.125  # of the longest side: where the blur of a first step starts
 ANNEALING_TOL, ANNEALING_ITERATIONS = 1e-2, 50  # of each larger blur
 
@@ -72,7 +73,8 @@ class SinkhornProx(Solver):
         memory: of Anderson acceleration; 0 is the plain scaling iteration.
         semi_implicit: linearise interactions and custom functionals once, around μ, in place of solving for them: the
             semi-implicit scheme, which costs less and is of the same order in γ.
-        heat_steps: steps of the heat flow among walls; more make distances more exact.
+        heat_steps: steps of the heat flow among walls; more make distances more exact. A warning tells where the
+            moves of a step were too long for them.
         log_domain: iterate in the log domain from the start. It is slow, and needed only where the kernel domain
             underflows, which is noticed.
 
@@ -152,12 +154,15 @@ class SinkhornProx(Solver):
             own_source = iteration.self_scaling(iteration.log_mass)
         own_target = iteration.self_scaling(solution.mass.log())
         divergence = iteration.divergence(solution, own_source, own_target)
+        cost = (2 * blur**2 * divergence).clamp(min=0.0)  # ≥ 0, but for rounding
+        if isinstance(kernel, HeatKernel):
+            _warn_of_long_moves(float(cost), blur, self.heat_steps, max(grid.cell_widths))
         result = grid.with_weights(solution.mass)
         return SinkhornStep(
             measure=source.with_weights(solution.mass.to(source.dtype)),
             map=None,
             value=functional(result).to(source.dtype),
-            transport_cost=(2 * blur**2 * divergence).clamp(min=0.0).to(source.dtype),  # ≥ 0, but for rounding
+            transport_cost=cost.to(source.dtype),
             step_size=gamma,
             converged=solution.converged,
             iterations=solution.iterations,
@@ -220,6 +225,29 @@ def _as_grid(measure: Measure) -> Grid:
             "shape, bounds) or Grid.from_particles(particles, shape, bounds)"
         )
     return measure
+
+
+def _warn_of_long_moves(cost: float, blur: float, heat_steps: int, width: float) -> None:
+    r"""Warn where the kernel among walls makes the moves of a step far too cheap.
+
+    With θ = √cost/blur², k steps on cells of width w move mass by sinh(θw) blur²/w / (1 − θ² blur²/2k) in the place of
+    θ blur²: the cost is off by a factor of about 1 + cost/blur² (1/k + w²/3blur²), to first order.
+    """
+    moved = cost / blur**2
+    lattice = moved * width**2 / (3 * blur**2)
+    if moved / heat_steps + lattice <= LONG_MOVE:
+        return
+    slope, bend = 1 / heat_steps, width**2 / 3
+    inverse = (math.sqrt(slope**2 + bend / cost) - slope) / (2 * bend)  # of blur², where the error is 1/4
+    advice = f"raise blur to {1 / math.sqrt(inverse):.2g}"
+    if lattice < 0.2:
+        advice += f" or heat_steps to {math.ceil(moved / (0.25 - lattice))}"
+    warnings.warn(
+        f"mass moved by {math.sqrt(moved):.3g} blurs in the quadratic mean: so far the kernel among walls falls off "
+        f"too slowly, and this step made moves too cheap and moved too much; {advice}, or lower step_size",
+        RuntimeWarning,
+        stacklevel=4,  # through the decorator of `step`
+    )
 
 
 def _continues(previous: Step | None, grid: Grid, blur: float) -> bool:
