@@ -383,6 +383,27 @@ def test_steps_on_another_grid_start_afresh():
     assert other.measure.shape == (20, 20)
 
 
+def test_unrelated_previous_step_changes_nothing():
+    solver = wprox.SinkhornProx()
+    other = wprox.Grid.from_density(lambda x: (x[:, 0] > 0.8).double(), (24, 24), SQUARE)
+    alone = solver.step(wprox.Entropy(), bump(), 1e-3)
+    previous = solver.step(wprox.PotentialEnergy(lambda x: -x[:, 0]), other, 1e-3)
+    after = solver.step(wprox.Entropy(), bump(), 1e-3, previous=previous)
+    assert float(after.transport_cost) == pytest.approx(float(alone.transport_cost), rel=1e-3)
+    assert distance(after.measure, alone.measure) < 1e-4
+
+
+@pytest.mark.parametrize("debias", [None, "entropy", "sinkhorn"])
+def test_negative_entropy_is_solved_or_refused(debias):
+    """With γ|e| = 0.6 blur², past what a debiased step can be convex for."""
+    functional = -0.6 / (24**2 * 0.01) * wprox.Entropy() + wprox.PotentialEnergy(lambda x: x.square().sum(-1))
+    if debias is None:
+        assert wprox.SinkhornProx(debias=None).step(functional, bump(), 0.01).converged
+    else:
+        with pytest.raises(ValueError, match=r"concave part.* γ < blur²/0\.208.*debias=None, which doubles"):
+            wprox.SinkhornProx(debias=debias).step(functional, bump(), 0.01)
+
+
 def test_unconverged_step_says_so():
     step = wprox.SinkhornProx(iterations=2).step(wprox.PorousMedium(2.0), bump(), 1e-2)
     assert not step.converged

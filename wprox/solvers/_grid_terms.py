@@ -80,7 +80,9 @@ class GridTerms:
         return replace(self.local, potential=potential, powers=powers, entropy=self.local.entropy + damping)
 
 
-def sort_terms(functional: Functional, grid: Grid, strength: float, rooms: Tensor | None = None) -> GridTerms:
+def sort_terms(
+    functional: Functional, grid: Grid, strength: float, rooms: Tensor | None = None, debias: str | None = None
+) -> GridTerms:
     """The terms of F on a grid, for a KL proximal operator of strength γ/ε.
 
     Arguments:
@@ -88,6 +90,7 @@ def sort_terms(functional: Functional, grid: Grid, strength: float, rooms: Tenso
         grid: the measure that the step starts from; its mass must have room within the bounds of F.
         strength: γ/ε.
         rooms: (n,), the number of the room of each support point, where walls shut off several; mass stays in its room.
+        debias: what the step subtracts, either of which is concave like −½ε ∫ ρ log ρ.
     """
     terms = GridTerms(grid, LocalTerms(strength))
     add(functional, 1.0, terms)
@@ -95,10 +98,12 @@ def sort_terms(functional: Functional, grid: Grid, strength: float, rooms: Tenso
     _check_bounds(local, grid, rooms)
     if local.potential is not None:  # a constant changes nothing but the scale that the iteration starts from
         local.potential = local.potential - local.potential.min()
-    if 1 + strength * local.entropy <= 0:
+    convexity = 1.0 if debias is None else 0.5  # of the transport, in units of ε ∫ ρ log ρ
+    if convexity + strength * local.entropy <= 0:
         raise ValueError(
             f"F has {local.entropy:g} times the entropy, a concave part that is too large for the step: it needs "
-            f"γ < blur²/{-local.entropy:g}; lower step_size or raise blur"
+            f"γ < blur²/{-local.entropy / convexity:g}; lower step_size or raise blur"
+            + ("" if debias is None else ", or set debias=None, which doubles the limit")
         )
     return terms
 

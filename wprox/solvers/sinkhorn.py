@@ -138,12 +138,13 @@ class SinkhornProx(Solver):
             raise ValueError("log_domain=True needs a grid without walls: heat flow is solved in the kernel domain")
         grid = source.to(torch.float64)
         kernel, blur = self._kernel_of(grid)
-        terms = sort_terms(functional, grid, gamma / blur**2, kernel.rooms)
+        terms = sort_terms(functional, grid, gamma / blur**2, kernel.rooms, self.debias)
         iteration = ScalingIteration(terms, kernel, grid.weights, self.debias, self.tol, self.log_domain)
         scalings, own_source = None, None
         if _continues(previous, grid, blur):
             assert isinstance(previous, SinkhornStep)
-            own_source = previous.self_scaling
+            if previous.measure.dtype == source.dtype and torch.equal(previous.measure.weights, source.weights):
+                own_source = previous.self_scaling
             scalings = iteration.continued(previous.log_scalings, gamma / previous.step_size)
         if scalings is None:
             scalings = self._annealed(terms, grid, blur)
