@@ -505,6 +505,20 @@ def test_semi_implicit_agrees_to_first_order():
     assert 0 < gaps[1] < gaps[0] / 2.5  # each step differs by O(γ²)
 
 
+class SquaredMoment(wprox.Functional):
+    def __call__(self, rho):
+        return 10 * (rho.integrate(lambda x: x[:, 0]) - 0.2).square()
+
+
+def test_linearisation_that_does_not_settle_returns_the_nearest_iterate():
+    functional = SquaredMoment() + 0.1 * wprox.Entropy()
+    settles, fails = (wprox.SinkhornProx(iterations=400).step(functional, bump(), gamma) for gamma in (0.02, 0.1))
+    assert settles.converged
+    assert not fails.converged
+    assert "linearisation does not settle" in fails.message
+    assert float(fails.value) < float(functional(bump()))
+
+
 def test_steep_interaction_ends_without_nan():
     functional = wprox.InteractionEnergy(lambda z: -50 * torch.exp(-z.square().sum(-1) / (2 * 0.1**2)))
     step = wprox.SinkhornProx(iterations=150).step(functional + 0.05 * wprox.PorousMedium(2.0), bump(), 1.0)

@@ -183,6 +183,8 @@ class ScalingIteration:
         anderson = Anderson(memory)
         linearisation = Linearisation(self, relinearise)
         best, last, fallback, accelerated = math.inf, math.inf, scalings, False
+        # to return if none converges: the iterate of least violation, or of least change by linearising anew
+        kept, error = None, math.inf
         for count in range(1, iterations + 1):
             current = self.step(scalings, linearisation.local)
             misplaces = current.misplaced > LOST_FRACTION * self.tol
@@ -204,18 +206,22 @@ class ScalingIteration:
                 if linearisation.settled(current):
                     return self._solution(current, count, True, "")
                 linearisation.refresh(current)
+                if linearisation.moved < error:
+                    kept, error = current, linearisation.moved
                 best, accelerated, scalings = math.inf, False, current.image
                 anderson.restart()
                 continue
+            if not linearisation.repeat and current.violation < error:
+                kept, error = current, current.violation
             best, last, fallback = min(best, current.violation), current.violation, current.image
             root = (0.5 * current.log_mass).exp()
             extrapolated = anderson.next(scalings, current.image, root)
             scalings = torch.where(root > math.sqrt(NEGLIGIBLE) * root.max(), extrapolated, current.image)
             accelerated = memory > 0
-        unsettled = linearisation.change
+        current = current if kept is None else kept
         message = f"a violation of {current.violation:.2g} in mass is left, tol is {self.tol:.2g}"
-        if unsettled is not None and current.violation <= linearisation.tol:
-            message = f"the last linearisation still moved a mass of {unsettled:.2g}"
+        if kept is not None and linearisation.repeat:
+            message = f"linearisation does not settle, and moved a mass of {error:.2g} at the least"
         return self._solution(current, iterations, False, f"{message}; {WHAT_TO_TRY}")
 
     def _solution(self, last: Iterate, count: int, converged: bool, message: str) -> Solution:

@@ -62,7 +62,8 @@ class SinkhornProx(Solver):
 
     - "entropy" subtracts ½ε ∫ ρ log ρ itself. The bias falls from O(blur²/γ) to O(blur⁴/γ), at almost no cost.
     - "sinkhorn" subtracts ½ OT_ε(ρ, ρ), which leaves the Sinkhorn divergence (Janati, Cuturi and Gramfort 2020):
-      minimisers of F are then exact fixed points. It costs a third product with the kernel and more iterations.
+      minimisers of F are then exact fixed points. It costs a third product with the kernel and more iterations, and
+      converges reliably only where F contains entropy, KL or a power.
     - `None` keeps the bias.
 
     Arguments:
