@@ -193,7 +193,9 @@ def test_plot_takes_axes():
         (lambda: wprox.Grid.from_particles([[0.1]], 2, [(0, 1)], [True, False]), "inside walls"),
         (lambda: wprox.Grid.from_particles([[0.1, 0.1]], 2, [(0, 1)]), "dimension 2"),
         (lambda: random_grid((4,)).convolve(lambda z: -z.norm(dim=1).log()), "finite, at 0 too"),
-        (lambda: wprox.Congestion(-1.0), "must not be negative"),
+        (lambda: wprox.Congestion(-1.0), "max_density must not be negative"),
+        (lambda: wprox.Congestion(0), "max_density must be positive, got 0"),
+        (lambda: wprox.Congestion(lambda x: 2 + x)(random_grid((4,))), r"one number a point, \(4,\), got \(4, 1\)"),
         (lambda: wprox.DensityBounds(2.0, 1.0), "lower must be below upper"),
         (lambda: wprox.DensityBounds(0.0, 1.0, tolerance=-1), "tolerance"),
         (lambda: wprox.Congestion(lambda x: x[:, 0] - 10)(random_grid((4,))), "0 ≤ lower ≤ upper"),
@@ -205,8 +207,25 @@ def test_bad_input(make, message):
 
 
 def test_bounds_of_the_wrong_type():
-    with pytest.raises(TypeError, match="a number or a function"):
+    with pytest.raises(TypeError, match="max_density must be a number or a function"):
         wprox.Congestion("one")
+
+
+def test_density_of_the_wrong_type():
+    with pytest.raises(TypeError, match=r"function of points.*got Tensor.*Grid\(mass, bounds\)"):
+        wprox.Grid.from_density(torch.ones(3), 3, [(0, 1)])
+
+
+def test_density_of_a_gaussian():
+    normal = wprox.Gaussian(torch.zeros(2, dtype=torch.float64), 0.1 * torch.eye(2, dtype=torch.float64))
+    rho = wprox.Grid.from_density(normal, (20, 20), [(-1, 1)] * 2)
+    by_hand = wprox.Grid.from_density(lambda x: torch.exp(-5 * x.square().sum(-1)), (20, 20), [(-1, 1)] * 2)
+    torch.testing.assert_close(rho.weights, by_hand.weights)
+
+
+@pytest.mark.parametrize("values", [torch.full((4,), 1e38), torch.full((4,), 1e308, dtype=torch.float64)])
+def test_total_that_overflows(values):
+    assert wprox.Grid(values, [(0, 1)]).weights.tolist() == [0.25] * 4
 
 
 def test_bounds_that_depend_on_the_place():

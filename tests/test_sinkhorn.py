@@ -195,12 +195,85 @@ def test_heat_kernel_distance_goes_around_the_wall():
     assert math.sqrt(float(squared(kernel, start, end))) == pytest.approx(around, rel=0.12)
 
 
-def test_mass_that_walls_shut_in_stays():
-    walls = torch.zeros(20, dtype=torch.bool)
-    walls[10] = True
-    rho = wprox.Grid.from_density(lambda x: (x[:, 0] < 0.4).double(), 20, [(0.0, 1.0)], walls)
-    step = wprox.SinkhornProx().step(wprox.PotentialEnergy(lambda x: -x[:, 0]), rho, 0.05)
-    assert float(step.measure.mass[11:].sum()) < 1e-6
+def two_rooms(right=0.0):
+    """40 cells with a wall at cell 20; a share of the mass in the right room, the rest left of 0.4."""
+    walls = torch.zeros(40, dtype=torch.bool)
+    walls[20] = True
+    return wprox.Grid.from_density(
+        lambda x: torch.where(x[:, 0] > 0.5, right / 19, (1 - right) * (x[:, 0] < 0.4).double() / 16),
+        40,
+        [(0.0, 1.0)],
+        walls,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:mass moved by")
+@pytest.mark.parametrize("debias", [None, "entropy", "sinkhorn"])
+@pytest.mark.parametrize("right", [0.0, 0.25])
+@pytest.mark.parametrize("gamma", [0.05, 0.5, 10.0])
+@pytest.mark.parametrize("slope", [0, 1, 100, 1e4])
+def test_mass_stays_in_its_room(slope, gamma, right, debias):
+    solver = wprox.SinkhornProx(debias=debias, iterations=100)
+    step = solver.step(wprox.PotentialEnergy(lambda x: -slope * x[:, 0]) + wprox.Entropy(), two_rooms(right), gamma)
+    beyond = float(step.measure.mass[21:].sum())
+    assert beyond == 0 if right == 0 else abs(beyond - right) < 1e-12  # converged or not
+    assert bool(torch.isfinite(step.measure.weights).all())
+    assert math.isfinite(float(step.transport_cost))
+    assert math.isfinite(float(step.value))
+
+
+@pytest.mark.filterwarnings("ignore:mass moved by")
+def test_congestion_in_a_room_keeps_the_mass_there():
+    way = wprox.PotentialEnergy(lambda x: -5 * x[:, 0])
+    for gamma, iterations in ((0.05, 2000), (0.5, 100)):
+        step = wprox.SinkhornProx(iterations=iterations).step(way + wprox.Congestion(4.0), two_rooms(), gamma)
+        assert float(step.measure.mass[21:].sum()) == 0
+    step = wprox.SinkhornProx().step(way + wprox.Congestion(4.0), two_rooms(), 0.05)
+    assert float(step.value) == pytest.approx(-5 * 0.375, abs=1e-3)  # pressed against the wall at density 4
+
+
+@pytest.mark.parametrize(
+    ("bounds", "right", "message"),
+    [
+        (wprox.Congestion(1.2), 0.0, "20 cells of a room shut in by walls, one of 2, hold a mass of 0.6 in all.* 1 "),
+        (wprox.Congestion(1.2), 0.7, "19 cells of a room.*hold a mass of 0.57 in all.* 0.7 there; raise"),
+        (wprox.DensityBounds(0.1, 9.0), 0.0, "19 cells of a room.*demand a mass of 0.0475.* 0 there; lower"),
+    ],
+)
+def test_bounds_that_a_room_cannot_keep_are_refused(bounds, right, message):
+    with pytest.raises(ValueError, match=message):
+        wprox.SinkhornProx().step(bounds, two_rooms(right), 0.5)
+
+
+def beside_a_wall(n, with_wall):
+    """A Gaussian, and a wall in the corner that its mass does not come near."""
+    walls = torch.zeros(n, n, dtype=torch.bool)
+    walls[-3:-1, : n // 2] = with_wall
+    return wprox.Grid.from_density(lambda x: torch.exp(-60 * (x - 0.35).square().sum(-1)), (n, n), SQUARE, walls)
+
+
+@pytest.mark.parametrize("blur", [2 / 48, 3 / 48])
+def test_step_beside_a_harmless_wall_is_the_gaussian_one(blur):
+    functional = wprox.PotentialEnergy(lambda x: 5 * x[:, 0]) + 0.5 * wprox.Entropy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solver = wprox.SinkhornProx(blur=blur, heat_steps=20)
+        free, walled = (solver.step(functional, beside_a_wall(48, flag), 0.005) for flag in (False, True))
+    assert float(walled.transport_cost) == pytest.approx(float(free.transport_cost), rel=0.15)
+    assert float(walled.value) == pytest.approx(float(free.value), rel=0.01)
+
+
+@pytest.mark.parametrize("gamma", [0.007, 0.02])
+def test_moves_too_long_for_the_heat_kernel_warn(gamma):
+    functional = wprox.PotentialEnergy(lambda x: 5 * x[:, 0])
+    with pytest.warns(RuntimeWarning, match=r"falls off too slowly.*raise blur to 0\.\d+, or lower step_size"):
+        wprox.SinkhornProx().step(functional, beside_a_wall(96, True), gamma)
+
+
+def test_warning_of_long_moves_says_how_many_heat_steps_are_enough():
+    functional, rho = wprox.PotentialEnergy(lambda x: 10 * x[:, 0]), beside_a_wall(96, True)
+    with pytest.warns(RuntimeWarning, match=r"raise blur to 0\.\d+ or heat_steps to \d+"):
+        wprox.SinkhornProx(blur=6 / 96, heat_steps=3).step(functional, rho, 0.01)
 
 
 def test_heat_steps_are_taken():
@@ -252,6 +325,35 @@ def test_underflow_is_noticed_and_goes_to_the_log_domain():
     assert distance(step.measure, gibbs) < 1e-2
 
 
+@pytest.mark.parametrize("span", [1.0, 600.0, 3e4])
+@pytest.mark.parametrize("cells", [0.5, 1.0, 4.0])
+def test_products_are_those_of_the_dense_kernel(cells, span):
+    """Of a smooth and a rough field, one with gaps; what the kernel domain does not call lost has all its digits."""
+    grid = wprox.Grid(torch.ones(40, 30, dtype=torch.float64), SQUARE)
+    blur = cells / 40
+    log_kernel = -(grid.points[:, None] - grid.points).square().sum(-1) / (2 * blur**2)
+    smooth = -span * grid.points.square().sum(-1)
+    noise = torch.rand(len(grid), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gaps = torch.where((grid.points[:, 0] > 0.5) | (noise < 0.3), -math.inf, smooth)
+    kernel = GaussianKernel(grid, blur)
+    for field in (smooth, span * noise, gaps):
+        exact = torch.logsumexp(log_kernel + field, 1)
+        torch.testing.assert_close(kernel.log_apply(field), exact, rtol=1e-11, atol=1e-9)
+        product, lost = kernel.product(field)
+        torch.testing.assert_close(product[~lost], exact[~lost], rtol=1e-11, atol=1e-9)
+        assert bool((product >= exact - 1e-9 * (1 + exact.abs())).all())  # an upper bound elsewhere
+        assert not bool(lost.any()) or span > 600 or cells < 1 or field is gaps
+
+
+def test_steep_potentials_stay_in_the_kernel_domain():
+    rho = wprox.Grid.from_density(lambda x: torch.exp(-9 * x.square().sum(-1)), (64, 64), SQUARE)
+    solver = {flag: wprox.SinkhornProx(blur=1 / 128, log_domain=flag) for flag in (False, True)}
+    kernel, log = (solver[flag].step(wprox.Entropy(), rho, 0.004) for flag in (False, True))
+    assert kernel.converged
+    assert not kernel.log_domain
+    assert distance(kernel.measure, log.measure) < 1e-5
+
+
 def test_acceleration_saves_iterations_and_changes_nothing():
     rho, functional = bump(32), wprox.PorousMedium(2.0)
     plain = wprox.SinkhornProx(memory=0, debias=None, tol=1e-8, iterations=20000).step(functional, rho, 1e-3)
@@ -279,6 +381,27 @@ def test_steps_on_another_grid_start_afresh():
     other = solver.step(wprox.Entropy(), bump(20), 1e-3, previous=first)
     assert other.converged
     assert other.measure.shape == (20, 20)
+
+
+def test_unrelated_previous_step_changes_nothing():
+    solver = wprox.SinkhornProx()
+    other = wprox.Grid.from_density(lambda x: (x[:, 0] > 0.8).double(), (24, 24), SQUARE)
+    alone = solver.step(wprox.Entropy(), bump(), 1e-3)
+    previous = solver.step(wprox.PotentialEnergy(lambda x: -x[:, 0]), other, 1e-3)
+    after = solver.step(wprox.Entropy(), bump(), 1e-3, previous=previous)
+    assert float(after.transport_cost) == pytest.approx(float(alone.transport_cost), rel=1e-3)
+    assert distance(after.measure, alone.measure) < 1e-4
+
+
+@pytest.mark.parametrize("debias", [None, "entropy", "sinkhorn"])
+def test_negative_entropy_is_solved_or_refused(debias):
+    """With γ|e| = 0.6 blur², past what a debiased step can be convex for."""
+    functional = -0.6 / (24**2 * 0.01) * wprox.Entropy() + wprox.PotentialEnergy(lambda x: x.square().sum(-1))
+    if debias is None:
+        assert wprox.SinkhornProx(debias=None).step(functional, bump(), 0.01).converged
+    else:
+        with pytest.raises(ValueError, match=r"concave part.* γ < blur²/0\.208.*debias=None, which doubles"):
+            wprox.SinkhornProx(debias=debias).step(functional, bump(), 0.01)
 
 
 def test_unconverged_step_says_so():
@@ -324,8 +447,24 @@ def test_huge_potential_is_solved_or_refused(height):
     assert step.converged or "lower step_size" in step.message or "raise iterations" in step.message
 
 
-def test_potential_may_be_infinite_in_places():
-    functional = wprox.PotentialEnergy(lambda x: torch.where(x[:, 0] > 0.7, math.inf, 0.0)) + wprox.Entropy()
+SHUT = wprox.PotentialEnergy(lambda x: torch.where(x[:, 0] > 0.7, math.inf, 0.0))
+
+
+@pytest.mark.parametrize(
+    "functional",
+    [
+        wprox.Entropy(),
+        wprox.PorousMedium(0.5),
+        wprox.PorousMedium(2.0),
+        wprox.PorousMedium(2.0) + wprox.PorousMedium(3.0),
+        wprox.InternalEnergy(lambda r: r**1.5),
+        wprox.Congestion(4.0),
+        wprox.DensityBounds(lambda x: 0.1 * (x[:, 0] < 0.7), 5.0),
+        wprox.InteractionEnergy(lambda z: z.square().sum(-1)),
+    ],
+)
+def test_potential_may_be_infinite_in_places(functional):
+    functional = SHUT + functional
     step = wprox.SinkhornProx().step(functional, bump(), 1e-2)
     assert step.converged
     assert math.isfinite(float(step.value))
@@ -366,6 +505,20 @@ def test_semi_implicit_agrees_to_first_order():
     assert 0 < gaps[1] < gaps[0] / 2.5  # each step differs by O(γ²)
 
 
+class SquaredMoment(wprox.Functional):
+    def __call__(self, rho):
+        return 10 * (rho.integrate(lambda x: x[:, 0]) - 0.2).square()
+
+
+def test_linearisation_that_does_not_settle_returns_the_nearest_iterate():
+    functional = SquaredMoment() + 0.1 * wprox.Entropy()
+    settles, fails = (wprox.SinkhornProx(iterations=400).step(functional, bump(), gamma) for gamma in (0.02, 0.1))
+    assert settles.converged
+    assert not fails.converged
+    assert "linearisation does not settle" in fails.message
+    assert float(fails.value) < float(functional(bump()))
+
+
 def test_steep_interaction_ends_without_nan():
     functional = wprox.InteractionEnergy(lambda z: -50 * torch.exp(-z.square().sum(-1) / (2 * 0.1**2)))
     step = wprox.SinkhornProx(iterations=150).step(functional + 0.05 * wprox.PorousMedium(2.0), bump(), 1.0)
@@ -404,6 +557,12 @@ def test_other_measures_are_refused_with_the_way_out():
     ("functional", "message"),
     [
         (wprox.Congestion(0.9), "upper bound on the density.*hold a mass of 0.9"),
+        (SHUT + wprox.DensityBounds(0.1, 5.0), "at 168 cells where the lower bound on the density is positive"),
+        (SHUT + wprox.Congestion(1.2), "upper bound on the density.*hold a mass of 0.85"),
+        (
+            SHUT + wprox.PotentialEnergy(lambda x: torch.where(x[:, 0] < 0.7, math.inf, 0.0)),
+            r"0 where a potential is \+∞.* hold a mass of 0 ",
+        ),
         (wprox.DensityBounds(1.1, 3.0), "lower bound on the density.*demand a mass of 1.1"),
         (-1.0 * wprox.Congestion(3.0), "cannot be multiplied by -1"),
         (wprox.PotentialEnergy(lambda x: x[:, 0] * math.nan), "NaN"),

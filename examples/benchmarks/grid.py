@@ -119,6 +119,20 @@ def heat_table() -> None:
             )
 
 
+def underflow_table() -> None:
+    print("\nHeat, one step where the potentials span more than e^700: in the kernel domain, and from a point")
+    slope = wprox.Grid.from_density(lambda x: torch.exp(-9 * x.square().sum(-1)), (128, 128), SQUARE)
+    point = torch.zeros(192, 192, dtype=torch.float64)
+    point[10, 50] = 1
+    for name, initial, gamma in (("exp(−9|x|²)", slope, 0.004), ("a point", wprox.Grid(point, SQUARE), 0.002)):
+        solver = wprox.SinkhornProx()
+        trajectory, wall, cpu = timed(lambda s=solver, i=initial, g=gamma: wprox.jko(wprox.Entropy(), s, i, g, 1))
+        (step,) = trajectory.steps
+        print(
+            f"{name:12} log domain: {step.log_domain}  {step.iterations} iterations  {wall:.2f} s wall  {cpu:.2f} s cpu"
+        )
+
+
 def aggregation_table() -> None:
     print("\nAggregation–diffusion at 256² against the porous medium step, 3 steps each")
     initial = wprox.Grid.from_density(
@@ -169,6 +183,7 @@ def main() -> None:
     porous_medium_table(quick)
     fokker_planck_table()
     heat_table()
+    underflow_table()
     aggregation_table()
     crowd_table()
 

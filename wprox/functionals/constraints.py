@@ -83,7 +83,10 @@ class Congestion(DensityBounds):
     """
 
     def __init__(self, max_density: Bound, tolerance: float = 1e-3) -> None:
-        super().__init__(0.0, max_density, tolerance)
+        bound = _bound(max_density, "max_density")
+        if bound == 0:
+            raise ValueError("max_density must be positive, got 0")
+        super().__init__(0.0, bound, tolerance)
         self.max_density = self.upper
         if isinstance(self.max_density, float):
             self.modulus = 0.0
@@ -106,7 +109,12 @@ def _bound(value: object, name: str) -> Bound:
 
 def _at(bound: Bound, points: Tensor, name: str) -> Tensor:
     if callable(bound):
-        return evaluate(bound, points, name)
+        values = evaluate(bound, points, name)
+        if values.shape != points.shape[:1]:
+            raise ValueError(
+                f"a bound must return one number a point, ({len(points)},), got {tuple(values.shape)} from {name}"
+            )
+        return values
     return torch.full_like(points[:, 0], bound)
 
 

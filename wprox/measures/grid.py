@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
-from torch.distributions import Distribution
 
 from wprox._checks import Seed, as_floating, check_count, check_finite, make_generator
 from wprox.measures.base import Measure, evaluate
@@ -57,6 +56,9 @@ class Grid(Measure):
         if bool((values < 0).any()):
             raise ValueError(f"mass must not be negative, the smallest entry is {float(values.min()):g}")
         total = values.sum()
+        if not bool(torch.isfinite(total)):  # overflow
+            values = values / values.max()
+            total = values.sum()
         if not float(total) > 0:
             raise ValueError("mass must have a positive total, it is zero everywhere; give some cell some mass")
         if self.mask is not None and bool((values[self.mask] > 0).any()):
@@ -103,7 +105,7 @@ class Grid(Measure):
     @classmethod
     def from_density(
         cls,
-        density: Callable[[Tensor], Tensor] | Distribution,
+        density: Any,
         shape: Sequence[int] | int,
         bounds: Bounds,
         mask: Any = None,
@@ -112,7 +114,7 @@ class Grid(Measure):
         """The histogram of a density, which need not be normalised, evaluated at the centres of the free cells.
 
         Arguments:
-            density: maps points (n, d) to (n,), or a torch `Distribution` over R^d.
+            density: maps points (n, d) to (n,), or has `log_prob`, as a `Gaussian` or a torch `Distribution` over R^d.
             shape: (n_1, …, n_d), the number of cells along each axis; an integer in one dimension.
             bounds: [(low, high)] * d.
             mask: (n_1, …, n_d), true in walls; they stay empty.
@@ -126,10 +128,15 @@ class Grid(Measure):
         """
         grid = object.__new__(cls)
         grid._set_geometry(_check_shape(shape), bounds, mask, dtype, "cpu")
-        if isinstance(density, Distribution):
+        if hasattr(density, "log_prob"):
             values = evaluate(density.log_prob, grid.points, "density.log_prob").exp()
-        else:
+        elif callable(density):
             values = evaluate(density, grid.points, "density")
+        else:
+            raise TypeError(
+                f"density must be a function of points (n, d) or have log_prob, got {type(density).__name__}; masses "
+                "of cells go to Grid(mass, bounds), particles to Grid.from_particles"
+            )
         if values.shape != grid.points.shape[:1]:
             raise ValueError(f"density must return one number a point, ({len(grid)},), got {tuple(values.shape)}")
         check_finite(values, "density at the cell centres")

@@ -26,6 +26,7 @@ from wprox.measures.grid import convolve, kernel_spectrum
 from wprox.solvers._kl_prox import LocalTerms
 from wprox.solvers.base import StepFailedError
 
+ROUNDING = 1e-12  # of sums of masses
 PROBES = 2  # random signs that estimate the diagonal of a Hessian
 
 
@@ -79,29 +80,64 @@ class GridTerms:
         return replace(self.local, potential=potential, powers=powers, entropy=self.local.entropy + damping)
 
 
-def sort_terms(functional: Functional, grid: Grid, strength: float) -> GridTerms:
-    """The terms of F on a grid, for a KL proximal operator of strength γ/ε."""
+def sort_terms(
+    functional: Functional, grid: Grid, strength: float, rooms: Tensor | None = None, debias: str | None = None
+) -> GridTerms:
+    """The terms of F on a grid, for a KL proximal operator of strength γ/ε.
+
+    Arguments:
+        functional: F.
+        grid: the measure that the step starts from; its mass must have room within the bounds of F.
+        strength: γ/ε.
+        rooms: (n,), the number of the room of each support point, where walls shut off several; mass stays in its room.
+        debias: what the step subtracts, either of which is concave like −½ε ∫ ρ log ρ.
+    """
     terms = GridTerms(grid, LocalTerms(strength))
     add(functional, 1.0, terms)
     local = terms.local
+    _check_bounds(local, grid, rooms)
     if local.potential is not None:  # a constant changes nothing but the scale that the iteration starts from
         local.potential = local.potential - local.potential.min()
-    if 1 + strength * local.entropy <= 0:
+    convexity = 1.0 if debias is None else 0.5  # of the transport, in units of ε ∫ ρ log ρ
+    if convexity + strength * local.entropy <= 0:
         raise ValueError(
             f"F has {local.entropy:g} times the entropy, a concave part that is too large for the step: it needs "
-            f"γ < blur²/{-local.entropy:g}; lower step_size or raise blur"
+            f"γ < blur²/{-local.entropy / convexity:g}; lower step_size or raise blur"
+            + ("" if debias is None else ", or set debias=None, which doubles the limit")
         )
-    for bound, least in ((local.lower, False), (local.upper, True)):
+    return terms
+
+
+def _check_bounds(local: LocalTerms, grid: Grid, rooms: Tensor | None) -> None:
+    """Raise `ValueError` where bounds and infinite potentials leave too little room for the mass, or ask too much."""
+    lower, upper = local.lower, local.upper
+    if local.potential is not None and bool((shut := local.potential == torch.inf).any()):
+        if lower is not None and bool((lower[shut] > 0).any()):
+            raise ValueError(
+                f"a potential is +∞ at {int((lower[shut] > 0).sum())} cells where the lower bound on the density is "
+                "positive, so no measure has a finite value; set the bound to 0 there or make the potential finite"
+            )
+        upper = torch.full_like(local.potential, torch.inf) if upper is None else upper
+        upper = upper.masked_fill(shut, 0.0)  # no mass goes there
+    if rooms is None:
+        rooms = torch.zeros(len(grid), dtype=torch.long, device=grid.device)
+    count = int(rooms.max()) + 1
+    cells = torch.bincount(rooms, minlength=count)
+    mass = grid.weights.new_zeros(count).index_add(0, rooms, grid.weights)
+    for bound, least in ((lower, False), (upper, True)):
         if bound is None:
             continue
-        held = float(bound.sum() * grid.cell_volume)
-        if held < 1 if least else held > 1:
+        held = bound.new_zeros(count).index_add(0, rooms, bound * grid.cell_volume)
+        bad = held < mass * (1 - ROUNDING) if least else held > mass * (1 + ROUNDING)
+        if bool(bad.any()):
+            room = int(bad.nonzero()[0])
             name, verb = ("upper", "hold") if least else ("lower", "demand")
+            where = "free cells" if count == 1 else f"cells of a room shut in by walls, one of {count},"
             raise ValueError(
-                f"the {name} bound on the density and the {len(grid)} free cells {verb} a mass of {held:.4g} in all, "
-                f"and the measure has mass 1; {'raise' if least else 'lower'} the bound or change the grid"
+                f"the {name} bound on the density (0 where a potential is +∞) and the {int(cells[room])} {where} "
+                f"{verb} a mass of {float(held[room]):.4g} in all, and the measure has mass "
+                f"{float(mass[room]):.4g} there; {'raise' if least else 'lower'} the bound or change the grid"
             )
-    return terms
 
 
 def add(functional: Functional, weight: float, terms: GridTerms) -> None:
@@ -173,9 +209,9 @@ def _(functional: DensityBounds, weight: float, terms: GridTerms) -> None:
 
 @_add.register
 def _(functional: InteractionEnergy, weight: float, terms: GridTerms) -> None:
-    # the first variation is W ∗ ρ: one convolution, with the transform of W kept
+    # the first variation is W ∗ ρ, with the even part of W, whose transform is the real part: one convolution
     grid = terms.grid
-    spectrum = kernel_spectrum(grid, functional.kernel)
+    spectrum = kernel_spectrum(grid, functional.kernel).real
     no_curvature = grid.weights.new_zeros(len(grid))
 
     def first_variation(mass: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,18 +7,27 @@ from abc import ABC, abstractmethod
 import numpy as np
 import scipy.sparse as sparse
 import torch
+from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from wprox.measures import Grid
 
-LOG_BLOCK_BYTES = 2**26  # the exponents that the log domain forms at once
+TILT = 300.0  # the largest exponent of the tilts in the log domain: exp(±TILT) is far from the ends of float64
+MISLED = 1e-12  # the share of a sum that entries which are only upper bounds may have
 
 
 class Kernel(ABC):
-    """A symmetric positive kernel K on the support points of a grid; fields are flat, (n,)."""
+    """A symmetric non-negative kernel K on the support points of a grid; fields are flat, (n,).
 
-    reaches_everywhere: bool  # whether `log_product` has an exact log domain to fall back on
+    Attributes:
+        reaches_everywhere: whether `log_apply` is there as an exact log domain to fall back on.
+        rooms: (n,), the number from 0 of the room that each point lies in, where walls shut rooms off from each other:
+            K is exactly 0 between two of them, and positive within each. `None` where there is one room.
+    """
+
+    reaches_everywhere: bool
+    rooms: Tensor | None = None
 
     @abstractmethod
     def apply(self, field: Tensor) -> Tensor:
@@ -31,17 +40,24 @@ class Kernel(ABC):
     def product(self, log_field: Tensor) -> tuple[Tensor, Tensor]:
         r"""log K e^u in the kernel domain, and the entries where it underflows.
 
-        The maximum of u is absorbed first, so nothing overflows. A sum below the smallest normal number has lost its
-        digits: it is replaced by that number, an upper bound, and marked.
+        The maximum of u in each room is absorbed first, so nothing overflows. A sum below the smallest normal number
+        has lost its digits: it is replaced by that number, an upper bound, and marked.
 
         Returns:
             log K e^u (n,), and a boolean (n,) that is true where it is no more than an upper bound.
         """
-        largest = log_field.max()
+        largest = self.largest(log_field)
         sums = self.apply((log_field - largest).exp())
         floor = 1e6 * torch.finfo(sums.dtype).tiny  # below, terms may have been subnormal
         lost = sums < floor
         return sums.clamp(min=floor).log() + largest, lost
+
+    def largest(self, log_field: Tensor) -> Tensor:
+        """The maximum of u, or where there are several rooms that of each, at every point (n,)."""
+        if self.rooms is None:
+            return log_field.max()
+        lowest = log_field.new_full((int(self.rooms.max()) + 1,), torch.finfo(log_field.dtype).min)  # of an empty room
+        return lowest.scatter_reduce(0, self.rooms, log_field, "amax")[self.rooms]
 
 
 class GaussianKernel(Kernel):
@@ -59,9 +75,8 @@ class GaussianKernel(Kernel):
     reaches_everywhere = True
 
     def __init__(self, grid: Grid, blur: float) -> None:
-        self.shape = grid.shape
-        self.log_factors = [-(axis[:, None] - axis).square() / (2 * blur**2) for axis in grid.axes]
-        self.factors = [factor.exp() for factor in self.log_factors]
+        self.shape, self.blur, self.axes = grid.shape, blur, grid.axes
+        self.factors = [(-(axis[:, None] - axis).square() / (2 * blur**2)).exp() for axis in grid.axes]
 
     def apply(self, field: Tensor) -> Tensor:
         result = field.reshape(self.shape)
@@ -71,14 +86,54 @@ class GaussianKernel(Kernel):
             result = torch.movedim(torch.tensordot(factor, result, dims=([1], [axis])), 0, axis)
         return result.reshape(-1)
 
+    def product(self, log_field: Tensor) -> tuple[Tensor, Tensor]:
+        """log K e^u and where it is only an upper bound.
+
+        Where one maximum for all of u is not enough, each axis absorbs that of every line: then no more is lost than
+        what is e^(−700) of the largest entry on its line.
+        """
+        result, lost = super().product(log_field)
+        if not bool(lost.any()):
+            return result, lost
+        tiny = torch.finfo(log_field.dtype).tiny
+        result, lost = log_field.reshape(self.shape), torch.zeros(self.shape, dtype=torch.bool, device=lost.device)
+        for axis, factor in enumerate(self.factors):
+            lines = torch.movedim(result, axis, 0)
+            largest = lines.amax(0, keepdim=True).clamp(min=torch.finfo(lines.dtype).min)  # −∞ on an empty line
+            values = (lines - largest).exp()
+            sums = torch.tensordot(factor, values, dims=1)
+            under = sums < 1e6 * tiny
+            if bool(lost.any()):
+                bounds = values * torch.movedim(lost, axis, 0)
+                under |= torch.tensordot(factor, bounds, dims=1) > MISLED * sums
+            result = torch.movedim(sums.clamp(min=1e6 * tiny).log() + largest, 0, axis)
+            lost = torch.movedim(under, 0, axis)
+        return result.reshape(-1), lost.reshape(-1)
+
     def log_apply(self, log_field: Tensor) -> Tensor:
+        r"""log K e^u, one axis after the other and block after block of the cells along it.
+
+        With the centre c of a block, −(x − y)² = −(x − c)² + 2 (x − c)(y − c) − (y − c)²: the maximum over y of
+        u(y) − (y − c)²/(2 blur²) is absorbed, and e^{(x − c)(y − c)/blur²} is a matrix for all lines. Blocks are so
+        short that its exponents stay within ±TILT: the sum is at least e^(−TILT), and what underflows is below
+        e^(TILT − 700).
+        """
         result = log_field.reshape(self.shape)
-        for axis, factor in enumerate(self.log_factors):
-            lines = torch.movedim(result, axis, -1)
-            flat = lines.reshape(-1, lines.shape[-1])
-            rows = max(1, LOG_BLOCK_BYTES // (factor.numel() * factor.element_size()))
-            parts = [torch.logsumexp(part[:, None, :] + factor, -1) for part in flat.split(rows)]
-            result = torch.movedim(torch.cat(parts).reshape(lines.shape), -1, axis)
+        for axis, points in enumerate(self.axes):
+            lines = torch.movedim(result, axis, 0)
+            flat = lines.reshape(len(points), -1)
+            scaled = points / self.blur
+            length = float(scaled[-1] - scaled[0])
+            cells = len(points) if length == 0 else int(2 * TILT / length**2 * (len(points) - 1)) + 1
+            parts = []
+            for block in scaled.split(cells):
+                centre = (block[0] + block[-1]) / 2
+                exponents = flat - ((scaled - centre).square() / 2)[:, None]
+                largest = exponents.amax(0).clamp(min=torch.finfo(flat.dtype).min)
+                tilts = ((block - centre)[:, None] * (scaled - centre)).exp()
+                sums = (tilts @ exponents.sub_(largest).exp_()).log()
+                parts.append(sums + largest - ((block - centre).square() / 2)[:, None])
+            result = torch.movedim(torch.cat(parts).reshape(lines.shape), 0, axis)
         return result.reshape(-1)
 
 
@@ -115,6 +170,9 @@ class HeatKernel(Kernel):
             columns = np.concatenate((first, second, second, first))
             values = np.concatenate((rate, rate, -rate, -rate))
             matrix = matrix + sparse.coo_matrix((values, (rows, columns)), shape=(n, n))
+        count, labels = connected_components(matrix, directed=False)
+        if count > 1:
+            self.rooms = torch.as_tensor(labels, dtype=torch.long, device=grid.device)
         # no pivoting: the matrix is symmetric and diagonally dominant, and without it positivity is kept
         self.factor = splu(
             sparse.csc_matrix(matrix),

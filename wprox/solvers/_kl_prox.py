@@ -76,6 +76,8 @@ class LocalTerms:
         if self.potential is not None:
             right = right - s * self.potential
         right = right / curvature
+        shut = right == -math.inf  # no mass where V = ∞ or q = 0, whatever the other terms
+        right = right.masked_fill(shut, 0.0)
         if not self.powers and not self.energies:
             result = right
         elif len(self.powers) == 1 and not self.energies:
@@ -88,7 +90,7 @@ class LocalTerms:
             result = torch.maximum(result, self.lower.log())
         if self.upper is not None:
             result = torch.minimum(result, self.upper.log())
-        return result
+        return result.masked_fill(shut, -math.inf)
 
     def _slopes(self, log_density: Tensor, curvature: float) -> tuple[Tensor, Tensor]:
         """(s/A) Σ c U′(e^ℓ) and its derivative in ℓ."""

@@ -95,6 +95,24 @@ class ScalingIteration:
         self.log_mass = mass.log()
         self.log_volume = torch.as_tensor(terms.grid.cell_volume, dtype=mass.dtype).log().to(mass)
         self.log_domain = log_domain
+        self.closed: Tensor | None = None  # (n,), true in rooms where μ has no mass: they stay empty
+        if kernel.rooms is not None:
+            self.room_mass = self.by_room(mass)
+            self.closed = self.room_mass == 0
+
+    def by_room(self, mass: Tensor) -> Tensor:
+        """The total of a field in each room, at every point (n,)."""
+        rooms = self.kernel.rooms
+        assert rooms is not None
+        return mass.new_zeros(int(rooms.max()) + 1).index_add(0, rooms, mass)[rooms]
+
+    def normalised(self, log_mass: Tensor) -> Tensor:
+        """The logarithms of masses, (n,), scaled so that every room has the mass of μ in it."""
+        if self.closed is None:
+            return log_mass - torch.logsumexp(log_mass, 0)
+        relative = log_mass - self.kernel.largest(log_mass)
+        scaled = relative - self.by_room(relative.exp()).log() + self.room_mass.log()
+        return scaled.masked_fill(self.closed, -math.inf)
 
     def product(self, log_field: Tensor) -> tuple[Tensor, Tensor | None]:
         """log K e^u, and where it is only an upper bound."""
@@ -140,11 +158,13 @@ class ScalingIteration:
         if self.debias is not None:
             reference = reference + scalings[1]
         log_density = local.prox(reference)
+        if self.closed is not None:
+            log_density = log_density.masked_fill(self.closed, -math.inf)
         log_p = log_density + self.log_volume
         p = log_p.exp()
         image = [log_p - log_q]
         if self.debias == "entropy":
-            image.append((log_density - torch.logsumexp(log_p, 0)) / 2)  # of mass 1, which p has only in the end
+            image.append((self.normalised(log_p) - self.log_volume) / 2)  # of the mass that p has only in the end
         elif self.debias == "sinkhorn":
             own, _ = self.product(scalings[1])
             image.append((scalings[1] + log_p - own) / 2)
@@ -163,6 +183,8 @@ class ScalingIteration:
         anderson = Anderson(memory)
         linearisation = Linearisation(self, relinearise)
         best, last, fallback, accelerated = math.inf, math.inf, scalings, False
+        # to return if none converges: the iterate of least violation, or of least change by linearising anew
+        kept, error = None, math.inf
         for count in range(1, iterations + 1):
             current = self.step(scalings, linearisation.local)
             misplaces = current.misplaced > LOST_FRACTION * self.tol
@@ -184,22 +206,26 @@ class ScalingIteration:
                 if linearisation.settled(current):
                     return self._solution(current, count, True, "")
                 linearisation.refresh(current)
+                if linearisation.moved < error:
+                    kept, error = current, linearisation.moved
                 best, accelerated, scalings = math.inf, False, current.image
                 anderson.restart()
                 continue
+            if not linearisation.repeat and current.violation < error:
+                kept, error = current, current.violation
             best, last, fallback = min(best, current.violation), current.violation, current.image
             root = (0.5 * current.log_mass).exp()
             extrapolated = anderson.next(scalings, current.image, root)
             scalings = torch.where(root > math.sqrt(NEGLIGIBLE) * root.max(), extrapolated, current.image)
             accelerated = memory > 0
-        unsettled = linearisation.change
+        current = current if kept is None else kept
         message = f"a violation of {current.violation:.2g} in mass is left, tol is {self.tol:.2g}"
-        if unsettled is not None and current.violation <= linearisation.tol:
-            message = f"the last linearisation still moved a mass of {unsettled:.2g}"
+        if kept is not None and linearisation.repeat:
+            message = f"linearisation does not settle, and moved a mass of {error:.2g} at the least"
         return self._solution(current, iterations, False, f"{message}; {WHAT_TO_TRY}")
 
     def _solution(self, last: Iterate, count: int, converged: bool, message: str) -> Solution:
-        mass = (last.log_mass - torch.logsumexp(last.log_mass, 0)).exp()
+        mass = self.normalised(last.log_mass).exp()
         if not message:
             domain = "log" if self.log_domain else "kernel"
             message = f"a violation of {last.violation:.2g} in mass after {count} iterations in the {domain} domain"
@@ -235,7 +261,7 @@ class Linearisation:
     """
 
     def __init__(self, iteration: ScalingIteration, repeat: bool) -> None:
-        self.terms, self.final_tol = iteration.terms, iteration.tol
+        self.terms, self.final_tol, self.normalised = iteration.terms, iteration.tol, iteration.normalised
         self.repeat = repeat and bool(self.terms.smooth)
         self.local, self.tol, self.damping, self.moved = self.terms.local, iteration.tol, 0.0, 0.0
         self.change: float | None = None
@@ -267,4 +293,4 @@ class Linearisation:
             self.damping = max(2 * self.damping, 1 / self.local.strength)
         self.change = self.moved
         self.tol = max(self.final_tol, INNER_RATIO * self.moved)
-        self._linearise((current.log_mass - torch.logsumexp(current.log_mass, 0)).exp())
+        self._linearise(self.normalised(current.log_mass).exp())

@@ -14,13 +14,14 @@ from wprox._checks import check_count, check_positive
 from wprox.functionals import Functional
 from wprox.measures import Grid, Measure
 from wprox.solvers._grid_terms import GridTerms, sort_terms
-from wprox.solvers._kernels import GaussianKernel, Kernel, make_kernel
+from wprox.solvers._kernels import GaussianKernel, HeatKernel, Kernel, make_kernel
 from wprox.solvers._scaling import ScalingIteration
 from wprox.solvers.base import Solver, Step
 
 DEBIAS = (None, "entropy", "sinkhorn")
 SMALLEST_BLUR = 0.25  # in cells: exp(−1/(2 · 0.25²)) = 3e-4 of the mass reaches a neighbour
 
+LONG_MOVE = 1.0  # the relative error of the transport cost among walls, to first order, beyond which to warn
 COARSEST_BLUR = 0.125  # of the longest side: where the blur of a first step starts
 ANNEALING_TOL, ANNEALING_ITERATIONS = 1e-2, 50  # of each larger blur
 
@@ -61,7 +62,8 @@ class SinkhornProx(Solver):
 
     - "entropy" subtracts ½ε ∫ ρ log ρ itself. The bias falls from O(blur²/γ) to O(blur⁴/γ), at almost no cost.
     - "sinkhorn" subtracts ½ OT_ε(ρ, ρ), which leaves the Sinkhorn divergence (Janati, Cuturi and Gramfort 2020):
-      minimisers of F are then exact fixed points. It costs a third product with the kernel and more iterations.
+      minimisers of F are then exact fixed points. It costs a third product with the kernel and more iterations, and
+      converges reliably only where F contains entropy, KL or a power.
     - `None` keeps the bias.
 
     Arguments:
@@ -72,13 +74,15 @@ class SinkhornProx(Solver):
         memory: of Anderson acceleration; 0 is the plain scaling iteration.
         semi_implicit: linearise interactions and custom functionals once, around μ, in place of solving for them: the
             semi-implicit scheme, which costs less and is of the same order in γ.
-        heat_steps: steps of the heat flow among walls; more make distances more exact.
+        heat_steps: steps of the heat flow among walls; more make distances more exact. A warning tells where the
+            moves of a step were too long for them.
         log_domain: iterate in the log domain from the start. It is slow, and needed only where the kernel domain
             underflows, which is noticed.
 
     Raises:
         TypeError: for a measure that is not a `Grid`.
-        ValueError: for bounds on the density that cannot hold the mass, and potentials that are NaN.
+        ValueError: for bounds on the density that cannot hold the mass of some room shut in by walls, and potentials
+            that are NaN.
         StepFailedError: where a custom functional has no finite first variation.
 
     Example:
@@ -135,12 +139,13 @@ class SinkhornProx(Solver):
             raise ValueError("log_domain=True needs a grid without walls: heat flow is solved in the kernel domain")
         grid = source.to(torch.float64)
         kernel, blur = self._kernel_of(grid)
-        terms = sort_terms(functional, grid, gamma / blur**2)
+        terms = sort_terms(functional, grid, gamma / blur**2, kernel.rooms, self.debias)
         iteration = ScalingIteration(terms, kernel, grid.weights, self.debias, self.tol, self.log_domain)
         scalings, own_source = None, None
         if _continues(previous, grid, blur):
             assert isinstance(previous, SinkhornStep)
-            own_source = previous.self_scaling
+            if previous.measure.dtype == source.dtype and torch.equal(previous.measure.weights, source.weights):
+                own_source = previous.self_scaling
             scalings = iteration.continued(previous.log_scalings, gamma / previous.step_size)
         if scalings is None:
             scalings = self._annealed(terms, grid, blur)
@@ -151,12 +156,15 @@ class SinkhornProx(Solver):
             own_source = iteration.self_scaling(iteration.log_mass)
         own_target = iteration.self_scaling(solution.mass.log())
         divergence = iteration.divergence(solution, own_source, own_target)
+        cost = (2 * blur**2 * divergence).clamp(min=0.0)  # ≥ 0, but for rounding
+        if isinstance(kernel, HeatKernel):
+            _warn_of_long_moves(float(cost), blur, self.heat_steps, max(grid.cell_widths))
         result = grid.with_weights(solution.mass)
         return SinkhornStep(
             measure=source.with_weights(solution.mass.to(source.dtype)),
             map=None,
             value=functional(result).to(source.dtype),
-            transport_cost=(2 * blur**2 * divergence).clamp(min=0.0).to(source.dtype),  # ≥ 0, but for rounding
+            transport_cost=cost.to(source.dtype),
             step_size=gamma,
             converged=solution.converged,
             iterations=solution.iterations,
@@ -219,6 +227,29 @@ def _as_grid(measure: Measure) -> Grid:
             "shape, bounds) or Grid.from_particles(particles, shape, bounds)"
         )
     return measure
+
+
+def _warn_of_long_moves(cost: float, blur: float, heat_steps: int, width: float) -> None:
+    r"""Warn where the kernel among walls makes the moves of a step far too cheap.
+
+    With θ = √cost/blur², k steps on cells of width w move mass by sinh(θw) blur²/w / (1 − θ² blur²/2k) in the place of
+    θ blur²: the cost is off by a factor of about 1 + cost/blur² (1/k + w²/3blur²), to first order.
+    """
+    moved = cost / blur**2
+    lattice = moved * width**2 / (3 * blur**2)
+    if moved / heat_steps + lattice <= LONG_MOVE:
+        return
+    slope, bend = 1 / heat_steps, width**2 / 3
+    inverse = (math.sqrt(slope**2 + bend / cost) - slope) / (2 * bend)  # of blur², where the error is 1/4
+    advice = f"raise blur to {1 / math.sqrt(inverse):.2g}"
+    if lattice < 0.2:
+        advice += f" or heat_steps to {math.ceil(moved / (0.25 - lattice))}"
+    warnings.warn(
+        f"mass moved by {math.sqrt(moved):.3g} blurs in the quadratic mean: so far the kernel among walls falls off "
+        f"too slowly, and this step made moves too cheap and moved too much; {advice}, or lower step_size",
+        RuntimeWarning,
+        stacklevel=4,  # through the decorator of `step`
+    )
 
 
 def _continues(previous: Step | None, grid: Grid, blur: float) -> bool:
