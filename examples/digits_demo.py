@@ -19,7 +19,7 @@ from wprox.tables import read_table, write_table
 
 FOLDER = Path("demo")
 ABOUT_THE_DATA = ["--integer", "--bounds", "0", "16", "--drop-constant"]
-TRAINING: list[str] = []  # for example ["--blocks", "6"]
+TRAINING = ["--threads", "1"]  # the operations are too small for more to pay
 ACROSS, DOWN = 12, 8
 
 
