@@ -335,3 +335,11 @@ def test_refusals(trajectory):
         wprox.certify(trajectory, wprox.PorousMedium(2.0), modulus=1.0, residuals="critic")
     with pytest.raises(ValueError, match=r"residuals\[0\]|errors\[0\]"):
         wprox.certify(trajectory, functional, residuals=[math.nan, 0.0, 0.0, 0.0])
+
+
+def test_a_minimiser_of_another_dimension_is_named():
+    start, target = (wprox.Gaussian(torch.full((2,), m).double(), torch.eye(2).double()) for m in (1.0, 0.0))
+    trajectory = wprox.jko(wprox.KL(target), wprox.GaussianProx(), start, step_size=1.0, n_steps=2)
+    wrong = wprox.Gaussian(torch.zeros(3).double(), torch.eye(3).double())
+    with pytest.raises(ValueError, match="lives in dimension 3, the measures in dimension 2"):
+        wprox.certify(trajectory, wprox.KL(target), minimiser=wrong)

@@ -441,3 +441,14 @@ def test_nearly_quadratic_potentials_are_not_taken_for_quadratic():
     assert "best Gaussian" in step.message
     huber = wprox.PotentialEnergy(lambda x: torch.nn.functional.huber_loss(x, 0 * x, reduction="none").sum(-1))
     assert "best Gaussian" in wprox.GaussianProx().step(huber, standard(2), 0.5).message
+
+
+def test_options_of_the_solver_trade_accuracy_for_work():
+    quartic = wprox.PotentialEnergy(lambda x: x.square().sum(-1).square()) + wprox.Entropy()
+    rho = random_gaussian(2, seed=0, order=12)
+    tight = wprox.GaussianProx().step(quartic, rho, 0.3)
+    loose = wprox.GaussianProx(tolerance=1e-2).step(quartic, rho, 0.3)
+    assert loose.converged
+    assert loose.iterations < tight.iterations
+    assert close(loose.measure, tight.measure, 5e-2)
+    assert not wprox.GaussianProx(iterations=1).step(quartic, rho, 0.3).converged

@@ -464,3 +464,17 @@ def test_nodes_that_would_collapse_are_not_reported_as_converged():
 def test_float32_and_integer_nodes_become_float64():
     assert wprox.Quantiles(torch.arange(4)).dtype == torch.float64
     assert wprox.Quantiles(torch.rand(5).cumsum(0)).log_density().dtype == torch.float64
+
+
+def test_options_of_the_solver_trade_accuracy_for_work():
+    """A loose tolerance stops earlier, a short memory later; both end at the minimiser of the tight run."""
+    rho = normal_quantiles(2.0, 0.3, 200)
+    functional = wprox.InteractionEnergy(lambda z: z.square().sum(-1) / 2 + z.square().sum(-1) ** 2) + wprox.Entropy()
+    tight = wprox.QuantileProx().step(functional, rho, 0.5)
+    loose = wprox.QuantileProx(tolerance=1e-3).step(functional, rho, 0.5)
+    forgetful = wprox.QuantileProx(memory=1).step(functional, rho, 0.5)
+    assert loose.converged
+    assert loose.iterations <= tight.iterations <= forgetful.iterations
+    assert torch.allclose(loose.measure.nodes, tight.measure.nodes, atol=1e-2)
+    assert torch.allclose(forgetful.measure.nodes, tight.measure.nodes, atol=1e-5)
+    assert not wprox.QuantileProx(iterations=1).step(functional, rho, 0.5).converged

@@ -109,3 +109,10 @@ def test_bad_settings():
         stein_residual(x, x, lambda x: x, 1.0, entropy_weight=-1.0)
     with pytest.raises(ValueError, match="grad_potential must map"):
         stein_residual(x, x, lambda x: x.sum(-1), 1.0)
+
+
+def test_more_features_see_more_of_a_wiggly_error():
+    x = torch.randn(6000, 1, generator=torch.Generator().manual_seed(0)).double()
+    after = x + 0.5 * (3 * x).sin() / 2  # γ = 1: v = x' + (x' − x), an error far from affine
+    few, many = (wprox.stein.stein_residual(x, after, lambda x: x, 1.0, features=n).estimate for n in (1, 400))
+    assert few < many

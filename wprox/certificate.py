@@ -300,6 +300,10 @@ def _minimiser(given: Law | None, functional: Functional | None, measures: list[
     The bounds hold for the problem that is solved, which on the line is the one in the nodes: a law differs from it by
     its distance to the nearest nodes, which is no error of the steps.
     """
+    if given is not None and measures:
+        dim = given.dim if isinstance(given, Measure) else given.event_shape.numel()
+        if dim != measures[0].dim:
+            raise ValueError(f"the minimiser lives in dimension {dim}, the measures in dimension {measures[0].dim}")
     if functional is None:
         return given
     if measures and isinstance(measures[-1], Quantiles):
