@@ -113,12 +113,16 @@ def check_count(value: Any, name: str, least: int = 1) -> int:
     return int(value)
 
 
-def check_positive(value: Any, name: str) -> float:
-    """A finite number above zero."""
+def _number(value: Any, name: str) -> float:
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
+
+
+def check_positive(value: Any, name: str) -> float:
+    """A finite number above zero."""
+    number = _number(value, name)
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} must be positive and finite, got {number:g}")
     return number
@@ -126,10 +130,7 @@ def check_positive(value: Any, name: str) -> float:
 
 def check_non_negative(value: Any, name: str) -> float:
     """A finite number of at least zero."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    number = _number(value, name)
     if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{name} must be finite and not negative, got {number:g}")
     return number

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wprox._checks import as_points, check_count, check_positive, make_generator
+from wprox._checks import as_points, check_count, check_non_negative, check_positive, make_generator
 
 BATCH = 8192  # rows of features formed at once
 RIDGES = (math.inf, 1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4)
@@ -85,8 +85,7 @@ def stein_residual(
     if n < 40:
         raise ValueError(f"the Stein critic needs at least 40 points to fit and evaluate on, got {n}")
     step_size = check_positive(step_size, "step_size")
-    if not (math.isfinite(entropy_weight) and entropy_weight >= 0):
-        raise ValueError(f"entropy_weight must be finite and not negative, got {entropy_weight:g}")
+    entropy_weight = check_non_negative(entropy_weight, "entropy_weight")
     slope = grad_potential(given).detach().to(after)
     if slope.shape != after.shape:
         raise ValueError(f"grad_potential must map {tuple(after.shape)} to its own shape, got {tuple(slope.shape)}")

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from wprox._checks import check_count, check_positive, plain
+from wprox._checks import check_count, check_non_negative, check_positive, plain
 
 
 class StepBound(NamedTuple):
@@ -74,7 +74,7 @@ def step_bound(w2: float, step_size: float, error: float, modulus: float) -> Ste
         StepBound(w2=0.7071067811865476, objective=0.25)
     """
     factor = contraction_factor(step_size, modulus)
-    right = _non_negative(w2, "w2") ** 2 + 2 * step_size * _non_negative(error, "error") ** 2 / modulus
+    right = check_non_negative(w2, "w2") ** 2 + 2 * step_size * check_non_negative(error, "error") ** 2 / modulus
     return StepBound(math.sqrt(factor * right), right / (2 * step_size))
 
 
@@ -111,7 +111,7 @@ def w2_bound(
         >>> [round(w2, 4) for w2 in wprox.theory.w2_bound(1.0, 2.0, 0.0, 1.0, n_steps=2)]
         [1.0, 0.7071, 0.5]
     """
-    bounds = [_non_negative(initial_w2, "initial_w2")]
+    bounds = [check_non_negative(initial_w2, "initial_w2")]
     for step_size, error in _pairs(step_sizes, errors, n_steps):
         bounds.append(step_bound(bounds[-1], step_size, error, modulus).w2)
     return bounds
@@ -146,7 +146,7 @@ def objective_bound(
         >>> wprox.theory.objective_bound(1.0, 2.0, 0.0, 1.0, n_steps=2)
         [0.25, 0.125]
     """
-    w2, bounds = _non_negative(initial_w2, "initial_w2"), []
+    w2, bounds = check_non_negative(initial_w2, "initial_w2"), []
     for step_size, error in _pairs(step_sizes, errors, n_steps):
         w2, objective = step_bound(w2, step_size, error, modulus)
         bounds.append(objective)
@@ -163,7 +163,7 @@ def plateau(error: float, modulus: float) -> float:
         >>> wprox.theory.plateau(0.1, 1.0)
         0.2
     """
-    return 2 * _non_negative(error, "error") / check_modulus(modulus)
+    return 2 * check_non_negative(error, "error") / check_modulus(modulus)
 
 
 def steps_needed(error: float, initial_w2: float, step_size: float, modulus: float, target: float | None = None) -> int:
@@ -192,7 +192,7 @@ def steps_needed(error: float, initial_w2: float, step_size: float, modulus: flo
         [13, 24, 36]
     """
     step_size, modulus = check_positive(step_size, "step_size"), check_modulus(modulus)
-    error, w2 = _non_negative(error, "error"), _non_negative(initial_w2, "initial_w2")
+    error, w2 = check_non_negative(error, "error"), check_non_negative(initial_w2, "initial_w2")
     floor = (2 / (step_size * modulus) + 1) * error**2 / modulus
     if target is None:
         target = floor + error**2 / (2 * step_size * modulus**2)
@@ -228,9 +228,9 @@ def smoothing_bound(delta: float, second_moment: float, dim: int) -> float:
         >>> round(wprox.theory.smoothing_bound(0.01, second_moment=2.0, dim=2), 4)
         0.1996
     """
-    delta, d = _non_negative(delta, "delta"), check_count(dim, "dim")
+    delta, d = check_non_negative(delta, "delta"), check_count(dim, "dim")
     shrink = -math.expm1(-delta)
-    return math.sqrt(shrink**2 * _non_negative(second_moment, "second_moment") - math.expm1(-2 * delta) * d)
+    return math.sqrt(shrink**2 * check_non_negative(second_moment, "second_moment") - math.expm1(-2 * delta) * d)
 
 
 def inverse_bound(
@@ -307,7 +307,7 @@ def pinsker(kl: float) -> float:
         >>> wprox.theory.pinsker(0.02)
         0.1
     """
-    return min(1.0, math.sqrt(_non_negative(kl, "kl") / 2))
+    return min(1.0, math.sqrt(check_non_negative(kl, "kl") / 2))
 
 
 def check_modulus(modulus: float | None) -> float:
@@ -324,13 +324,6 @@ def check_modulus(modulus: float | None) -> float:
             "convex need not converge exponentially, and nothing can be certified"
         )
     return value
-
-
-def _non_negative(value: float, name: str) -> float:
-    number = float(value)
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{name} must be finite and not negative, got {number:g}")
-    return number
 
 
 def _pairs(
@@ -352,6 +345,6 @@ def _pairs(
     first = [float(sizes)] * n if isinstance(sizes, int | float) else [float(size) for size in sizes]
     second = [float(errors)] * n if isinstance(errors, int | float) else [float(error) for error in errors]
     return [
-        (check_positive(size, f"{size_name}[{k}]"), _non_negative(error, f"{error_name}[{k}]"))
+        (check_positive(size, f"{size_name}[{k}]"), check_non_negative(error, f"{error_name}[{k}]"))
         for k, (size, error) in enumerate(zip(first, second, strict=True))
     ]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from wprox._checks import check_non_negative
 from wprox.functionals.base import Functional
 from wprox.measures import Measure
 from wprox.measures.base import evaluate
@@ -35,9 +36,7 @@ class DensityBounds(Functional):
 
     def __init__(self, lower: Bound = 0.0, upper: Bound = math.inf, tolerance: float = 1e-3) -> None:
         self.lower, self.upper = _bound(lower, "lower"), _bound(upper, "upper")
-        if not math.isfinite(float(tolerance)) or tolerance < 0:
-            raise ValueError(f"tolerance must be finite and not negative, got {tolerance:g}")
-        self.tolerance = float(tolerance)
+        self.tolerance = check_non_negative(tolerance, "tolerance")
         if isinstance(self.lower, float) and isinstance(self.upper, float) and not self.lower < self.upper:
             raise ValueError(f"lower must be below upper, got {self.lower:g} and {self.upper:g}")
 

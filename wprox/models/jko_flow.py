@@ -43,6 +43,7 @@ from wprox.stein import stein_residual
 
 LIKELIHOOD_DRAWS = 8  # dequantisation draws over which log_prob of integer data is averaged
 NOISE_ROWS = 10_000  # random preprocessing is drawn repeatedly until a training set has about this many rows
+FEW_COLUMNS = 8  # up to which batches are larger, learning rates higher and small tables jittered
 CHECK_EVERY = 25  # iterations between two looks at the held-out objective
 
 
@@ -252,7 +253,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     def _train_together(self, reference: KL, training: Particles, held_out: Particles, offset: float) -> None:
         start = time.perf_counter()
-        small = training.dim <= 8
+        small = training.dim <= FEW_COLUMNS
         rate = self.fine_tune_learning_rate
         batch_size = self.fine_tune_batch_size or 2 * self._batch_size(training)
         iterations = self.fine_tune_iterations or min(2000, max(200, 100 * self._rows // batch_size))
@@ -276,7 +277,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         )
 
     def _solver(self, training: Particles, **changes: Any) -> NeuralProx:
-        small = training.dim <= 8
+        small = training.dim <= FEW_COLUMNS
         few = self._few(training)
         options = self.map_options
         if few and self.map == "spline":
@@ -301,7 +302,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         """Copies of the training points with noise, up to about NOISE_ROWS of them."""
         scale = self.jitter
         if scale is None:
-            scale = _best_bandwidth(training, held_out) if self._few(training) and training.dim <= 8 else 0.0
+            scale = _best_bandwidth(training, held_out) if self._few(training) and training.dim <= FEW_COLUMNS else 0.0
         self.jitter_ = float(scale)
         if not scale:
             return training
@@ -310,7 +311,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return Particles(points + scale * noise)
 
     def _batch_size(self, training: Particles) -> int:
-        return self.batch_size or (1024 if training.dim <= 8 else 256)
+        return self.batch_size or (1024 if training.dim <= FEW_COLUMNS else 256)
 
     def _step_size(self) -> StepSize:
         return 1.0 if self.step_sizes is None else self.step_sizes
@@ -363,15 +364,16 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         expectation; a row's noise depends on the row only. For smoothed data it is the density of the smoothed law.
         """
         X = self._checked(X)
-        preprocessing = self.preprocessing_
+        preprocessing, map = self.preprocessing_, self._map(X.dtype)
         if not preprocessing.integer:
-            return self._log_prob(*preprocessing.forward(X)).to(X.dtype)
+            return self._log_prob(map, *preprocessing.forward(X))
         noise = preprocessing.row_noise(X, LIKELIHOOD_DRAWS)
-        draws = [self._log_prob(*preprocessing.forward(X, noise=part)) for part in noise]
-        return torch.stack(draws).mean(0).to(X.dtype)
+        draws = [self._log_prob(map, *preprocessing.forward(X, noise=part)) for part in noise]
+        return torch.stack(draws).mean(0)
 
-    def _log_prob(self, z: Tensor, log_det: Tensor) -> Tensor:
-        y, flow_log_det = apply_in_batches(self._map(z.dtype), z)
+    @staticmethod
+    def _log_prob(map: TransportMap, z: Tensor, log_det: Tensor) -> Tensor:
+        y, flow_log_det = apply_in_batches(map, z)
         return -0.5 * y.square().sum(1) - 0.5 * z.shape[1] * math.log(2 * math.pi) + flow_log_det + log_det
 
     def score_samples(self, X: Any) -> Tensor:
@@ -386,13 +388,13 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         """The latent points T(z) of rows X, (n, d): data → noise. Integers enter from the middle of their cell."""
         X = self._checked(X)
         z, _ = self.preprocessing_.forward(X)
-        return apply_in_batches(self._map(z.dtype), z)[0].to(X.dtype)
+        return apply_in_batches(self._map(z.dtype), z)[0]
 
     def inverse_transform(self, Z: Any) -> Tensor:
         """The rows whose latent points are Z: noise → data."""
         self._check_fitted()
         z = as_points(Z, "Z", self.preprocessing_.dim)
-        return self.preprocessing_.inverse(invert_in_batches(self._map(z.dtype), z)).to(z.dtype)
+        return self.preprocessing_.inverse(invert_in_batches(self._map(z.dtype), z))
 
     def latents(self, X: Any) -> list[Tensor]:
         """The data on their way to the Gaussian: preprocessed, then after each block; N + 1 tensors (n, d)."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import as_floating, as_points
+from wprox._checks import as_floating, as_points, check_non_negative
 
 MARGIN = 0.01  # of the range on each side, so that values at a bound stay finite under the logit
 
@@ -45,9 +45,7 @@ class Preprocessing:
         self.standardize = bool(standardize)
         self.integer = bool(integer)
         self.bounds = bounds
-        self.smoothing = float(smoothing)
-        if not (math.isfinite(self.smoothing) and self.smoothing >= 0):
-            raise ValueError(f"smoothing must be a time δ ≥ 0, got {smoothing!r}")
+        self.smoothing = check_non_negative(smoothing, "smoothing")
         self.drop_constant = bool(drop_constant)
         if bounds is not None and (not isinstance(bounds, tuple | list) or len(bounds) != 2):
             raise ValueError(f"bounds must be a pair (low, high) of numbers or of one number a column, got {bounds!r}")
