@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from wprox.solvers._grid_terms import GridTerms
@@ -17,7 +16,7 @@ NOISE = 10.0  # shorter moves, in units of the violation that they start with, a
 INNER_RATIO = 0.1  # of the last change of mass: the violation down to which the next linearisation is solved
 CURVATURE = 0.8  # of the slope that a move starts with: beyond, the slope that it ends with has overshot
 SHORTEST, LONGEST = 0.1, 4.0  # factors by which the relaxation may change from one linearisation to the next
-SHORTEST_OF_ALL = 1e-6  # relaxation, at which to give up
+SHORTEST_OF_ALL = 1e-6  # relaxation
 
 
 @dataclass
@@ -38,8 +37,8 @@ class Linearisation:
 
         u⁺ = u + α r,    r = G′(ρ(u)) − u,    ρ⁺ = ρ(u⁺),
 
-    is the Bregman proximal gradient step  ρ⁺ = argmin ⟨G′(ρ), ·⟩ + J₀ + (1/α − 1) D_{J₀}(·, ρ).  It lowers the objective
-    and converges for convex G if G is smooth relative to J₀ with the constant 1/α − 1 (Bauschke, Bolte and Teboulle,
+    is the Bregman proximal gradient step  ρ⁺ = argmin ⟨G′(ρ), ·⟩ + J₀ + (1/α − 1) D_{J₀}(·, ρ).  It lowers the
+    objective and converges for convex G if G is smooth relative to J₀ with the constant 1/α − 1 (Bauschke, Bolte and Teboulle,
     *A descent lemma beyond Lipschitz gradient continuity*, 2017; Lu, Freund and Nesterov, *Relatively smooth convex
     optimization by first-order methods*, 2018, theorem 3.1). The transport in J₀ makes that constant small: it is about
     γ times the Hessian that G has in Wasserstein space, whatever the grid.
@@ -57,7 +56,6 @@ class Linearisation:
         tol: the violation at which to look whether to linearise anew.
         scalings: (k, n), where to go on.
         moved: the change of mass by the last linearisation, in units in which α = 1.
-        best: the solution of the least of these changes, and the change.
     """
 
     def __init__(self, terms: GridTerms, around: Tensor, repeat: bool, tol: float) -> None:

@@ -23,6 +23,7 @@ SELF_ITERATIONS = 200  # of the transport of a measure to itself, which takes ab
 TOO_FAR = "heat flow does not reach where the mass should go; raise blur or heat_steps, or lower step_size"
 OVERFLOW = "F times γ/blur² overflows, and μ is returned as it was; lower step_size or raise blur"
 WHAT_TO_TRY = "raise iterations, or ease the problem with a larger blur or a smaller step_size"
+BISECTIONS = 70  # from a width of 2400 down to rounding
 LARGEST = 600.0  # the logarithm of a mass that still counts in full in the violation
 LOG_ZERO = -1e200  # stands for log 0 in the scalings: finite, so that differences of iterates are
 
@@ -111,6 +112,25 @@ class ScalingIteration:
         relative = log_mass - self.kernel.largest(log_mass)
         scaled = relative - self.by_room(relative.exp()).log() + self.room_mass.log()
         return scaled.masked_fill(self.closed, -math.inf)
+
+    def within_bounds(self, log_mass: Tensor) -> Tensor:
+        """The masses clip(c p, lower, upper), (n,), with c such that every room has the mass of μ; by bisection."""
+        local, volume = self.terms.local, self.log_volume.exp()
+        if local.lower is None and local.upper is None:
+            return self.normalised(log_mass).exp()
+        lower = torch.zeros_like(log_mass) if local.lower is None else local.lower * volume
+        upper = torch.full_like(log_mass, math.inf) if local.upper is None else local.upper * volume
+        if local.potential is not None:
+            upper = upper.masked_fill(local.potential == math.inf, 0.0)
+        log_mass = (log_mass - self.kernel.largest(log_mass)).clamp(min=-LARGEST)
+        wanted = self.mass.sum() if self.closed is None else self.room_mass
+        low, high = torch.full_like(log_mass, -2 * LARGEST), torch.full_like(log_mass, 2 * LARGEST)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            mass = (log_mass + middle).exp().clamp(min=lower, max=upper)
+            over = (mass.sum() if self.closed is None else self.by_room(mass)) > wanted
+            low, high = torch.where(over, low, middle), torch.where(over, middle, high)
+        return self.normalised(mass.log()).exp()
 
     def product(self, log_field: Tensor) -> tuple[Tensor, Tensor | None]:
         """log K e^u, and where it is only an upper bound."""
@@ -203,8 +223,9 @@ class ScalingIteration:
                     continue
                 log_a = torch.zeros_like(self.mass)
                 return Solution(self.mass, self.start(), log_a, 1.0, count, False, OVERFLOW, self.log_domain)
-            mass = self.normalised(current.log_mass).exp()
-            if current.violation <= linearisation.tol and linearisation.resolves(mass, current.violation):
+            solved = current.violation <= linearisation.tol
+            mass = self.normalised(current.log_mass).exp() if solved else self.mass
+            if solved and linearisation.resolves(mass, current.violation):
                 if misplaces:
                     return self._solution(current, count, False, TOO_FAR)
                 if linearisation.settles(mass, current.violation, current.image):
@@ -228,7 +249,7 @@ class ScalingIteration:
         return self._solution(current, iterations, False, f"{message}; {WHAT_TO_TRY}")
 
     def _solution(self, last: Iterate, count: int, converged: bool, message: str) -> Solution:
-        mass = self.normalised(last.log_mass).exp()
+        mass = self.normalised(last.log_mass).exp() if converged else self.within_bounds(last.log_mass)
         if not message:
             domain = "log" if self.log_domain else "kernel"
             message = f"a violation of {last.violation:.2g} in mass after {count} iterations in the {domain} domain"
