@@ -38,9 +38,9 @@ class Linearisation:
         u⁺ = u + α r,    r = G′(ρ(u)) − u,    ρ⁺ = ρ(u⁺),
 
     is the Bregman proximal gradient step  ρ⁺ = argmin ⟨G′(ρ), ·⟩ + J₀ + (1/α − 1) D_{J₀}(·, ρ).  It lowers the
-    objective and converges for convex G if G is smooth relative to J₀ with the constant 1/α − 1 (Bauschke, Bolte and Teboulle,
-    *A descent lemma beyond Lipschitz gradient continuity*, 2017; Lu, Freund and Nesterov, *Relatively smooth convex
-    optimization by first-order methods*, 2018, theorem 3.1). The transport in J₀ makes that constant small: it is about
+    objective and converges for convex G if G is smooth relative to J₀ with the constant 1/α − 1 (Bauschke, Bolte and
+    Teboulle, *A descent lemma beyond Lipschitz gradient continuity*, 2017; Lu, Freund and Nesterov, *Relatively smooth
+    convex optimization by first-order methods*, 2018, theorem 3.1). The transport in J₀ keeps it small: it is about
     γ times the Hessian that G has in Wasserstein space, whatever the grid.
 
     The constant is not known. r is the derivative of the objective, so that the slopes −⟨r, ρ⁺ − ρ⟩ and ⟨r⁺, ρ⁺ − ρ⟩

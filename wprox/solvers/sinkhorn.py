@@ -56,7 +56,7 @@ class SinkhornProx(Solver):
 
     Potentials, entropy, KL, power laws, bounds on the density and their sums are solved in closed form, internal
     energies by a Newton iteration. Interaction energies and functionals that define only `__call__` are linearised,
-    with the diagonal of their Hessian, around the last solution until that settles, by shorter moves where it overshoots.
+    with the diagonal of their Hessian, around the last solution until that settles, by shorter moves if it overshoots.
 
     Entropic transport diffuses: it adds about ½ε ∫ ρ log ρ to γF. `debias` subtracts that:
 
