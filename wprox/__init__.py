@@ -1,9 +1,11 @@
 """wprox: proximal optimisation in Wasserstein space."""
 
-from wprox import metrics, stein, theory
+from wprox import kernels, metrics, stein, theory
 from wprox.certificate import Certificate, certify
 from wprox.functionals import (
     KL,
+    KSD,
+    MMD,
     Congestion,
     DensityBounds,
     Entropy,
@@ -23,6 +25,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "KL",
+    "KSD",
+    "MMD",
     "AffineMap",
     "Certificate",
     "ComposedMap",
@@ -55,6 +59,7 @@ __all__ = [
     "certify",
     "jko",
     "jko_steps",
+    "kernels",
     "metrics",
     "stein",
     "theory",

@@ -82,7 +82,7 @@ def jko_steps(
     gamma = step_sizes(step_size, check_count(n_steps, "n_steps"))
     measure, previous = initial, None
     for k in range(n_steps):
-        previous = solver.step(functional, measure, gamma(k), previous=previous, held_out=held_out)
+        previous = solver.step(functional.at_step(k), measure, gamma(k), previous=previous, held_out=held_out)
         measure, held_out = previous.measure, previous.held_out
         yield previous
 

@@ -38,6 +38,10 @@ class Functional(ABC):
     def __call__(self, rho: Measure) -> Tensor:
         """F(ρ), a scalar tensor that is differentiable in the points and the density of ρ."""
 
+    def at_step(self, index: int) -> Functional:
+        """The functional that step `index` of `jko` minimises: F itself, but for those that draw at random anew."""
+        return self
+
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         r"""∇_{W₂}F(ρ) = ∇ δF/δρ at the support points, (n, d).
 
@@ -124,6 +128,9 @@ class Sum(Functional):
 
     def __call__(self, rho: Measure) -> Tensor:
         return torch.stack([weight * check_scalar(term(rho), term) for weight, term in self.terms]).sum()
+
+    def at_step(self, index: int) -> Functional:
+        return Sum([(weight, term.at_step(index)) for weight, term in self.terms])
 
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         return torch.stack([weight * term.wasserstein_gradient(rho) for weight, term in self.terms]).sum(0)
