@@ -17,7 +17,18 @@ from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
 from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Particles, Quantiles
 from wprox.models import JKOFlow
-from wprox.solvers import GaussianProx, NeuralProx, QuantileProx, SinkhornProx, Solver, Step, StepFailedError
+from wprox.solvers import (
+    ExplicitEuler,
+    ForwardBackward,
+    GaussianProx,
+    Langevin,
+    NeuralProx,
+    QuantileProx,
+    SinkhornProx,
+    Solver,
+    Step,
+    StepFailedError,
+)
 
 __version__ = "0.1.0"
 
@@ -30,6 +41,8 @@ __all__ = [
     "DensityBounds",
     "DensityUnknownError",
     "Entropy",
+    "ExplicitEuler",
+    "ForwardBackward",
     "Functional",
     "Gaussian",
     "GaussianProx",
@@ -37,6 +50,7 @@ __all__ = [
     "InteractionEnergy",
     "InternalEnergy",
     "JKOFlow",
+    "Langevin",
     "Measure",
     "MonotoneMap",
     "NeuralProx",
