@@ -86,8 +86,8 @@ class GradientStepMap(TransportMap):
         if not bool((error <= slack).all()):
             raise ValueError(
                 f"x − γ∇φ(x) = y has no solution that Newton's method finds at {int((error > slack).sum())} of "
-                f"{len(y)} points: the map folds there; it is invertible for step_size below 1/L, L the largest eigenvalue of "
-                f"∇²φ, and step_size is {self.step_size:g}"
+                f"{len(y)} points: the map folds there; it is invertible for step_size below 1/L, L the largest "
+                f"eigenvalue of ∇²φ, and step_size is {self.step_size:g}"
             )
         return x
 

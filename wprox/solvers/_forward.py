@@ -141,8 +141,8 @@ def _push_gaussian(functional: Functional, rho: Gaussian, step_size: float) -> t
         pushed = Gaussian(loc.to(rho.dtype), covariance.to(rho.dtype), rho.order)
     except ValueError as error:
         raise StepFailedError(
-            f"the explicit step takes the Gaussian to one that is singular or not finite ({error}): it keeps all "
-            f"directions only for step_size below 1/L = {_limit(slope)}, and step_size is {step_size:g}"
+            f"the explicit step takes the Gaussian to one that is singular or not finite ({error}): no direction "
+            f"collapses for step_size below 1/L = {_limit(slope)}, and step_size is {step_size:g}"
         ) from error
     if float(torch.linalg.eigvalsh(matrix).min()) <= 0:  # the push-forward is right, but the map is not optimal
         return pushed, None

@@ -120,9 +120,9 @@ class ExplicitEuler(Solver):
             raise failed(error, index) from error
         except DensityUnknownError as error:
             raise DensityUnknownError(
-                f"{functional!r} depends on a density whose gradient {type(source).__name__} do not know: Gaussian and "
-                "Quantiles know it; on particles take entropy and KL implicitly, by ForwardBackward or NeuralProx, or "
-                "by noise, with Langevin"
+                f"{functional!r} depends on a density whose gradient {type(source).__name__} do not know here: Gaussian "
+                "and Quantiles know it, as do Particles.with_kernel_density() in steps without noise; or take entropy "
+                "and KL implicitly, by ForwardBackward or NeuralProx, or by Langevin's noise"
             ) from error
         return ExplicitStep(
             **fields,
