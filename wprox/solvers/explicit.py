@@ -120,8 +120,8 @@ class ExplicitEuler(Solver):
             raise failed(error, index) from error
         except DensityUnknownError as error:
             raise DensityUnknownError(
-                f"{functional!r} depends on a density whose gradient {type(source).__name__} do not know here: Gaussian "
-                "and Quantiles know it, as do Particles.with_kernel_density() in steps without noise; or take entropy "
+                f"{functional!r} depends on a density whose gradient {type(source).__name__} do not know here: "
+                "Gaussian and Quantiles do, as do Particles.with_kernel_density() without noise; or take entropy "
                 "and KL implicitly, by ForwardBackward or NeuralProx, or by Langevin's noise"
             ) from error
         return ExplicitStep(
