@@ -1,9 +1,9 @@
 """The explicit schemes, plain, noisy and accelerated, forward–backward splitting and Langevin dynamics."""
 
-import itertools
 import math
 import re
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -277,6 +277,18 @@ def test_growth_is_not_seen_where_nothing_grows(offset):
         wprox.jko(F, wprox.Langevin(), wprox.Particles(torch.zeros(500, 2)), step_size=0.1, n_steps=60)
 
 
+@relaxed
+@given(st.floats(0.1, 5), st.floats(0.0, 2), st.floats(0.05, 0.95), st.integers(0, 100))
+def test_the_objective_falls_below_the_limit(stiffness, strength, part, seed):
+    """Potentials and interactions of either sign, with L counting the interaction twice."""
+    F = wprox.PotentialEnergy(lambda x: stiffness * x.cos().sum(-1)) + wprox.InteractionEnergy(
+        lambda z: strength * torch.exp(-z.square().sum(-1) / 2)
+    )
+    limit = 2 / (stiffness + 2 * strength)
+    values = wprox.jko(F, wprox.ExplicitEuler(), particles(30, seed=seed), part * limit, 5).values
+    assert all(float(b) <= float(a) + 1e-12 for a, b in pairwise(values))
+
+
 # --- noise ----------------------------------------------------------------------------------------------------------
 
 
@@ -411,7 +423,7 @@ def test_forward_backward_contracts_as_the_theorem_says():
     start = wprox.Gaussian(torch.tensor([3.0, -2.0], dtype=FLOAT64), torch.eye(2, dtype=FLOAT64))
     trajectory = wprox.jko(wprox.KL(target), wprox.ForwardBackward(wprox.GaussianProx()), start, 0.09, 40)
     distances = [float(wprox.metrics.bures_wasserstein(rho, target)) ** 2 for rho in trajectory.measures]
-    assert all(b <= (1 - 0.09) * a * (1 + 1e-9) for a, b in itertools.pairwise(distances))
+    assert all(b <= (1 - 0.09) * a * (1 + 1e-9) for a, b in pairwise(distances))
 
 
 def test_forward_backward_on_the_line_agrees_with_gaussians():

@@ -67,7 +67,7 @@ def forward_step(
         _check_order(rho, gradient, step_size)
         return Quantiles.unchecked(points[:, 0]), MonotoneMap(rho.nodes, points[:, 0]), gradient
     step_map = _gradient_map(functional, rho, step_size)
-    if with_density and step_map is not None and isinstance(rho, Particles) and (rho.density_known or rho.is_relative):
+    if with_density and step_map is not None and isinstance(rho, Particles) and _carries_density(rho):
         return _push_with_density(rho, points, step_map), step_map, gradient
     return rho.push(lambda _: points), step_map, gradient
 
@@ -184,6 +184,11 @@ def _first_variation(pieces: Pieces, others: Tensor, weights: Tensor) -> Callabl
         return value
 
     return first_variation
+
+
+def _carries_density(rho: Particles) -> bool:
+    """Whether the particles have a density that maps change by their determinant, known or relative."""
+    return (rho.density_known or rho.is_relative) and not getattr(rho, "density_follows_points", False)
 
 
 def _push_with_density(rho: Particles, points: Tensor, map: GradientStepMap) -> Particles:

@@ -52,7 +52,7 @@ class ExplicitEuler(Solver):
 
     With **noise** the gradient is taken at noisy points, x − γ∇_{W₂}F(ρ)(x + βξ) with ξ ~ N(0, I): F is smoothed on the
     scale β, which lets flows of MMD leave the points where they get stuck; let β fall to 0 (Arbel, Korba, Salim and
-    Gretton, *Maximum mean discrepancy gradient flow*, 2019, equation 21). The noisy points enter as particles of mass
+    Gretton, *Maximum mean discrepancy gradient flow*, 2019, section 4). The noisy points enter as particles of mass
     10⁻⁶ in all, so any functional will do; a step costs that of twice as many points.
 
     **Accelerated**, x_{k+1} = y_k − γ∇_{W₂}F(y_k) with y_k = x_k + β_k(x_k − x_{k−1}), for the positions of the

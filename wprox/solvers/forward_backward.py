@@ -35,7 +35,7 @@ class ForwardBackward(Solver):
         ν = (id − γ∇_{W₂}G(μ))#μ,        ρ = prox_{γH}(ν) = argmin_ρ H(ρ) + W₂²(ν, ρ)/(2γ).
 
     For F = ∫ V dρ + entropy, with V convex and L-smooth, and γ ≤ 1/L, it converges like the proximal point algorithm
-    (their theorem 4.5): for λ-convex V each step shrinks W₂² to the minimiser by 1 − γλ, and minimisers of F are its
+    (their section 4): for λ-convex V each step shrinks W₂² to the minimiser by 1 − γλ, and minimisers of F are its
     fixed points, unlike those of unadjusted Langevin dynamics, which takes the same forward step.
 
     By default everything that needs no density goes forward and the rest backward; KL(· ‖ π) is the potential −log π,
