@@ -3,8 +3,11 @@ Sampling a posterior: forward–backward against Langevin
 =======================================================
 
 Where is a transmitter, given its measured distances to two beacons, one of them precise, one rough? The posterior
-:math:`\pi` is a crescent. Both schemes minimise :math:`\mathrm{KL}(\rho \,\|\, \pi) = \int V d\rho + \int \rho \log \rho`
-with :math:`V = -\log \pi`, and both begin a step by going down the gradient of :math:`V`. Then Langevin dynamics adds
+:math:`\pi` is a crescent. Both schemes minimise
+
+.. math:: \mathrm{KL}(\rho \,\|\, \pi) = \int V \, d\rho + \int \rho \log \rho, \qquad V = -\log \pi,
+
+and both begin a step by going down the gradient of :math:`V`. Then Langevin dynamics adds
 noise, while forward–backward (Salim, Korba and Luise 2020) takes a proximal step along the entropy, here that of the
 particles smoothed by a narrow kernel. The step size is the same, near the limit :math:`1/L` that the direction across
 the crescent sets. There noise makes the crescent too thick, unless moves are accepted or rejected. Forward–backward has

@@ -269,6 +269,12 @@ def test_growth_is_warned_of_once():
     assert [str(w.message).startswith("F has grown ten-fold") for w in caught] == [True]
 
 
+def test_rounding_is_no_growth():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wprox.jko(wprox.KL(standard(2)), wprox.GaussianProx(), standard(2), step_size=1.0, n_steps=3)  # from 0 to 4e-16
+
+
 @pytest.mark.parametrize("offset", [0.0, -1.0, 1e3])
 def test_growth_is_not_seen_where_nothing_grows(offset):
     F = wprox.PotentialEnergy(lambda x: x.square().sum(-1) / 2 + offset) + wprox.Entropy()
