@@ -496,6 +496,46 @@ def test_held_out_particles_take_the_same_maps():
     torch.testing.assert_close(step.held_out.points, step.map(held.points)[0].detach())
 
 
+@relaxed
+@given(st.floats(0.05, 0.9), st.integers(0, 20))
+def test_forward_backward_of_particles(gamma, seed):
+    rho = particles(seed=seed)
+    F = quadratic([1.0, 3.0]) + wprox.InteractionEnergy(attraction)
+    solver = wprox.ForwardBackward(wprox.ParticleProx(), forward=lambda term: isinstance(term, wprox.InteractionEnergy))
+    step = solver.step(F, rho, gamma)
+    mean = rho.weights @ rho.points
+    middle = rho.points - gamma * 0.6 * (rho.points - mean)  # then x/(1 + γλ)
+    exact = middle / (1 + gamma * torch.tensor([1.0, 3.0], dtype=FLOAT64))
+    torch.testing.assert_close(step.measure.points, exact, atol=1e-5, rtol=0)
+    error = F.wasserstein_gradient(step.measure) + (step.measure.points - rho.points) / gamma
+    assert float(rho.weights @ error.square().sum(1)) ** 0.5 <= step.residual * (1 + 1e-9)
+    torch.testing.assert_close(step.transport_cost, rho.weights @ (step.measure.points - rho.points).square().sum(1))
+
+
+def test_forward_backward_with_a_kernel_density():
+    start = particles(150).with_kernel_density(0.3)
+    F = wprox.KL(standard(2))
+    trajectory = wprox.jko(F, wprox.ForwardBackward(wprox.ParticleProx()), start, 0.3, 15)
+    final, last = trajectory.final, trajectory.steps[-1]
+    assert type(final) is type(start)
+    assert all(float(b) <= float(a) for a, b in pairwise(trajectory.values))
+    torch.testing.assert_close(trajectory.values[-1], F(final))
+    error = F.wasserstein_gradient(final) + (final.points - trajectory.measures[-2].points) / 0.3
+    assert float(final.weights @ error.square().sum(1)) ** 0.5 <= last.residual * (1 + 1e-9)
+    # it ends where the proximal steps of the whole end: at the minimiser of the blob energy
+    prox = wprox.jko(F, wprox.ParticleProx(), final, 10.0, 3)
+    assert float(prox.values[-1]) > float(trajectory.values[-1]) - 0.02
+
+
+def test_the_other_schemes_with_a_kernel_density():
+    start = particles(150).with_kernel_density(0.3)
+    F = wprox.KL(standard(2))
+    explicit = wprox.jko(F, wprox.ExplicitEuler(), start, 0.05, 10)  # the gradient flow of the blob energy
+    assert all(float(b) < float(a) for a, b in pairwise(explicit.values))
+    langevin = wprox.jko(F, wprox.Langevin(), start, 0.05, 3)
+    torch.testing.assert_close(langevin.values[-1], F(langevin.final))
+
+
 def test_forward_chooses_the_terms():
     rho, seen = particles(), []
 

@@ -15,7 +15,7 @@ from wprox.functionals import (
 )
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
-from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Particles, Quantiles
+from wprox.measures import DensityUnknownError, Gaussian, Grid, KernelParticles, Measure, Particles, Quantiles
 from wprox.models import JKOFlow
 from wprox.solvers import (
     ExplicitEuler,
@@ -23,6 +23,7 @@ from wprox.solvers import (
     GaussianProx,
     Langevin,
     NeuralProx,
+    ParticleProx,
     QuantileProx,
     SinkhornProx,
     Solver,
@@ -50,10 +51,12 @@ __all__ = [
     "InteractionEnergy",
     "InternalEnergy",
     "JKOFlow",
+    "KernelParticles",
     "Langevin",
     "Measure",
     "MonotoneMap",
     "NeuralProx",
+    "ParticleProx",
     "Particles",
     "PorousMedium",
     "PotentialEnergy",

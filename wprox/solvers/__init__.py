@@ -6,6 +6,7 @@ from wprox.solvers.forward_backward import ForwardBackward, ForwardBackwardStep
 from wprox.solvers.gaussian import GaussianProx
 from wprox.solvers.langevin import Langevin
 from wprox.solvers.neural import NeuralProx
+from wprox.solvers.particle import ParticleProx, ParticleStep
 from wprox.solvers.quantile import QuantileProx
 from wprox.solvers.sinkhorn import SinkhornProx, SinkhornStep
 
@@ -17,6 +18,8 @@ __all__ = [
     "GaussianProx",
     "Langevin",
     "NeuralProx",
+    "ParticleProx",
+    "ParticleStep",
     "QuantileProx",
     "SinkhornProx",
     "SinkhornStep",

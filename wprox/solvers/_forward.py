@@ -188,7 +188,7 @@ def _first_variation(pieces: Pieces, others: Tensor, weights: Tensor) -> Callabl
 
 def _carries_density(rho: Particles) -> bool:
     """Whether the particles have a density that maps change by their determinant, known or relative."""
-    return (rho.density_known or rho.is_relative) and not getattr(rho, "density_follows_points", False)
+    return (rho.density_known or rho.is_relative) and not rho.density_follows_points
 
 
 def _push_with_density(rho: Particles, points: Tensor, map: GradientStepMap) -> Particles:
