@@ -33,9 +33,9 @@ def log_posterior(x):
 # The same start and the same steps for all. 1/L is about 0.06: L = 1/0.25² of the precise beacon, and a little.
 functional = wprox.KL(log_posterior)
 generator = torch.Generator().manual_seed(0)
-points = 0.3 * torch.randn(500, 2, dtype=torch.float64, generator=generator)
+points = 0.3 * torch.randn(400, 2, dtype=torch.float64, generator=generator)
 start = wprox.Particles(points + torch.tensor([0.5, -1.0], dtype=torch.float64))
-gamma, n_steps = 0.05, 120
+gamma, n_steps = 0.05, 220
 backward = wprox.ParticleProx(tolerance=1e-3)
 trajectories = {
     "forward–backward": wprox.jko(
