@@ -103,11 +103,9 @@ def test_two_steps_do_not_share_their_noise(name):
     assert not torch.equal(first.measure.points, again.measure.points)
 
 
-@every_scheme
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name not in RANDOM])  # the noise of copies differs
 def test_weights_count(name):
     # weights of a tenth and nine tenths act like one particle and nine copies of another
-    if name in RANDOM:
-        pytest.skip("the noise of copies differs")
     make, F = SCHEMES[name]
     two = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=FLOAT64)
     weighted = wprox.jko(F, make(0), wprox.Particles(two, [0.1, 0.9]), 0.1, 4)
@@ -146,10 +144,8 @@ def test_cells_do_not_move(name):
         make(0).step(F, rho, 0.1)
 
 
-@every_scheme
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name != "forward-backward"])  # there backward decides
 def test_functionals_of_an_unknown_density_are_refused(name):
-    if name == "forward-backward":
-        return  # its backward solver decides
     make, F = SCHEMES[name]
     with pytest.raises(ValueError, match=r"density"):
         make(0).step(F + wprox.PorousMedium(2.0), particles(), 0.1)
