@@ -81,9 +81,9 @@ class Minimiser(Generic[P]):
         self.outside: Tensor | None = None
         self.iterations = 0
 
-    def run(self, goal: float, iterations: int) -> bool:
-        """Iterate until ‖∇J‖ ≤ goal; whether descent went on until then, or until `iterations` in all were done."""
-        while float(self.point.gradient.norm()) > goal and self.iterations < iterations:
+    def run(self, is_done: Callable[[P], bool], iterations: int) -> bool:
+        """Iterate until done; whether descent went on until then, or until `iterations` in all were made."""
+        while not is_done(self.point) and self.iterations < iterations:
             found = self._search(-self.history.apply(self.point.gradient, self.solve))
             if found is None and self.history.pairs:  # pairs from elsewhere may mislead: once more without them
                 self.history.pairs.clear()

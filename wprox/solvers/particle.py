@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +22,7 @@ from wprox.solvers.base import Solver, Step, StepFailedError
 COUPLINGS = ("identity", "exact", "sinkhorn")
 PLANS = 100  # updates of the plan in one step
 HALVINGS = 20  # of a move that does not lower the true objective
+FAR = 1e8  # how far a step may look for its minimum, relative to the particles and to an explicit step
 NO_DESCENT = "the line search found no descent; is the functional smooth there, and its gradient that of its value?"
 
 
@@ -60,7 +62,7 @@ class ParticleProx(Solver):
             cost by GeomLoss, likewise).
         blur: √ε of the entropic coupling, a length well below the spread of the particles; for "sinkhorn" only.
         iterations: the largest number of L-BFGS iterations.
-        tolerance: the step has converged once ε ≤ tolerance · ‖∇F(μ)‖_{L²(μ)},
+        tolerance: the step has converged once ε ≤ tolerance · √C/γ, relative to the mean speed of the step,
         absolute_tolerance: or once ε is at most this.
         memory: the number of pairs that L-BFGS keeps.
 
@@ -81,9 +83,9 @@ class ParticleProx(Solver):
         self,
         coupling: str = "identity",
         blur: float | None = None,
-        iterations: int = 1000,
-        tolerance: float = 1e-6,
-        absolute_tolerance: float = 1e-10,
+        iterations: int = 500,
+        tolerance: float = 1e-4,
+        absolute_tolerance: float = 1e-8,
         memory: int = 20,
     ) -> None:
         if coupling not in COUPLINGS:
@@ -122,14 +124,13 @@ class ParticleProx(Solver):
         step_size = check_positive(step_size, "step_size")
         given = self.prepare(measure).detach()
         problem = _Problem(functional, given, step_size)
-        goal = max(self.tolerance * float(problem.origin.gradient.norm()), self.absolute_tolerance)
         search = Minimiser(problem.evaluate, problem.first(previous), lambda v: step_size * v, self.memory)
         ending, interrupted = "", False
         try:
             if self.coupling == "identity":
-                ending = "" if search.run(goal, self.iterations) else NO_DESCENT
+                ending = "" if search.run(self._is_done(step_size), self.iterations) else NO_DESCENT
             else:
-                ending = self._alternate(problem, search, goal)
+                ending = self._alternate(problem, search)
         except KeyboardInterrupt:
             interrupted = True
         best = search.point if problem.accepted is None else problem.accepted
@@ -137,8 +138,7 @@ class ParticleProx(Solver):
             best = problem.origin
         if search.outside is not None and best is problem.origin and ending == NO_DESCENT:
             raise StepFailedError(non_finite(functional, problem.measure(search.outside)))
-        residual = float(best.gradient.norm())
-        converged = residual <= goal
+        residual, goal = float(best.gradient.norm()), self._goal(best, step_size)
         displacement = problem.displacement(best.position)
         rho = given.push(lambda x: (problem.points + displacement).to(x))
         with torch.no_grad():
@@ -150,7 +150,7 @@ class ParticleProx(Solver):
             transport_cost=value.new_tensor(best.cost),
             step_size=step_size,
             residual=residual,
-            converged=converged and not interrupted,
+            converged=residual <= goal and not interrupted,
             iterations=search.iterations,
             seconds=time.perf_counter() - start,
             message=self._message(residual, goal, ending, interrupted),
@@ -160,15 +160,16 @@ class ParticleProx(Solver):
             evaluations=problem.evaluations,
         )
 
-    def _alternate(self, problem: _Problem, search: Minimiser[_Point], goal: float) -> str:
+    def _alternate(self, problem: _Problem, search: Minimiser[_Point]) -> str:
         """Minimise over particles and plans in turn; how that ended, empty where the goal was met."""
+        gamma = problem.step_size
         coupling: Coupling
         if self.coupling == "exact":
             coupling = ExactCoupling(problem.points, problem.weights)
         else:
             assert self.blur is not None
             coupling = SinkhornCoupling(problem.points, problem.weights, self.blur)
-        descending, accepted = search.run(goal, self.iterations), problem.origin
+        descending, accepted = search.run(self._is_done(gamma), self.iterations), problem.origin
         for _ in range(PLANS):
             point = problem.couple(search.point, coupling)
             halvings = 0
@@ -178,15 +179,22 @@ class ParticleProx(Solver):
             if point.value > accepted.value:
                 return NO_DESCENT
             problem.accepted = accepted = search.point = point
-            norm = float(point.gradient.norm())
-            if norm <= goal:
+            if self._is_done(gamma)(point):
                 return ""
             if search.iterations >= self.iterations:
                 return ""
             if not descending:
                 return NO_DESCENT
-            descending = search.run(max(goal / 2, norm / 10), self.iterations)
+            tenth = float(point.gradient.norm()) / 10  # while the plan moves, more would be wasted
+            descending = search.run(self._is_done(gamma, tenth), self.iterations)
         return f"the plan was still changing after {PLANS} updates"
+
+    def _goal(self, point: _Point, step_size: float) -> float:
+        """How large ε may be: relative to the mean speed √C/γ of the step."""
+        return max(self.tolerance * math.sqrt(max(point.cost, 0.0)) / step_size, self.absolute_tolerance)
+
+    def _is_done(self, step_size: float, enough: float = 0.0) -> Callable[[_Point], bool]:
+        return lambda point: float(point.gradient.norm()) <= max(self._goal(point, step_size) / 2, enough)
 
     def _message(self, residual: float, goal: float, ending: str, interrupted: bool) -> str:
         if interrupted:
@@ -222,7 +230,10 @@ class _Problem:
         self.offset = 0.0
         self.evaluations = 0
         self.accepted: _Point | None = None  # the best of those points whose plan is optimal
+        self.limit = math.inf
         self.origin = self._origin()
+        length = float((self.points * self.roots).norm()) + step_size * float(self.origin.gradient.norm())
+        self.limit = FAR * length if length else math.inf
 
     def _origin(self) -> _Point:
         """J where the particles are, checked."""
@@ -251,6 +262,11 @@ class _Problem:
     def evaluate(self, position: Tensor) -> _Point:
         """F and its gradient at a position, with the cost."""
         self.evaluations += 1
+        if float(position.norm()) > self.limit:
+            raise StepFailedError(
+                f"the step ran away: F + W₂²/(2γ) has no minimum near these particles. Is {self.functional!r} bounded "
+                f"from below, and step_size = {self.step_size:g} short enough for it?"
+            )
         with torch.enable_grad():
             y = (self.points + self.displacement(position)).requires_grad_()
             value = self.functional(self.source.push(lambda _: y))
