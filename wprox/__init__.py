@@ -17,9 +17,21 @@ from wprox.functionals import (
 )
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
-from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Particles, Quantiles
+from wprox.measures import DensityUnknownError, Gaussian, Grid, KernelParticles, Measure, Particles, Quantiles
 from wprox.models import JKOFlow
-from wprox.solvers import GaussianProx, NeuralProx, QuantileProx, SinkhornProx, Solver, Step, StepFailedError
+from wprox.solvers import (
+    ExplicitEuler,
+    ForwardBackward,
+    GaussianProx,
+    Langevin,
+    NeuralProx,
+    ParticleProx,
+    QuantileProx,
+    SinkhornProx,
+    Solver,
+    Step,
+    StepFailedError,
+)
 
 __version__ = "0.1.0"
 
@@ -34,6 +46,8 @@ __all__ = [
     "DensityBounds",
     "DensityUnknownError",
     "Entropy",
+    "ExplicitEuler",
+    "ForwardBackward",
     "Functional",
     "Gaussian",
     "GaussianProx",
@@ -41,9 +55,12 @@ __all__ = [
     "InteractionEnergy",
     "InternalEnergy",
     "JKOFlow",
+    "KernelParticles",
+    "Langevin",
     "Measure",
     "MonotoneMap",
     "NeuralProx",
+    "ParticleProx",
     "Particles",
     "PorousMedium",
     "PotentialEnergy",

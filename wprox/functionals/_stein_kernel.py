@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from wprox.kernels import RadialKernel
-from wprox.measures._radial import Cloud, centre_of, derivatives, squared_distances
+from wprox.measures._radial import Cloud, centre_of, derivatives, differentiable, squared_distances
 
 
 class SteinSum(torch.autograd.Function):
@@ -25,17 +25,34 @@ class SteinSum(torch.autograd.Function):
     def forward(ctx: Any, kernel: RadialKernel, points: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
         _, by_points, by_scores, by_weights = ctx.needs_input_grad
         total, fields, potential = _sums(kernel, points, scores, weights, by_points or by_scores, by_weights)
-        ctx.save_for_backward(weights, potential, *fields)
+        ctx.kernel = kernel
+        ctx.save_for_backward(points, scores, weights, potential, *fields)
         return total.to(points.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        weights, potential, *fields = ctx.saved_tensors
+        points, scores, weights, potential, *fields = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative may be wanted
+            inputs = points, scores, weights
+            return None, *differentiable(slope, partial(_by_autodiff, ctx.kernel), inputs, ctx.needs_input_grad[1:])
         by_points, by_scores = (
             ((2 * slope * weights[:, None] * f).to(weights) for f in fields) if fields else [None] * 2
         )
         return None, by_points, by_scores, None if potential is None else (2 * slope * potential).to(weights)
+
+
+def _by_autodiff(kernel: RadialKernel, x: Tensor, s: Tensor, w: Tensor) -> Tensor:
+    """The same sum by automatic differentiation, all pairs at once."""
+    z = x[:, None] - x
+    r = z.square().sum(-1)
+    if not r.requires_grad:
+        r = r.requires_grad_()
+    profile = [kernel.profile(r)]
+    for _ in range(2):
+        (slope,) = torch.autograd.grad(profile[-1].sum(), r, create_graph=True)
+        profile.append(slope)
+    shifted = ((s[:, None] - s) * z).sum(-1) + x.shape[1]
+    return w @ (profile[0] * (s @ s.mT) - 2 * profile[1] * shifted - 4 * r * profile[2]) @ w
 
 
 def _sums(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wprox._checks import check_count, check_seed
-from wprox.functionals.base import Functional
+from wprox.functionals.base import Functional, gradient_in_points
 from wprox.kernels import RadialKernel
 from wprox.measures import Measure, Particles
 from wprox.measures.base import batch_sum
@@ -159,6 +159,8 @@ class InternalEnergy(Functional):
         return rho.integrate_density(per_mass)
 
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
+        if rho.density_follows_points:
+            return gradient_in_points(self, rho)
         with torch.enable_grad():
             density = rho.log_density().detach().exp().requires_grad_()
             (slope,) = torch.autograd.grad(self.energy(density).sum(), density, create_graph=True)

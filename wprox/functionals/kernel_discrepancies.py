@@ -99,7 +99,7 @@ class KSD(Functional):
     Strathmann and Gretton 2016), whose integral against π is 0: π need not be normalised, and no sample is needed.
     Its flow is the descent of Korba, Aubin-Frankowski, Majewski and Ablin (*Kernel Stein discrepancy descent*, 2021),
     who also show its failures: not convex, blind to the weights of modes far apart, and at rest along the symmetry
-    axis of a mixture. It can be differentiated once.
+    axis of a mixture.
 
     Arguments:
         target: π, as for `KL`: a torch `Distribution` over R^d, a `wprox.Gaussian`, or a log-density (n, d) → (n,); it

@@ -172,7 +172,7 @@ class SelfSum(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         points, weights, field, potential = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, None, *_differentiable(slope, ctx.by_autodiff, (points, weights), ctx.needs_input_grad[2:])
+            return None, None, *differentiable(slope, ctx.by_autodiff, (points, weights), ctx.needs_input_grad[2:])
         by_points = None if field is None else (2 * slope * weights[:, None] * field).to(points)
         return None, None, by_points, None if potential is None else (2 * slope * potential).to(weights)
 
@@ -202,7 +202,7 @@ class CrossSum(torch.autograd.Function):
                 return ctx.by_autodiff(points, slope, others, weights)
 
             one = torch.ones_like(weights[0])
-            return None, None, *_differentiable(one, contracted, (points, others, weights), needs)
+            return None, None, *differentiable(one, contracted, (points, others, weights), needs)
         by_points = None if field is None else (slope[:, None] * field).to(points)
         by_others = by_weights = None
         if needs[1] or needs[2]:  # the kernel is even: the same sums with the roles exchanged
@@ -212,7 +212,7 @@ class CrossSum(torch.autograd.Function):
         return None, None, by_points, by_others if needs[1] else None, by_weights if needs[2] else None
 
 
-def _differentiable(
+def differentiable(
     slope: Tensor, f: Callable[..., Tensor], inputs: tuple[Tensor, ...], needs: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """slope · ∂f/∂inputs as a part of the graph."""
