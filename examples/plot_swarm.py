@@ -20,10 +20,10 @@ initial = wprox.Particles(0.5 * torch.randn(300, 2, generator=generator, dtype=t
 
 swarms = {
     "disc: |z|²/2 − log|z|": PowerLaw(2, 0),
-    "hollow: |z|⁴/4 − log|z|": PowerLaw(4, 0),
+    "thin middle: |z|⁴/4 − log|z|": PowerLaw(4, 0),
     "ring: |z|⁴/4 − |z|²/2": PowerLaw(4, 2),
     "three spots: |z|⁷/7 − |z|³/3": PowerLaw(7, 3),
-    "wavy ring: |z|⁵/5 − |z|^1.5/1.5": PowerLaw(5, 1.5),
+    "even ring: |z|⁵/5 − |z|^1.5/1.5": PowerLaw(5, 1.5),
     "Morse swarm": Morse(repulsion=2.0, repulsion_length=0.5, attraction=1.0, attraction_length=1.5),
 }
 
