@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from test_kernels import DISCREPANCIES, F64, normal
+from test_kernels import DISCREPANCIES, F64, name, normal
 from torch.distributions import MultivariateNormal
 
 import wprox
@@ -22,7 +22,7 @@ def weights(n, seed=1):
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
-@pytest.mark.parametrize("kernel", [*DISCREPANCIES, lambda z: torch.exp(-z.square().sum(-1))], ids=str)
+@pytest.mark.parametrize("kernel", [*DISCREPANCIES, lambda z: torch.exp(-z.square().sum(-1))], ids=name)
 def test_mmd_is_the_double_sum(kernel, unbiased):
     x, w, y, v = normal(12, 3).requires_grad_(), weights(12), normal(9, 3, seed=2) + 1, weights(9, 3)
 
@@ -142,7 +142,7 @@ def stein_by_autograd(kernel, x, w):
 
 
 @pytest.mark.parametrize("dim", [1, 2, 6])
-@pytest.mark.parametrize("kernel", [kernels.Gaussian(0.8), kernels.InverseMultiquadric(1.3, 0.4)], ids=str)
+@pytest.mark.parametrize("kernel", [kernels.Gaussian(0.8), kernels.InverseMultiquadric(1.3, 0.4)], ids=name)
 def test_ksd_is_the_double_sum_and_so_is_its_gradient(monkeypatch, kernel, dim):
     monkeypatch.setattr("wprox.measures._radial.SIDE", 2)
     x, w = normal(5, dim).requires_grad_(), weights(5).requires_grad_()
@@ -177,7 +177,7 @@ def test_ksd_keeps_the_dtype():
     assert functional(rho).dtype == functional.wasserstein_gradient(rho).dtype == torch.float32
 
 
-@pytest.mark.parametrize("kernel", [kernels.Gaussian(0.8), kernels.InverseMultiquadric()], ids=str)
+@pytest.mark.parametrize("kernel", [kernels.Gaussian(0.8), kernels.InverseMultiquadric()], ids=name)
 def test_second_derivatives_of_ksd_fall_back_on_autograd(kernel):
     def value(x):
         return wprox.KSD(log_target, kernel)(wprox.Particles(x))

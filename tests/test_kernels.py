@@ -28,18 +28,24 @@ DISCREPANCIES = [
 ALL = INTERACTIONS + DISCREPANCIES
 
 
+def name(kernel):
+    return (
+        str(kernel) if isinstance(kernel, kernels.RadialKernel) else getattr(kernel, "__name__", type(kernel).__name__)
+    )
+
+
 def normal(*shape, seed=0, dtype=F64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
 
 
-@pytest.mark.parametrize("kernel", ALL, ids=str)
+@pytest.mark.parametrize("kernel", ALL, ids=name)
 def test_kernels_are_even_and_radial(kernel):
     z = normal(20, 3)
     assert torch.allclose(kernel(z), kernel(-z))
     assert torch.allclose(kernel(z), kernel.profile(z.square().sum(-1)))
 
 
-@pytest.mark.parametrize("kernel", ALL, ids=str)
+@pytest.mark.parametrize("kernel", ALL, ids=name)
 def test_derivatives_of_the_profile_are_those_of_autograd(kernel):
     s = normal(20).square() + 0.1
     order = 3 if kernel.smooth else 1
@@ -51,7 +57,7 @@ def test_derivatives_of_the_profile_are_those_of_autograd(kernel):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("kernel", ALL, ids=str)
+@pytest.mark.parametrize("kernel", ALL, ids=name)
 def test_value_and_gradient_at_zero(kernel, dtype):
     z = torch.zeros(2, 3, dtype=dtype, requires_grad=True)
     value = kernel(z)
@@ -61,12 +67,12 @@ def test_value_and_gradient_at_zero(kernel, dtype):
     assert torch.equal(gradient, torch.zeros_like(z))
 
 
-@pytest.mark.parametrize("kernel", ALL, ids=str)
+@pytest.mark.parametrize("kernel", ALL, ids=name)
 def test_nan_is_not_hidden(kernel):
     assert bool(torch.isnan(kernel(torch.full((1, 2), math.nan))).all())
 
 
-@pytest.mark.parametrize("kernel", DISCREPANCIES, ids=str)
+@pytest.mark.parametrize("kernel", DISCREPANCIES, ids=name)
 def test_kernels_of_discrepancies_are_conditionally_positive_definite(kernel):
     x = normal(40, 2)
     gram = kernel((x[:, None] - x).reshape(-1, 2)).reshape(40, 40)

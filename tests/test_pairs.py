@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_kernels import ALL, F64, normal
+from test_kernels import ALL, F64, name, normal
 
 import wprox
 from wprox import kernels
@@ -25,7 +25,7 @@ def dense(kernel, x, w, y=None, v=None):
 
 
 @pytest.mark.parametrize("dim", [1, 2, 7])
-@pytest.mark.parametrize("kernel", ALL, ids=str)
+@pytest.mark.parametrize("kernel", ALL, ids=name)
 def test_value_and_gradients_in_blocks_are_those_of_autograd(monkeypatch, kernel, dim):
     monkeypatch.setattr(_radial, "SIDE", 8)
     x, w = normal(29, dim).requires_grad_(), weights(29).requires_grad_()
@@ -60,7 +60,7 @@ def test_near_points_keep_their_digits(dim, shift):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("kernel", [k for k in ALL if not k.singular], ids=str)
+@pytest.mark.parametrize("kernel", [k for k in ALL if not k.singular], ids=name)
 def test_coinciding_particles_do_not_push_each_other(kernel, dtype):
     x = torch.tensor([[1.0, 2.0], [1.0, 2.0], [0.0, 0.0]], dtype=dtype)
     gradient = wprox.InteractionEnergy(kernel).wasserstein_gradient(wprox.Particles(x))
@@ -80,7 +80,7 @@ class LogOfFirst:
         return -z[:, 0].abs().log()
 
 
-@pytest.mark.parametrize("kernel", [kernels.Logarithmic(), kernels.PowerLaw(2, -1), LogOfFirst()], ids=str)
+@pytest.mark.parametrize("kernel", [kernels.Logarithmic(), kernels.PowerLaw(2, -1), LogOfFirst()], ids=name)
 def test_singular_kernels_leave_self_pairs_out_and_name_pairs_that_coincide(kernel):
     x = torch.tensor([[0.0, 0.0], [3.0, 0.0], [5.0, 0.0]], dtype=F64)
     by_hand = sum(2 / 9 * kernel(torch.tensor([[z, 0.0]], dtype=F64)) for z in (3.0, 2.0, 5.0))
@@ -114,7 +114,7 @@ def test_singular_kernels_on_other_measures():
 
 
 @pytest.mark.parametrize(
-    "kernel", [kernels.Gaussian(), kernels.Logarithmic(), lambda z: z.square().sum(-1) + 1], ids=str
+    "kernel", [kernels.Gaussian(), kernels.Logarithmic(), lambda z: z.square().sum(-1) + 1], ids=name
 )
 def test_the_mean_over_shuffles_is_the_energy(kernel):
     rho = wprox.Particles(normal(23, 2), weights(23))
