@@ -1,9 +1,11 @@
 """wprox: proximal optimisation in Wasserstein space."""
 
-from wprox import metrics, stein, theory
+from wprox import kernels, metrics, stein, theory
 from wprox.certificate import Certificate, certify
 from wprox.functionals import (
     KL,
+    KSD,
+    MMD,
     Congestion,
     DensityBounds,
     Entropy,
@@ -15,14 +17,28 @@ from wprox.functionals import (
 )
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
-from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Particles, Quantiles
+from wprox.measures import DensityUnknownError, Gaussian, Grid, KernelParticles, Measure, Particles, Quantiles
 from wprox.models import JKOFlow
-from wprox.solvers import GaussianProx, NeuralProx, QuantileProx, SinkhornProx, Solver, Step, StepFailedError
+from wprox.solvers import (
+    ExplicitEuler,
+    ForwardBackward,
+    GaussianProx,
+    Langevin,
+    NeuralProx,
+    ParticleProx,
+    QuantileProx,
+    SinkhornProx,
+    Solver,
+    Step,
+    StepFailedError,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "KL",
+    "KSD",
+    "MMD",
     "AffineMap",
     "Certificate",
     "ComposedMap",
@@ -30,6 +46,8 @@ __all__ = [
     "DensityBounds",
     "DensityUnknownError",
     "Entropy",
+    "ExplicitEuler",
+    "ForwardBackward",
     "Functional",
     "Gaussian",
     "GaussianProx",
@@ -37,9 +55,12 @@ __all__ = [
     "InteractionEnergy",
     "InternalEnergy",
     "JKOFlow",
+    "KernelParticles",
+    "Langevin",
     "Measure",
     "MonotoneMap",
     "NeuralProx",
+    "ParticleProx",
     "Particles",
     "PorousMedium",
     "PotentialEnergy",
@@ -55,6 +76,7 @@ __all__ = [
     "certify",
     "jko",
     "jko_steps",
+    "kernels",
     "metrics",
     "stein",
     "theory",

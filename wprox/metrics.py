@@ -1,14 +1,16 @@
-"""Wasserstein distances: exact between Gaussians and on the line, elsewhere bounded or estimated."""
+"""Distances of measures, Wasserstein and by kernels: exact where they can be, elsewhere bounded or estimated."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from wprox._checks import as_floating
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
 from wprox.measures.gaussian import in_float64
 
@@ -236,3 +238,84 @@ def _root(square: Tensor) -> Tensor:
 
 def _shape(law: Gaussian | MultivariateNormal) -> tuple[int, ...]:
     return tuple(law.loc.shape)
+
+
+def mmd(p: Law, q: Law, kernel: Callable[[Tensor], Tensor] | None = None, unbiased: bool = False) -> Tensor:
+    r"""MMD²(p, q) = ∬ k d(p − q) d(p − q), the squared maximum mean discrepancy.
+
+    Gretton, Borgwardt, Rasch, Schölkopf and Smola, *A kernel two-sample test*, 2012. It is the square because the
+    unbiased estimate may be negative.
+
+    Arguments:
+        p: a measure, or a torch distribution, of which 2,000 draws are taken.
+        q: likewise; of a `wprox.Gaussian` draws are taken too.
+        kernel: k; `wprox.kernels.Riesz(1)` by default, with which this is `energy_distance`.
+        unbiased: leave out the pairs i = j, for particles.
+
+    Example:
+        >>> import torch, wprox
+        >>> p, q = wprox.Particles(torch.tensor([[0.0]])), wprox.Particles(torch.tensor([[1.0]]))
+        >>> wprox.metrics.mmd(p, q, wprox.kernels.Laplace())
+        tensor(1.2642)
+    """
+    from wprox.functionals import MMD  # functionals may use metrics
+
+    return 2 * MMD(q, kernel, unbiased, n_samples=DRAWS, seed=1)(_carried(p))
+
+
+def energy_distance(p: Law, q: Law) -> Tensor:
+    r"""E(p, q) = 2E|X − Y| − E|X − X′| − E|Y − Y′|, for independent X, X′ ~ p and Y, Y′ ~ q.
+
+    Székely and Rizzo, *Energy statistics*, 2013. On the line it is 2∫(F_p − F_q)² dx, the square of what
+    `scipy.stats.energy_distance` returns.
+
+    Arguments:
+        p: a measure, or a torch distribution, of which 2,000 draws are taken, as of a `wprox.Gaussian`.
+        q: likewise.
+
+    Example:
+        >>> import torch, wprox
+        >>> p, q = wprox.Particles(torch.zeros(1, 2)), wprox.Particles(torch.tensor([[3.0, 4.0]]))
+        >>> wprox.metrics.energy_distance(p, q)
+        tensor(10.)
+    """
+    return mmd(p, q)
+
+
+def _carried(law: Law) -> Measure:
+    """A law as a measure whose points picture it."""
+    if isinstance(law, Gaussian | Distribution):
+        return Particles(_draws(law, 0))
+    return law
+
+
+def ess(weights: Any, log: bool = False) -> Tensor:
+    r"""The effective sample size (Σ w_i)²/Σ w_i², between 1 and n (Kong 1992); divided by n it is a fraction.
+
+    Arguments:
+        weights: (n,), not negative, of any positive sum.
+        log: they are logarithms of weights, as importance sampling gives them, up to a constant.
+
+    Raises:
+        ValueError: for negative weights, and weights that are all zero.
+
+    Example:
+        >>> import wprox
+        >>> wprox.metrics.ess([0.5, 0.5, 0.0])
+        tensor(2.)
+    """
+    if log:
+        values = torch.as_tensor(weights)
+        if values.ndim != 1 or not float(values.max()) < math.inf or float(values.max()) == -math.inf:
+            raise ValueError(
+                f"log-weights must have shape (n,) and a finite maximum, got {tuple(values.shape)}; −∞ marks weight 0"
+            )
+        return torch.exp(2 * values.logsumexp(0) - (2 * values).logsumexp(0))
+    values = as_floating(weights, "weights")
+    if values.ndim != 1 or bool((values < 0).any()) or not float(values.sum()) > 0:
+        raise ValueError(
+            f"weights must have shape (n,), be non-negative and not all zero, got shape {tuple(values.shape)} and the "
+            f"smallest {float(values.min()) if values.numel() else math.nan:g}; for logarithms set log=True"
+        )
+    values = values / values.max()  # so that squares do not overflow
+    return values.sum().square() / values.square().sum()

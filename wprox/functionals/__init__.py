@@ -4,9 +4,12 @@ from wprox.functionals.base import Functional, Sum
 from wprox.functionals.constraints import Congestion, DensityBounds
 from wprox.functionals.divergences import KL
 from wprox.functionals.energies import Entropy, InteractionEnergy, InternalEnergy, PorousMedium, PotentialEnergy
+from wprox.functionals.kernel_discrepancies import KSD, MMD
 
 __all__ = [
     "KL",
+    "KSD",
+    "MMD",
     "Congestion",
     "DensityBounds",
     "Entropy",

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import check_count, check_fraction, check_non_negative, check_positive, check_seed, seeded
+from wprox._checks import (
+    check_count,
+    check_fraction,
+    check_non_negative,
+    check_positive,
+    check_seed,
+    seeded,
+    step_seed,
+)
 from wprox.functionals import Functional
 from wprox.maps import SplineMap, TransportMap
 from wprox.maps.base import apply_in_batches
@@ -111,13 +119,13 @@ class NeuralProx(Solver):
         step_size = check_positive(step_size, "step_size")
         source = _as_particles(measure, "measure")
         index = 0 if previous is None else previous.index + 1
-        generator = torch.Generator().manual_seed(_mix(self.seed, index))
+        generator = torch.Generator().manual_seed(step_seed(self.seed, index))
         if held_out is None:
             training, validation = _split(source, self.validation_fraction, generator)
             pushed_held_out = None
         else:
             training, validation = source, _as_particles(held_out, "held_out")
-        map = self._initial_map(source, previous, _mix(self.seed, index))
+        map = self._initial_map(source, previous, step_seed(self.seed, index))
 
         def objective(rho: Particles, origin: Particles) -> Tensor:
             cost = origin.weights @ (rho.points - origin.points).square().sum(1)
@@ -127,7 +135,7 @@ class NeuralProx(Solver):
             batch = _batch(training, rows)
             return objective(batch.push(map), batch)
 
-        with seeded(_mix(self.seed, index) + 1, source.device):  # dropout draws from the default generator
+        with seeded(step_seed(self.seed, index) + 1, source.device):  # dropout draws from the default generator
             outcome = train(
                 map,
                 batch_objective,
@@ -180,7 +188,7 @@ class NeuralProx(Solver):
             memory_budget: bytes that activations may take, 512 MB by default.
         """
         source = _as_particles(measure, "measure")
-        generator = torch.Generator().manual_seed(_mix(self.seed, 2**20))
+        generator = torch.Generator().manual_seed(step_seed(self.seed, 2**20))
         if held_out is None:
             training, validation = _split(source, self.validation_fraction, generator)
         else:
@@ -194,7 +202,7 @@ class NeuralProx(Solver):
         settings = replace(
             self.training, batch_size=max(1, min(self.training.batch_size, int(memory_budget / row_bytes)))
         )
-        with seeded(_mix(self.seed, 2**20) + 1, source.device):
+        with seeded(step_seed(self.seed, 2**20) + 1, source.device):
             return train(
                 map,
                 batch_objective,
@@ -271,8 +279,3 @@ def _batch(measure: Particles, rows: Tensor) -> Particles:
     if len(rows) < len(measure):
         batch.weights = torch.full_like(batch.weights, 1 / len(rows))
     return batch
-
-
-def _mix(seed: int, index: int) -> int:
-    """A seed of its own for every step."""
-    return (seed * 1_000_003 + index * 7_919) % 2**62
