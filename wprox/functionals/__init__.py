@@ -4,6 +4,7 @@ from wprox.functionals.base import Functional, Sum
 from wprox.functionals.constraints import Congestion, DensityBounds
 from wprox.functionals.divergences import KL
 from wprox.functionals.energies import Entropy, InteractionEnergy, InternalEnergy, PorousMedium, PotentialEnergy
+from wprox.functionals.transport import SinkhornDivergence, SlicedWasserstein, SquaredWasserstein
 
 __all__ = [
     "KL",
@@ -15,5 +16,8 @@ __all__ = [
     "InternalEnergy",
     "PorousMedium",
     "PotentialEnergy",
+    "SinkhornDivergence",
+    "SlicedWasserstein",
+    "SquaredWasserstein",
     "Sum",
 ]
