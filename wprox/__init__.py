@@ -18,9 +18,18 @@ from wprox.functionals import (
 )
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
-from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Particles, Quantiles
+from wprox.measures import DensityUnknownError, Gaussian, Grid, KernelParticles, Measure, Particles, Quantiles
 from wprox.models import JKOFlow
-from wprox.solvers import GaussianProx, NeuralProx, QuantileProx, SinkhornProx, Solver, Step, StepFailedError
+from wprox.solvers import (
+    GaussianProx,
+    NeuralProx,
+    ParticleProx,
+    QuantileProx,
+    SinkhornProx,
+    Solver,
+    Step,
+    StepFailedError,
+)
 
 __version__ = "0.1.0"
 
@@ -40,9 +49,11 @@ __all__ = [
     "InteractionEnergy",
     "InternalEnergy",
     "JKOFlow",
+    "KernelParticles",
     "Measure",
     "MonotoneMap",
     "NeuralProx",
+    "ParticleProx",
     "Particles",
     "PorousMedium",
     "PotentialEnergy",

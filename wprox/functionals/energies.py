@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wprox.functionals.base import Functional
+from wprox.functionals.base import Functional, gradient_in_points
 from wprox.measures import Measure
 
 
@@ -121,6 +121,8 @@ class InternalEnergy(Functional):
         return rho.integrate_density(per_mass)
 
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
+        if rho.density_follows_points:
+            return gradient_in_points(self, rho)
         with torch.enable_grad():
             density = rho.log_density().detach().exp().requires_grad_()
             (slope,) = torch.autograd.grad(self.energy(density).sum(), density, create_graph=True)

@@ -49,6 +49,11 @@ class Measure(ABC):
     def device(self) -> torch.device:
         return self.points.device
 
+    @property
+    def density_follows_points(self) -> bool:
+        """Whether the density is a function of the points, which functionals then differentiate through."""
+        return False
+
     def __len__(self) -> int:
         return self.points.shape[0]
 

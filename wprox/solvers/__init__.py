@@ -3,12 +3,15 @@
 from wprox.solvers.base import Solver, Step, StepFailedError
 from wprox.solvers.gaussian import GaussianProx
 from wprox.solvers.neural import NeuralProx
+from wprox.solvers.particle import ParticleProx, ParticleStep
 from wprox.solvers.quantile import QuantileProx
 from wprox.solvers.sinkhorn import SinkhornProx, SinkhornStep
 
 __all__ = [
     "GaussianProx",
     "NeuralProx",
+    "ParticleProx",
+    "ParticleStep",
     "QuantileProx",
     "SinkhornProx",
     "SinkhornStep",
