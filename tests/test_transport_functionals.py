@@ -357,6 +357,43 @@ def test_gaussian_prox_moves_along_the_displacement_interpolation():
     assert step.residual < 1e-5
 
 
+@pytest.mark.parametrize("coupling", ["identity", "exact"])
+@pytest.mark.parametrize("step_size", [0.5, 5.0])
+def test_particle_prox_moves_along_the_displacement_interpolation(coupling: str, step_size: float):
+    start = cloud(40, 2, 0, weighted=False)
+    target = wprox.Particles(0.5 * cloud(40, 2, 1).points + torch.tensor([3.0, 0.0], dtype=FLOAT64))
+    F = wprox.SquaredWasserstein(target)
+    step = wprox.ParticleProx(coupling=coupling).step(F, start, step_size)
+    plan = ot.emd([], [], ot.dist(start.points.numpy(), target.points.numpy()))
+    mapped = torch.from_numpy(40 * plan) @ target.points
+    assert step.converged
+    torch.testing.assert_close(
+        step.measure.points, start.points + step_size / (1 + step_size) * (mapped - start.points)
+    )
+
+
+def test_sinkhorn_prox_on_the_sinkhorn_divergence_moves_along_the_displacement_interpolation():
+    start, target = (
+        wprox.Grid.from_density(lambda x, c=c: torch.exp(-50 * (x[:, 0] - c).square()), 48, [(0.0, 1.0)])
+        for c in (0.35, 0.65)
+    )
+    F = wprox.SinkhornDivergence(target, blur=0.1)
+    step = wprox.SinkhornProx().step(F, start, 0.25)
+    assert step.converged
+    means = [float(rho.weights @ rho.points[:, 0]) for rho in (start, step.measure, target)]
+    assert (means[1] - means[0]) / (means[2] - means[0]) == pytest.approx(0.2, abs=2e-3)
+
+
+def test_the_barycentre_of_translated_copies_is_the_copy_at_the_mean_translation():
+    shape = cloud(30, 2, 0, weighted=False).points
+    shifts = torch.tensor([[2.0, 0.0], [0.0, 2.0], [-1.0, -1.0]], dtype=FLOAT64)
+    weights = [0.5, 0.25, 0.25]
+    F = sum(weight * wprox.SquaredWasserstein(shape + shift) for weight, shift in zip(weights, shifts, strict=True))
+    final = wprox.jko(F, wprox.ParticleProx(), wprox.Particles(shape), step_size=100.0, n_steps=6).final
+    expected = wprox.Particles(shape + torch.tensor(weights, dtype=FLOAT64) @ shifts)
+    assert float(metrics.w2(final, expected)) < 1e-9
+
+
 # Bad input
 
 

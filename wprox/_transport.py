@@ -52,7 +52,12 @@ def half_square(p: Measure, q: Measure, num_itermax: int = 10**6) -> Tensor:
         return line_square(p, q) / 2
     (x, a), (y, b) = atoms(p), atoms(q)
     rows, columns, mass, potential = exact_plan(x, a, y, b, num_itermax)
-    return mass @ (x[rows] - y[columns]).square().sum(1) / 2 + by_weights(a, potential)
+    value = mass @ (x[rows] - y[columns]).square().sum(1) / 2
+    if not a.requires_grad:
+        return value
+    with torch.no_grad():  # the c-transform, which is right where ρ has no mass as well
+        first = (half_square_distances(x, y.to(x)) - potential).amin(1)
+    return value + by_weights(a, first)
 
 
 def by_weights(weights: Tensor, potential: Tensor) -> Tensor:
@@ -198,13 +203,13 @@ def draw_directions(n_projections: int, dim: int, seed: int) -> Tensor:
 
 
 class Plan(NamedTuple):
-    """The entries P_ij > 0 of a plan, and the potential φ of its first marginal.
+    """The entries P_ij > 0 of a plan, and the potential ψ of its second marginal.
 
     Attributes:
         rows: (k,), the i.
         columns: (k,), the j.
         mass: (k,), the P_ij.
-        potential: (n,), φ with φ_i + ψ_j ≤ ½|x_i − y_j|², and equality where P_ij > 0.
+        potential: (m,), ψ, with φ_i = min_j ½|x_i − y_j|² − ψ_j for the first marginal; −∞ at points without mass.
     """
 
     rows: Tensor
@@ -229,13 +234,15 @@ def exact_plan(x: Tensor, a: Tensor, y: Tensor, b: Tensor, num_itermax: int = 10
     with torch.no_grad():
         cost = half_square_distances(x, y).cpu()
         rows, columns = ((weights > 0).cpu() for weights in (a, b))
+        if not (bool(rows.all()) and bool(columns.all())):
+            cost = cost[rows][:, columns]
         first, second = (weights[kept.to(weights.device)].double().cpu() for weights, kept in ((a, rows), (b, columns)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # POT warns where it fails, which is an error here
             array, log = ot.emd(
                 (first / first.sum()).numpy(),
                 (second / second.sum()).numpy(),
-                cost[rows][:, columns].numpy(),
+                cost.numpy(),
                 numItermax=num_itermax,
                 log=True,
             )
@@ -246,8 +253,8 @@ def exact_plan(x: Tensor, a: Tensor, y: Tensor, b: Tensor, num_itermax: int = 10
             )
         plan = torch.from_numpy(array)
         i, j = plan.nonzero(as_tuple=True)
-        # the c-transform, which is optimal at the carriers and right where there is no mass as well
-        potential = (cost[:, columns] - torch.from_numpy(log["v"])).amin(1)
+        potential = torch.full_like(b, -math.inf, dtype=torch.float64, device="cpu")
+        potential[columns] = torch.from_numpy(log["v"])
         where = rows.nonzero()[i, 0], columns.nonzero()[j, 0], plan[i, j], potential
         return Plan(*(part.to(x.device) for part in where))
 

@@ -1,6 +1,6 @@
 """Functionals of optimal transport, measured: every number of docs/transport.md.
 
-python examples/benchmarks/transport.py            # all, about three minutes on one core
+python examples/benchmarks/transport.py            # all, about five minutes on one core that is busy
 python examples/benchmarks/transport.py accuracy   # one part
 """
 
