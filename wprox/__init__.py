@@ -14,6 +14,9 @@ from wprox.functionals import (
     InternalEnergy,
     PorousMedium,
     PotentialEnergy,
+    SinkhornDivergence,
+    SlicedWasserstein,
+    SquaredWasserstein,
 )
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
@@ -66,9 +69,12 @@ __all__ = [
     "PotentialEnergy",
     "QuantileProx",
     "Quantiles",
+    "SinkhornDivergence",
     "SinkhornProx",
+    "SlicedWasserstein",
     "Solver",
     "SplineMap",
+    "SquaredWasserstein",
     "Step",
     "StepFailedError",
     "Trajectory",
