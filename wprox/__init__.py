@@ -14,7 +14,7 @@ from wprox.functionals import (
     PotentialEnergy,
 )
 from wprox.jko import Trajectory, jko, jko_steps
-from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
+from wprox.maps import AffineMap, ComposedMap, MonotoneMap, ODEMap, SplineMap, TransportMap
 from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Particles, Quantiles
 from wprox.models import JKOFlow
 from wprox.solvers import GaussianProx, NeuralProx, QuantileProx, SinkhornProx, Solver, Step, StepFailedError
@@ -40,6 +40,7 @@ __all__ = [
     "Measure",
     "MonotoneMap",
     "NeuralProx",
+    "ODEMap",
     "Particles",
     "PorousMedium",
     "PotentialEnergy",
