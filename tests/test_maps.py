@@ -100,7 +100,7 @@ def test_log_det_is_that_of_the_autodiff_jacobian(factory, dim):
     map = build(factory, dim)
     x = points(6, dim, torch.float64)
     # rows do not depend on one another, so the Jacobian of the sum holds every row's own
-    jacobian = torch.autograd.functional.jacobian(lambda x: map(x)[0].sum(0), x).transpose(0, 1)
+    jacobian = torch.autograd.functional.jacobian(lambda x: map(x)[0].sum(0), x, vectorize=True).transpose(0, 1)
     sign, log_det = torch.linalg.slogdet(jacobian)
     assert bool((sign > 0).all())
     assert torch.allclose(map(x)[1], log_det, atol=1e-8)
