@@ -17,9 +17,9 @@ MAPS = {
     "autoregressive": partial(wprox.SplineMap, coupling=False, hidden=(16,), bins=6),
     "autoregressive, no affine": partial(wprox.SplineMap, coupling=False, affine=False, hidden=(16,), bins=6),
     "with dropout": partial(wprox.SplineMap, dropout=0.5),
-    "ode": partial(wprox.ODEMap, hidden=(24, 24)),
-    "ode, shallow": partial(wprox.ODEMap, hidden=(32,), activation="softplus", method="midpoint"),
-    "ode, deep": partial(wprox.ODEMap, hidden=(8, 8, 8), activation="silu", exact_dim=1),
+    "ode": partial(wprox.ODEMap, hidden=(24, 24), tolerance=1e-10),
+    "ode, shallow": partial(wprox.ODEMap, hidden=(32,), activation="softplus", method="midpoint", tolerance=1e-10),
+    "ode, deep": partial(wprox.ODEMap, hidden=(8, 8, 8), activation="silu", exact_dim=1, tolerance=1e-10),
     "composed": lambda dim: wprox.ComposedMap([wprox.AffineMap(dim), wprox.SplineMap(dim, bins=4)]),
 }
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
