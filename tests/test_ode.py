@@ -10,6 +10,7 @@ from scipy.integrate import solve_ivp
 
 import wprox
 from wprox._checks import seeded
+from wprox.datasets import TwoMoons
 from wprox.maps._runge_kutta import SCHEMES, adaptive, fixed
 from wprox.maps._velocity import ACTIVATIONS
 from wprox.solvers.flow_matching import relaxation
@@ -323,7 +324,7 @@ def test_jko_flow_with_ode_blocks_is_saved_and_loaded(tmp_path):
 
 @pytest.mark.slow
 def test_the_density_integrates_to_one():
-    density = wprox.datasets.TwoMoons()
+    density = TwoMoons()
     flow = wprox.JKOFlow(
         map="ode",
         map_options={"hidden": (48, 48)},
