@@ -17,6 +17,9 @@ MAPS = {
     "autoregressive": partial(wprox.SplineMap, coupling=False, hidden=(16,), bins=6),
     "autoregressive, no affine": partial(wprox.SplineMap, coupling=False, affine=False, hidden=(16,), bins=6),
     "with dropout": partial(wprox.SplineMap, dropout=0.5),
+    "ode": partial(wprox.ODEMap, hidden=(24, 24), tolerance=1e-10),
+    "ode, shallow": partial(wprox.ODEMap, hidden=(32,), activation="softplus", method="midpoint", tolerance=1e-10),
+    "ode, deep": partial(wprox.ODEMap, hidden=(8, 8, 8), activation="silu", exact_dim=1, tolerance=1e-10),
     "composed": lambda dim: wprox.ComposedMap([wprox.AffineMap(dim), wprox.SplineMap(dim, bins=4)]),
 }
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -97,7 +100,7 @@ def test_log_det_is_that_of_the_autodiff_jacobian(factory, dim):
     map = build(factory, dim)
     x = points(6, dim, torch.float64)
     # rows do not depend on one another, so the Jacobian of the sum holds every row's own
-    jacobian = torch.autograd.functional.jacobian(lambda x: map(x)[0].sum(0), x).transpose(0, 1)
+    jacobian = torch.autograd.functional.jacobian(lambda x: map(x)[0].sum(0), x, vectorize=True).transpose(0, 1)
     sign, log_det = torch.linalg.slogdet(jacobian)
     assert bool((sign > 0).all())
     assert torch.allclose(map(x)[1], log_det, atol=1e-8)

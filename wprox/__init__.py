@@ -19,7 +19,7 @@ from wprox.functionals import (
     SquaredWasserstein,
 )
 from wprox.jko import Trajectory, jko, jko_steps
-from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
+from wprox.maps import AffineMap, ComposedMap, MonotoneMap, ODEMap, SplineMap, TransportMap
 from wprox.measures import DensityUnknownError, Gaussian, Grid, KernelParticles, Measure, Particles, Quantiles
 from wprox.models import JKOFlow
 from wprox.solvers import (
@@ -63,6 +63,7 @@ __all__ = [
     "Measure",
     "MonotoneMap",
     "NeuralProx",
+    "ODEMap",
     "ParticleProx",
     "Particles",
     "PorousMedium",
