@@ -2,9 +2,10 @@
 Swarms: attraction and repulsion
 ================================
 
-Particles that attract each other from afar and repel each other nearby settle into patterns. With W(z) = |z|^a/a −
-|z|^b/b the exponents decide which (Kolokolnikov, Sun, Uminsky and Bertozzi 2011; Balagué, Carrillo, Laurent and Raoul
-2013). Implicit steps of length 5 get there in a few, since their length is not limited by the stiffest pair.
+Particles that attract each other from afar and repel each other nearby settle into patterns. With
+:math:`W(z) = |z|^a/a - |z|^b/b` the exponents decide which (Kolokolnikov, Sun, Uminsky and Bertozzi 2011; Balagué,
+Carrillo, Laurent and Raoul 2013). Implicit steps of length 5 get there in a few, since the stiffest pair does not limit
+their length.
 """
 
 import matplotlib.pyplot as plt
@@ -35,7 +36,7 @@ for ax, (title, kernel) in zip(axes.flat, swarms.items(), strict=True):
     trajectory = wprox.jko(wprox.InteractionEnergy(kernel), solver, initial, step_size=5.0, n_steps=12)
     x = trajectory.final.points
     x = x - x.mean(0)
-    ax.scatter(*x.T, s=5, alpha=0.6)
+    ax.scatter(*x.T, s=9, alpha=0.6)
     ax.set(title=title, aspect="equal")
     radius = {"disc": 1.0, "ring": 3**-0.5}.get(title.split(":")[0])
     if radius is not None:

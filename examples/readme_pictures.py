@@ -1,4 +1,4 @@
-"""Run the two examples that the README and the docs show, and save their pictures in docs/images."""
+"""Run the three examples that the README and the docs show, and save their pictures in docs/images."""
 
 import runpy
 from pathlib import Path
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).resolve().parent
 
 if __name__ == "__main__":
-    for name in ("proximal_step", "jko_flow"):
+    for name in ("proximal_step", "jko_flow", "swarm"):
         runpy.run_path(str(HERE / f"plot_{name}.py"))  # its plt.show() does nothing under Agg
         target = HERE.parent / "docs" / "images" / f"{name}.png"
         target.parent.mkdir(exist_ok=True)
