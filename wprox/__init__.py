@@ -16,7 +16,7 @@ from wprox.functionals import (
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
 from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Particles, Quantiles
-from wprox.models import JKOFlow
+from wprox.models import JKOFlow, JKOSampler
 from wprox.solvers import GaussianProx, NeuralProx, QuantileProx, SinkhornProx, Solver, Step, StepFailedError
 
 __version__ = "0.1.0"
@@ -37,6 +37,7 @@ __all__ = [
     "InteractionEnergy",
     "InternalEnergy",
     "JKOFlow",
+    "JKOSampler",
     "Measure",
     "MonotoneMap",
     "NeuralProx",
