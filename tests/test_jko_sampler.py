@@ -1,7 +1,9 @@
 """The JKO sampler: draws, density, evidence and weights; rejection steps; files and bad input."""
 
+import copy
 import math
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -66,7 +68,7 @@ def test_a_gaussian_target_is_found_exactly_without_blocks():
     sampler = JKOSampler(lambda x: target.log_prob(x) + math.log(5), initial=target, **QUICK).run()
     assert not sampler.layers_
     assert sampler.log_normalizer(seed=0) == pytest.approx((math.log(5), 0), abs=1e-9)
-    fitted = JKOSampler(target, **QUICK).run()
+    fitted = JKOSampler(target, **QUICK | {"iterations": 10}).run()
     assert torch.allclose(fitted.initial_.loc, target.loc, atol=0.01)
     assert torch.allclose(fitted.initial_.covariance_matrix, target.covariance_matrix, rtol=0.01)
     x = fitted.sample(10, seed=0)
@@ -75,21 +77,21 @@ def test_a_gaussian_target_is_found_exactly_without_blocks():
 
 
 def test_the_default_initial_gaussian_has_the_scale_of_the_target():
-    """A skewed density a thousand wide and a tenth high: moments within a third."""
+    """A skewed density thirty wide and a fifth high: moments within a third."""
 
     def log_target(x):
-        u = (x - x.new_tensor([5000.0, -1.0])) / x.new_tensor([1000.0, 0.1])
+        u = (x - x.new_tensor([200.0, -1.0])) / x.new_tensor([30.0, 0.2])
         return u.sum(-1) - u.exp().sum(-1)  # the log-gamma law: mean −0.577, variance 1.645
 
     initial = JKOSampler(log_target, dim=2, n_blocks=1, iterations=1, fine_tune=False, n_particles=100).run().initial_
-    scale = torch.tensor([1000.0, 0.1])
-    assert torch.allclose((initial.loc - torch.tensor([5000.0, -1.0])) / scale, torch.full((2,), -0.577), atol=0.4)
+    scale = torch.tensor([30.0, 0.2])
+    assert torch.allclose((initial.loc - torch.tensor([200.0, -1.0])) / scale, torch.full((2,), -0.577), atol=0.4)
     deviation = initial.covariance_matrix.diagonal().sqrt() / scale
     assert torch.allclose(deviation, torch.full((2,), math.sqrt(1.645)), rtol=0.34)
 
 
 def test_log_prob_integrates_to_one(sampler):
-    axis = torch.linspace(-9, 9, 400, dtype=torch.float64)
+    axis = torch.linspace(-9, 9, 180, dtype=torch.float64)
     density = sampler.log_prob(torch.cartesian_prod(axis, axis)).exp()
     assert float(density.sum()) * float(axis[1] - axis[0]) ** 2 == pytest.approx(1, abs=0.03)
 
@@ -125,16 +127,22 @@ def test_history_tells_the_stages(sampler):
     assert stages[0] == "block"
     assert stages[-3:] == ["fine-tuning", "rejection", "rejection"]
     kl = [stage["kl"] + math.log(3) for stage in sampler.history_]
-    assert kl == sorted(kl, reverse=True)
-    assert kl[-1] < 0.1
+    assert all(after < before + 0.02 for before, after in pairwise(kl))  # 4 standard errors of each
+    assert kl[-1] < 0.05
 
 
 def test_corrected_blocks_are_followed_by_corrections():
     sampler = JKOSampler(
-        unnormalised, initial=WIDE, corrections=1, corrected_blocks=1, tol=-math.inf, fine_tune=False, **QUICK
+        unnormalised,
+        initial=WIDE,
+        corrections=1,
+        corrected_blocks=1,
+        tol=-math.inf,
+        fine_tune=False,
+        **QUICK | {"n_blocks": 1},
     ).run()
     stages = [stage["stage"] for stage in sampler.history_]
-    assert stages == ["block", "block", "rejection", "block", "rejection"]
+    assert stages == ["block", "rejection", "block", "rejection"]
     x = sampler.sample(200, seed=0).double()
     assert torch.isfinite(sampler.log_prob(x)).all()
 
@@ -161,7 +169,7 @@ def test_affine_blocks_follow_the_closed_form():
 
 
 def test_same_seed_same_sampler():
-    options = QUICK | {"n_blocks": 1, "iterations": 20, "corrections": 1}
+    options = QUICK | {"n_blocks": 1, "iterations": 20, "fine_tune_iterations": 5, "n_particles": 500, "corrections": 1}
     first, second, other = (JKOSampler(unnormalised, initial=WIDE, seed=seed, **options).run() for seed in (3, 3, 4))
     assert torch.equal(first.sample(50, seed=1), second.sample(50, seed=1))
     assert not torch.equal(first.sample(50, seed=1), other.sample(50, seed=1))
@@ -171,7 +179,9 @@ def test_random_state_outside_is_left_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    JKOSampler(unnormalised, initial=WIDE, n_blocks=1, iterations=2, n_particles=100).run().sample(3, seed=0)
+    JKOSampler(
+        unnormalised, initial=WIDE, n_blocks=1, iterations=2, n_particles=100, fine_tune_iterations=2
+    ).run().sample(3)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -231,13 +241,14 @@ def test_every_rejection_step_lowers_the_kl_divergence(chain):
 def test_rejection_steps_find_weights_that_the_flow_does_not():
     """Modes at ±5 of mass 0.9 and 0.1, from a start that puts half on either side."""
     target = two_modes(5.0, 0.9)
-    options = QUICK | {"initial": Gaussian(torch.zeros(2), 9 * torch.eye(2)), "fine_tune": False, "seed": 0}
+    options = QUICK | {"fine_tune": False, "corrections": 8, "seed": 0}
+    corrected = JKOSampler(target, initial=Gaussian(torch.zeros(2), 9 * torch.eye(2)), **options).run()
+    plain = copy.copy(corrected)
+    plain.layers_ = [layer for layer in corrected.layers_ if isinstance(layer, wprox.TransportMap)]
 
     def right(sampler):
         return float((sampler.sample(4000, seed=0)[:, 0] > 0).double().mean())
 
-    plain = JKOSampler(target, **options).run()
-    corrected = JKOSampler(target, corrections=8, **options).run()
     assert abs(right(plain) - 0.9) > 0.1
     assert right(corrected) == pytest.approx(0.9, abs=0.02)  # 4 standard errors: false alarms 6e-5
 

@@ -26,7 +26,7 @@ from wprox._checks import (
     step_sizes,
 )
 from wprox.functionals import KL
-from wprox.jko import jko
+from wprox.jko import jko_steps
 from wprox.maps import ComposedMap, TransportMap
 from wprox.measures import Gaussian, Particles
 from wprox.models.chain import Chain, Layer, RejectionStep
@@ -35,7 +35,7 @@ from wprox.solvers import GaussianProx, NeuralProx, StepFailedError
 from wprox.solvers.neural import MapFactory
 
 FIRST_STEP, GROWTH = 0.05, 4.0  # γ_k = 0.05 · 4^k, in units of the initial Gaussian
-SCALE_STEPS = [0.1 * 4.0**k for k in range(10)]  # of the Gaussian that is fitted to the target
+SCALE_STEPS = [0.1 * 16.0**k for k in range(8)]  # γ of the Gaussian that is fitted to the target: it may be far or wide
 USEFUL = 0.01  # the effective part of a sample under which importance weights say nothing
 
 
@@ -295,12 +295,13 @@ class JKOSampler:
         closed = isinstance(given, Gaussian | torch.distributions.MultivariateNormal)
         functional = KL(given if closed else lambda x: self.functional.log_target(x.to(dtype)).to(x))
         try:
-            fitted = jko(functional, GaussianProx(), start, SCALE_STEPS, len(SCALE_STEPS)).final
+            *_, last = jko_steps(functional, GaussianProx(), start, SCALE_STEPS, len(SCALE_STEPS))
         except StepFailedError as error:
             raise StepFailedError(
                 f"no Gaussian could be fitted to the target ({error}); give one that covers it, as in "
                 f"initial=Gaussian(torch.zeros({self.dim}), 16 * torch.eye({self.dim}))"
             ) from None
+        fitted = last.measure
         assert isinstance(fitted, Gaussian)
         return Gaussian(fitted.loc.to(dtype), fitted.covariance_matrix.to(dtype))
 
