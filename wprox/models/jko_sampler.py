@@ -31,10 +31,11 @@ from wprox.maps import ComposedMap, TransportMap
 from wprox.measures import Gaussian, Particles
 from wprox.models.chain import Chain, Layer, RejectionStep
 from wprox.models.files import read_sampler, write_sampler
+from wprox.models.jko_flow import FEW_COLUMNS
 from wprox.solvers import GaussianProx, NeuralProx, StepFailedError
 from wprox.solvers.neural import MapFactory
 
-FIRST_STEP, GROWTH = 0.05, 4.0  # γ_k = 0.05 · 4^k, in units of the initial Gaussian
+FIRST_STEP, GROWTH = 0.05, 4.0  # γ_k = 0.05 · 4^k, in units of the initial Gaussian; 4^k where that is fitted
 SCALE_STEPS = [0.1 * 16.0**k for k in range(8)]  # γ of the Gaussian that is fitted to the target: it may be far or wide
 USEFUL = 0.01  # the effective part of a sample under which importance weights say nothing
 
@@ -71,13 +72,14 @@ class JKOSampler:
             `GaussianProx` (for targets of one mode). Its dtype is the one in which the target is called and sampled.
         map: "spline", or a factory dim → `TransportMap`.
         map_options: arguments of the named map; for splines 4 "transforms" and a "bound" of 4, unless given.
-        step_sizes: γ_k: a number, a sequence with one entry a block, or a callable; 0.05 · 4^k by default.
+        step_sizes: γ_k: a number, a sequence with one entry a block, or a callable; by default
+            0.05 · 4^k, and 4^k where the initial Gaussian is fitted.
         n_blocks: the largest number of blocks.
         iterations: the largest number of gradient steps a block.
         batch_size: draws in a minibatch.
-        learning_rate: Adam's for a block.
+        learning_rate: Adam's for a block; 5e-3 up to eight dimensions, else 2e-3.
         n_particles: draws on which a block is trained, and on which rejection steps are fitted.
-        tol: the gain in KL, in nats, under which a block is the last; −∞ trains them all.
+        tol: the gain in KL, in nats, under which a block is left out and no more are added; −∞ trains them all.
         fine_tune: whether all blocks are trained together at the end.
         fine_tune_iterations: the largest number of gradient steps of it.
         fine_tune_learning_rate: Adam's in it.
@@ -124,7 +126,7 @@ class JKOSampler:
         n_blocks: int = 5,
         iterations: int = 300,
         batch_size: int = 1024,
-        learning_rate: float = 5e-3,
+        learning_rate: float | None = None,
         n_particles: int = 50_000,
         tol: float = 0.01,
         fine_tune: bool = True,
@@ -157,7 +159,8 @@ class JKOSampler:
         self.n_blocks = check_count(n_blocks, "n_blocks")
         self.iterations = check_count(iterations, "iterations")
         self.batch_size = check_count(batch_size, "batch_size")
-        self.learning_rate = check_positive(learning_rate, "learning_rate")
+        default_rate = 5e-3 if self.dim <= FEW_COLUMNS else 2e-3
+        self.learning_rate = default_rate if learning_rate is None else check_positive(learning_rate, "learning_rate")
         self.n_particles = check_count(n_particles, "n_particles", least=20)
         self.tol = float(tol)
         if math.isnan(self.tol):
@@ -180,8 +183,9 @@ class JKOSampler:
 
         Ctrl-C ends it early and keeps what was trained so far (`interrupted_`).
         """
+        first = 1.0 if self.initial is None else FIRST_STEP
         gamma = step_sizes(
-            (lambda k: FIRST_STEP * GROWTH**k) if self.step_sizes is None else self.step_sizes,
+            (lambda k: first * GROWTH**k) if self.step_sizes is None else self.step_sizes,
             self.n_blocks + self.corrected_blocks,
         )
         generator = make_generator(self.seed)
@@ -194,17 +198,16 @@ class JKOSampler:
         try:
             particles = self._draw(self.n_particles, generator)
             for k in range(self.n_blocks):
-                before = self._kl(particles)
-                particles = self._train_block(k, gamma(k), particles, generator)
+                before, particles = particles, self._train_block(k, gamma(k), particles, generator)
                 bar.update()
-                if before - self._kl(particles) < self.tol:
+                if particles is before:
                     break
             if self.fine_tune and self.layers_:
                 particles = self._train_together(generator)
-            particles = self._correct(particles, generator)
+            particles = self._correct(self.corrections, particles, generator)
             for k in range(self.n_blocks, self.n_blocks + self.corrected_blocks):
                 particles = self._train_block(k, gamma(k), particles, generator)
-                particles = self._correct(particles, generator)
+                particles = self._correct(self.corrections, particles, generator)
                 bar.update()
         except KeyboardInterrupt:
             if not self.layers_:
@@ -223,7 +226,7 @@ class JKOSampler:
     # by heart the draws that they are trained on, which then no longer tell what the next stage needs to know.
 
     def _train_block(self, k: int, step_size: float, particles: Particles, generator: torch.Generator) -> Particles:
-        """Add a block, where it makes KL smaller."""
+        """Add a block, where it makes KL smaller by `tol`; else the draws are returned as they came."""
         start = time.perf_counter()
         step = self._solver(k).step(self._scaled_functional, particles, step_size)
         if step.interrupted:
@@ -231,7 +234,7 @@ class JKOSampler:
         assert step.map is not None
         self.layers_.append(step.map)
         after = self._draw(self.n_particles, generator)
-        if self._kl(after) >= self._kl(particles):
+        if self._kl(particles) - self._kl(after) < self.tol:
             self.layers_.pop()
             return particles
         self._log(
@@ -262,8 +265,15 @@ class JKOSampler:
         self._log("fine-tuning", particles, start, iterations=outcome.iterations)
         return particles
 
-    def _correct(self, particles: Particles, generator: torch.Generator) -> Particles:
-        for _ in range(self.corrections):
+    def correct(self, steps: int = 1) -> JKOSampler:
+        """Append rejection–resampling steps, fitted to what the sampler draws now; returns the sampler."""
+        self._check_run()
+        generator = make_generator(self.seed + len(self.layers_))
+        self._correct(check_count(steps, "steps"), self._draw(self.n_particles, generator), generator)
+        return self
+
+    def _correct(self, steps: int, particles: Particles, generator: torch.Generator) -> Particles:
+        for _ in range(steps):
             start = time.perf_counter()
             self.layers_.append(RejectionStep.fit(self._log_weights(particles), self.rejection_rate))
             particles = self._draw(self.n_particles, generator)
