@@ -55,6 +55,8 @@ def test_log_prob_anywhere_is_that_of_the_last_measure():
     trajectory = wprox.jko(OU, wprox.GaussianProx(), START, step_size=0.25, until=1.0)
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).double()
     assert torch.allclose(trajectory.log_prob(x), trajectory.final.log_prob(x), atol=1e-9)
+    assert trajectory.log_prob(x.float()).dtype == torch.float32
+    assert torch.allclose(trajectory.log_prob(x.float()).double(), trajectory.final.log_prob(x), atol=1e-4)
 
 
 def test_log_prob_of_particles_needs_the_law_that_they_were_drawn_from():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -79,7 +80,9 @@ class Trajectory:
                 f"{type(law).__name__} knows its density at its own points only; give the law that they were drawn "
                 "from, as in trajectory.log_prob(x, initial=gaussian)"
             )
-        y = invert_in_batches(map, as_points(x, "x", self.measures[0].dim))
+        x = as_points(x, "x", self.measures[0].dim)
+        map = copy.deepcopy(map).to(x.dtype)
+        y = invert_in_batches(map, x)
         return law.log_prob(y) - apply_in_batches(map, y)[1]
 
     def __len__(self) -> int:
