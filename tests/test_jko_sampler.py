@@ -125,7 +125,8 @@ def test_importance_weights_correct_expectations(sampler):
 def test_history_tells_the_stages(sampler):
     stages = [stage["stage"] for stage in sampler.history_]
     assert stages[0] == "block"
-    assert stages[-3:] == ["fine-tuning", "rejection", "rejection"]
+    assert stages.index("fine-tuning") in (1, 2)
+    assert stages[stages.index("fine-tuning") + 1 :] in (["rejection"], ["rejection"] * 2)
     kl = [stage["kl"] + math.log(3) for stage in sampler.history_]
     assert all(after < before + 0.02 for before, after in pairwise(kl))  # 4 standard errors of each
     assert kl[-1] < 0.05
