@@ -77,7 +77,7 @@ def test_a_gaussian_target_is_found_exactly_without_blocks():
 
 
 def test_the_default_initial_gaussian_has_the_scale_of_the_target():
-    """A skewed density thirty wide and a fifth high: moments within a third."""
+    """A skewed density thirty wide and a fifth high: moments within a third, but for the widening by 1 + √(2/d)."""
 
     def log_target(x):
         u = (x - x.new_tensor([200.0, -1.0])) / x.new_tensor([30.0, 0.2])
@@ -86,7 +86,7 @@ def test_the_default_initial_gaussian_has_the_scale_of_the_target():
     initial = JKOSampler(log_target, dim=2, n_blocks=1, iterations=1, fine_tune=False, n_particles=100).run().initial_
     scale = torch.tensor([30.0, 0.2])
     assert torch.allclose((initial.loc - torch.tensor([200.0, -1.0])) / scale, torch.full((2,), -0.577), atol=0.4)
-    deviation = initial.covariance_matrix.diagonal().sqrt() / scale
+    deviation = initial.covariance_matrix.diagonal().sqrt() / scale / 2
     assert torch.allclose(deviation, torch.full((2,), math.sqrt(1.645)), rtol=0.34)
 
 
@@ -265,6 +265,8 @@ def test_save_and_load(sampler, tmp_path):
     assert torch.equal(loaded.log_prob(x), sampler.log_prob(x))
     assert loaded.log_normalizer(seed=0) == sampler.log_normalizer(seed=0)
     assert loaded.history_ == sampler.history_
+    assert loaded.n_particles == sampler.n_particles
+    assert loaded.correct(1) is loaded
     with pytest.raises(ValueError, match="overwrite"):
         sampler.save(tmp_path / "model")
     sampler.save(tmp_path / "model", overwrite=True)

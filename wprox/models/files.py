@@ -95,6 +95,7 @@ def write_sampler(sampler: JKOSampler, folder: str | Path, overwrite: bool) -> N
             tensors |= {f"layers.{k}.{name}": tensor for name, tensor in layer.state_dict().items()}
     config = {
         "model": "JKOSampler",
+        "parameters": sampler._parameters,
         "layers": layers,
         "history": sampler.history_,
         "interrupted": sampler.interrupted_,
@@ -114,7 +115,7 @@ def read_sampler(
         scale_tril = tensors["scale_tril"]
         initial = Gaussian(tensors["loc"], scale_tril @ scale_tril.mT)
         initial.scale_tril = scale_tril  # not the factor of the product, which is rounded
-        sampler = cls(target, initial=initial)
+        sampler = cls(target, initial=initial, **config["parameters"])
         sampler.initial_ = initial
         sampler.layers_ = [
             RejectionStep(**layer["config"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 import warnings
@@ -454,6 +455,12 @@ class JKOSampler:
 
     def _kl(self, particles: Particles) -> float:
         return -float(self._log_weights(particles).mean())
+
+    @property
+    def _parameters(self) -> dict[str, float]:
+        """The constructor's arguments that are numbers, as JSON can hold them."""
+        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
     def _check_run(self) -> None:
         if not hasattr(self, "layers_"):
