@@ -169,6 +169,27 @@ def test_affine_blocks_follow_the_closed_form():
     assert torch.allclose(mean, torch.tensor([1.0, 0.0]), atol=0.02)
 
 
+@pytest.mark.parametrize("memory_budget", [2**29, 2**12])
+def test_fine_tuning_on_a_gaussian_takes_fresh_draws(memory_budget):
+    """An affine map from N(0, I) to N(m, I): every minibatch is another one, so nothing can be learned by heart."""
+    seen = []
+
+    def log_target(x):
+        seen.append(x.detach())
+        return -(x - torch.tensor([1.0, -2.0])).square().sum(-1) / 2
+
+    map = wprox.AffineMap(2)
+    solver = wprox.NeuralProx(map=wprox.AffineMap, iterations=200, batch_size=256, learning_rate=0.05, seed=0)
+    start = Gaussian(torch.zeros(2), torch.eye(2))
+    solver.fine_tune(map, wprox.KL(log_target), start, memory_budget=memory_budget)
+    assert torch.allclose(map.shift, torch.tensor([1.0, -2.0]), atol=0.05)
+    assert torch.allclose(map.matrix, torch.eye(2), atol=0.05)
+    batches = [x for x in seen if len(x) not in (64, 8192)]
+    assert len(batches) >= 100
+    assert (len(batches[0]) == 256) == (memory_budget > 2**20)
+    assert not torch.equal(map.inverse(batches[-1]), map.inverse(batches[-2]))
+
+
 def test_same_seed_same_sampler():
     options = QUICK | {"n_blocks": 1, "iterations": 20, "fine_tune_iterations": 5, "n_particles": 500, "corrections": 1}
     first, second, other = (JKOSampler(unnormalised, initial=WIDE, seed=seed, **options).run() for seed in (3, 3, 4))
