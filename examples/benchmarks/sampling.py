@@ -23,6 +23,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 
 import numpy as np
@@ -107,7 +108,10 @@ def mixtures(dims: list[int], seeds: int, options: dict) -> dict[str, dict]:
     )
     results: dict[str, dict] = {}
     for d in dims:
-        runs = [run_mixture(d, seed, dict(options)) for seed in range(seeds)]
+        runs = []
+        for seed in range(seeds):
+            runs.append(run_mixture(d, seed, dict(options)))
+            print(f"d = {d}, seed {seed}: {runs[-1]}", file=sys.stderr, flush=True)
         _, published, published_seconds, particles = MIXTURES[d]
         corrected = [run["corrected"] for run in runs]
         results[str(d)] = {"runs": runs, "published": published}
