@@ -32,13 +32,13 @@ from wprox.maps import ComposedMap, TransportMap
 from wprox.measures import Gaussian, Particles
 from wprox.models.chain import Chain, Layer, RejectionStep
 from wprox.models.files import read_sampler, write_sampler
-from wprox.models.jko_flow import FEW_COLUMNS
 from wprox.solvers import GaussianProx, NeuralProx, StepFailedError
 from wprox.solvers.neural import MapFactory
 
 FIRST_STEP, GROWTH = 0.02, 4.0  # γ_k = 0.02 · 4^k, in units of the initial Gaussian; 4^k where that is fitted
 SCALE_STEPS = [0.1 * 16.0**k for k in range(8)]  # γ of the Gaussian that is fitted to the target: it may be far or wide
 USEFUL = 0.01  # the effective part of a sample under which importance weights say nothing
+FEW_DIMENSIONS = 16  # up to which learning rates are higher
 ENOUGH = 0.999  # the effective part of a sample that needs no further correction
 
 
@@ -80,7 +80,7 @@ class JKOSampler:
         n_blocks: the largest number of blocks.
         iterations: the largest number of gradient steps a block.
         batch_size: draws in a minibatch.
-        learning_rate: Adam's for a block; 5e-3 up to eight dimensions, else 2e-3.
+        learning_rate: Adam's for a block; 5e-3 up to sixteen dimensions, else 2e-3.
         n_particles: draws on which a block is trained, and on which rejection steps are fitted.
         tol: the gain in KL, in nats, under which a block is left out and no more are added; −∞ trains them all.
         fine_tune: whether all blocks are trained together at the end.
@@ -162,7 +162,7 @@ class JKOSampler:
         self.n_blocks = check_count(n_blocks, "n_blocks")
         self.iterations = check_count(iterations, "iterations")
         self.batch_size = check_count(batch_size, "batch_size")
-        default_rate = 5e-3 if self.dim <= FEW_COLUMNS else 2e-3
+        default_rate = 5e-3 if self.dim <= FEW_DIMENSIONS else 2e-3
         self.learning_rate = default_rate if learning_rate is None else check_positive(learning_rate, "learning_rate")
         self.n_particles = check_count(n_particles, "n_particles", least=20)
         self.tol = float(tol)
