@@ -21,7 +21,7 @@ from wprox.functionals import (
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import AffineMap, ComposedMap, MonotoneMap, ODEMap, SplineMap, TransportMap
 from wprox.measures import DensityUnknownError, Gaussian, Grid, KernelParticles, Measure, Particles, Quantiles
-from wprox.models import JKOFlow
+from wprox.models import JKOFlow, JKOSampler
 from wprox.solvers import (
     ExplicitEuler,
     ForwardBackward,
@@ -58,6 +58,7 @@ __all__ = [
     "InteractionEnergy",
     "InternalEnergy",
     "JKOFlow",
+    "JKOSampler",
     "KernelParticles",
     "Langevin",
     "Measure",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from wprox._checks import StepSize, check_count, check_positive, step_sizes
+from wprox._checks import StepSize, as_points, check_count, check_positive, step_sizes
 from wprox.functionals import Functional
 from wprox.maps import ComposedMap, TransportMap
+from wprox.maps.base import apply_in_batches, invert_in_batches
 from wprox.measures import Measure
 from wprox.solvers.base import STEP_LIMIT, Solver, Step, StepFailedError
 
@@ -50,6 +52,37 @@ class Trajectory:
         """T_n ∘ … ∘ T_1, or `None` where a step has no map."""
         maps = [step.map for step in self.steps if step.map is not None]
         return ComposedMap(maps) if maps and len(maps) == len(self.steps) else None
+
+    @property
+    def times(self) -> Tensor:
+        """The times 0, γ_0, γ_0 + γ_1, … of the measures, (n + 1,)."""
+        return torch.tensor([0.0, *(step.step_size for step in self.steps)], dtype=torch.float64).cumsum(0)
+
+    def log_prob(self, x: Any, initial: Any = None) -> Tensor:
+        r"""log ρ_n at any points (n, d), (n,): log ρ_0(y) − log|det ∇T(y)| with y = T⁻¹(x), T = T_n ∘ … ∘ T_1.
+
+        Arguments:
+            x: the points.
+            initial: the law ρ_0, with a method `log_prob`, where the first measure has none (`Particles`).
+
+        Raises:
+            TypeError: where a step has no map, or nothing has a `log_prob`.
+        """
+        law = self.measures[0] if initial is None else initial
+        map = self.map
+        if map is None:
+            raise TypeError(
+                "the density at points needs the maps of all steps, and this solver moves mass without maps"
+            )
+        if not hasattr(law, "log_prob"):
+            raise TypeError(
+                f"{type(law).__name__} knows its density at its own points only; give the law that they were drawn "
+                "from, as in trajectory.log_prob(x, initial=gaussian)"
+            )
+        x = as_points(x, "x", self.measures[0].dim)
+        map = copy.deepcopy(map).to(x.dtype)
+        y = invert_in_batches(map, x)
+        return law.log_prob(y) - apply_in_batches(map, y)[1]
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -94,6 +127,7 @@ def jko(
     n_steps: int = 50,
     tol: float | None = None,
     progress: bool = False,
+    until: float | None = None,
 ) -> Trajectory:
     r"""Iterate ρ_{k+1} = argmin_ρ F(ρ) + W₂²(ρ_k, ρ)/(2γ_k) (Jordan, Kinderlehrer and Otto 1998).
 
@@ -105,6 +139,9 @@ def jko(
         n_steps: the largest number of steps.
         tol: stop once the mean speed √(transport cost)/γ of a step is at most `tol`.
         progress: show a progress bar.
+        until: a time t in place of `n_steps`: as many steps as it takes, the last shortened so that Σ γ_k = t. The
+            last measure is then the law at time t of the gradient flow, to first order in γ: for KL(· ‖ π) that of
+            dX = ∇ log π(X) dt + √2 dW, for ∫ V dρ + τ∫ ρ log ρ that of dX = −∇V(X) dt + √(2τ) dW.
 
     Returns:
         The trajectory. Ctrl-C ends it early, with what was computed so far and a warning.
@@ -123,6 +160,9 @@ def jko(
     """
     if tol is not None:
         check_positive(tol, "tol")
+    if until is not None:
+        step_size = _sizes_until(step_size, check_positive(until, "until"))
+        n_steps = len(step_size)
     initial = solver.prepare(initial)
     with torch.no_grad():
         trajectory = Trajectory(
@@ -179,3 +219,17 @@ def _has_grown(trajectory: Trajectory) -> bool:
     gain = float(step.transport_cost) / step.step_size
     least = math.sqrt(torch.finfo(first.dtype).eps)
     return float(trajectory.values[-1] - first) > max(9 * abs(float(first)), gain, least)
+
+
+def _sizes_until(step_size: StepSize, time: float) -> list[float]:
+    """Step sizes that sum to the time, the last one shortened."""
+    gamma, sizes, now = step_sizes(step_size, 0), list[float](), 0.0
+    while time - now > 1e-9 * time:
+        try:
+            size = gamma(len(sizes))
+        except IndexError:
+            raise ValueError(f"the step sizes sum to {now:g}, which is less than until={time:g}; give more") from None
+        rest = time - now
+        sizes.append(rest if size > rest * (1 - 1e-9) else size)
+        now += sizes[-1]
+    return sizes

@@ -1,4 +1,4 @@
-"""A fitted JKO flow as the tensors and the configuration of a model folder."""
+"""A fitted JKO flow or sampler as the tensors and the configuration of a model folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from torch import Tensor
 
 from wprox.io import load_folder, save_folder
 from wprox.maps import AffineMap, ODEMap, SplineMap, TransportMap
+from wprox.measures import Gaussian
+from wprox.models.chain import RejectionStep
 from wprox.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from wprox.models.jko_flow import JKOFlow
+    from wprox.models.jko_sampler import JKOSampler
 
 MAP_CLASSES: dict[str, type[TransportMap]] = {cls.__name__: cls for cls in (AffineMap, ODEMap, SplineMap)}
 
@@ -66,14 +69,7 @@ def read_flow(cls: type[JKOFlow], folder: str | Path, map_classes: Sequence[type
         ).load_state(_part(tensors, "preprocessing."))
         flow.blocks_ = []
         for k, block in enumerate(config["blocks"]):
-            if block["class"] not in known:
-                raise ValueError(
-                    f"{folder} has blocks of class {block['class']}, which wprox does not know; "
-                    f"give it as JKOFlow.load(folder, map_classes=[{block['class']}])"
-                )
-            map = known[block["class"]](**block["config"])
-            map.load_state_dict(_part(tensors, f"blocks.{k}."))
-            flow.blocks_.append(map.eval())
+            flow.blocks_.append(_rebuilt(block, _part(tensors, f"blocks.{k}."), known, folder))
         flow.n_features_in_ = flow.preprocessing_.n_features
         flow.step_sizes_ = config["step_sizes"]
         flow.jitter_ = config["jitter"]
@@ -85,6 +81,67 @@ def read_flow(cls: type[JKOFlow], folder: str | Path, map_classes: Sequence[type
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{folder} is damaged: its files do not fit together ({error}); save it again") from None
     return flow
+
+
+def write_sampler(sampler: JKOSampler, folder: str | Path, overwrite: bool) -> None:
+    """Write a sampler that has run; see `JKOSampler.save`."""
+    tensors = {"loc": sampler.initial_.loc, "scale_tril": sampler.initial_.scale_tril}
+    layers: list[dict[str, Any]] = []
+    for k, layer in enumerate(sampler.layers_):
+        if isinstance(layer, RejectionStep):
+            layers.append({"class": "RejectionStep", "config": layer._asdict()})
+        else:
+            layers.append({"class": type(layer).__name__, "config": layer.config})
+            tensors |= {f"layers.{k}.{name}": tensor for name, tensor in layer.state_dict().items()}
+    config = {
+        "model": "JKOSampler",
+        "parameters": sampler._parameters,
+        "layers": layers,
+        "history": sampler.history_,
+        "interrupted": sampler.interrupted_,
+    }
+    save_folder(folder, tensors, config, overwrite)
+
+
+def read_sampler(
+    cls: type[JKOSampler], folder: str | Path, target: Any, map_classes: Sequence[type[TransportMap]]
+) -> JKOSampler:
+    """Read what `write_sampler` wrote; see `JKOSampler.load`."""
+    tensors, config = load_folder(folder)
+    if config.get("model") != "JKOSampler":
+        raise ValueError(f"{folder} holds a {config.get('model')!r}, not a JKOSampler")
+    known = MAP_CLASSES | {map_class.__name__: map_class for map_class in map_classes}
+    try:
+        scale_tril = tensors["scale_tril"]
+        initial = Gaussian(tensors["loc"], scale_tril @ scale_tril.mT)
+        initial.scale_tril = scale_tril  # not the factor of the product, which is rounded
+        sampler = cls(target, initial=initial, **config["parameters"])
+        sampler.initial_ = initial
+        sampler.layers_ = [
+            RejectionStep(**layer["config"])
+            if layer["class"] == "RejectionStep"
+            else _rebuilt(layer, _part(tensors, f"layers.{k}."), known, folder)
+            for k, layer in enumerate(config["layers"])
+        ]
+        sampler.history_ = config["history"]
+        sampler.interrupted_ = config["interrupted"]
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{folder} is damaged: its files do not fit together ({error}); save it again") from None
+    return sampler
+
+
+def _rebuilt(
+    block: dict[str, Any], state: dict[str, Tensor], known: dict[str, type[TransportMap]], folder: str | Path
+) -> TransportMap:
+    """A trained map from its class, configuration and tensors."""
+    if block["class"] not in known:
+        raise ValueError(
+            f"{folder} has blocks of class {block['class']}, which wprox does not know; "
+            f"give it as load(folder, ..., map_classes=[{block['class']}])"
+        )
+    map = known[block["class"]](**block["config"])
+    map.load_state_dict(state)
+    return map.eval()
 
 
 def _check_config(config: dict[str, Any], tensors: dict[str, Tensor], folder: str | Path) -> None:

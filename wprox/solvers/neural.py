@@ -23,7 +23,7 @@ from wprox._checks import (
 from wprox.functionals import Functional
 from wprox.maps import ODEMap, SplineMap, TransportMap
 from wprox.maps.base import apply_in_batches
-from wprox.measures import Measure, Particles
+from wprox.measures import Gaussian, Measure, Particles
 from wprox.solvers.base import Solver, Step
 from wprox.solvers.flow_matching import match_flow, relaxation
 from wprox.solvers.training import Outcome, Training, batch_of, saved_bytes_per_row, train
@@ -33,6 +33,7 @@ MAPS: dict[str, type[TransportMap]] = {"ode": ODEMap, "spline": SplineMap}
 
 GAP_ROWS = 2000  # held-out particles on which a discretisation is compared with the exact map
 REFINEMENTS = 3  # of a discretisation in one training, at most
+FRESH_HELD_OUT = 8192  # draws of a Gaussian on which `fine_tune` decides which state is best
 
 
 class NeuralProx(Solver):
@@ -213,22 +214,27 @@ class NeuralProx(Solver):
         Arguments:
             map: T, usually a `ComposedMap` of trained blocks.
             functional: F.
-            measure: μ, where the first block starts.
-            held_out: draws of μ that are not trained on; split off where not given.
+            measure: μ, where the first block starts. Of a `Gaussian` every minibatch is a fresh draw.
+            held_out: draws of μ that are not trained on; split off, or drawn, where not given.
             memory_budget: bytes that activations may take, 512 MB by default.
         """
-        source = _as_particles(measure, "measure")
         generator = torch.Generator().manual_seed(step_seed(self.seed, 2**20))
-        if held_out is None:
-            training, validation = _split(source, self.validation_fraction, generator)
+        if isinstance(measure, Gaussian):
+            training = measure.to_particles(self.training.batch_size, generator)
+            validation = measure.to_particles(FRESH_HELD_OUT, generator) if held_out is None else held_out
+        elif held_out is None:
+            training, validation = _split(_as_particles(measure, "measure"), self.validation_fraction, generator)
         else:
-            training, validation = source, _as_particles(held_out, "held_out")
+            training, validation = _as_particles(measure, "measure"), held_out
+        validation = _as_particles(validation, "held_out")
 
         def batch_objective(rows: Tensor) -> Tensor:
+            if isinstance(measure, Gaussian):
+                return functional(measure.to_particles(len(rows), generator).push(map))
             return functional(batch_of(training, rows).push(map))
 
         probe = torch.arange(min(len(training), 64))
-        with seeded(step_seed(self.seed, 2**20) + 1, source.device):
+        with seeded(step_seed(self.seed, 2**20) + 1, training.device):
             map.train()
             row_bytes = max(1.0, saved_bytes_per_row(map, batch_objective, probe))
             settings = replace(

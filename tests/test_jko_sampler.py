@@ -1,0 +1,418 @@
+"""The JKO sampler: draws, density, evidence and weights; rejection steps; files and bad input."""
+
+import copy
+import math
+import warnings
+from itertools import pairwise
+
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+
+import wprox
+from wprox import Gaussian, JKOSampler
+from wprox.models.chain import Chain, RejectionStep
+from wprox.solvers import StepFailedError
+
+QUICK = {"n_blocks": 2, "iterations": 60, "fine_tune_iterations": 20, "n_particles": 4000}
+WIDE = Gaussian(torch.zeros(2), 4 * torch.eye(2))
+
+
+def two_modes(distance=2.0, weight=0.5, dim=2):
+    """A mixture of N(±distance e₁, ½² I), the first with the given weight."""
+    means = torch.zeros(2, dim)
+    means[0, 0], means[1, 0] = distance, -distance
+    return torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.tensor([weight, 1 - weight])),
+        torch.distributions.Independent(torch.distributions.Normal(means, 0.5 * torch.ones(2, dim)), 1),
+    )
+
+
+def unnormalised(x):
+    """Three times the density of `two_modes`."""
+    return two_modes().log_prob(x) + math.log(3)
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return JKOSampler(unnormalised, initial=WIDE, corrections=2, seed=0, **QUICK).run()
+
+
+def log_two_bumps(x):
+    """An unnormalised density of the line."""
+    return torch.logaddexp(-2 * (x[:, 0] - 1.5).square(), math.log(0.3) - 2 * (x[:, 0] + 1.5).square())
+
+
+@pytest.fixture(scope="module")
+def chain():
+    """N(0, 1) through two rejection steps, a map and a third, on the line, with their parameters to four digits."""
+    layers = []
+    generator = torch.Generator().manual_seed(0)
+    map = wprox.AffineMap.from_matrix(torch.tensor([[0.8]]).double(), torch.tensor([0.2]).double())
+    for added in ("rejection", "rejection", map, "rejection"):
+        if added == "rejection":
+            rho = Chain(1, layers, log_two_bumps).draw(100_000, generator, torch.empty(0).double())
+            log_ratio = log_two_bumps(rho.points) - rho.log_density()
+            layers.append(RejectionStep.fit(log_ratio, 0.3))
+        else:
+            layers.append(added)
+    return Chain(1, layers, log_two_bumps)
+
+
+# what it draws
+
+
+def test_a_gaussian_target_is_found_exactly_without_blocks():
+    """The fitted initial Gaussian is the target: no block gains, and log Z = log 5 has no error."""
+    target = Gaussian(torch.tensor([30.0, -1.0]).double(), torch.tensor([[4.0, 1.0], [1.0, 0.5]]).double())
+    sampler = JKOSampler(lambda x: target.log_prob(x) + math.log(5), initial=target, **QUICK).run()
+    assert not sampler.layers_
+    assert sampler.log_normalizer(seed=0) == pytest.approx((math.log(5), 0), abs=1e-9)
+    fitted = JKOSampler(target, **QUICK | {"iterations": 10}).run()
+    assert torch.allclose(fitted.initial_.loc, target.loc, atol=0.01)
+    assert torch.allclose(fitted.initial_.covariance_matrix, target.covariance_matrix, rtol=0.01)
+    x = fitted.sample(10, seed=0)
+    assert x.dtype == torch.float64
+    assert torch.allclose(fitted.log_prob(x), target.log_prob(x), atol=1e-3)
+
+
+def test_the_default_initial_gaussian_has_the_scale_of_the_target():
+    """A skewed density thirty wide and a fifth high: moments within a third, but for the widening by 1 + √(2/d)."""
+
+    def log_target(x):
+        u = (x - x.new_tensor([200.0, -1.0])) / x.new_tensor([30.0, 0.2])
+        return u.sum(-1) - u.exp().sum(-1)  # the log-gamma law: mean −0.577, variance 1.645
+
+    initial = JKOSampler(log_target, dim=2, n_blocks=1, iterations=1, fine_tune=False, n_particles=100).run().initial_
+    scale = torch.tensor([30.0, 0.2])
+    assert torch.allclose((initial.loc - torch.tensor([200.0, -1.0])) / scale, torch.full((2,), -0.577), atol=0.4)
+    deviation = initial.covariance_matrix.diagonal().sqrt() / scale / 2
+    assert torch.allclose(deviation, torch.full((2,), math.sqrt(1.645)), rtol=0.34)
+
+
+def test_log_prob_integrates_to_one(sampler):
+    axis = torch.linspace(-9, 9, 180, dtype=torch.float64)
+    density = sampler.log_prob(torch.cartesian_prod(axis, axis)).exp()
+    assert float(density.sum()) * float(axis[1] - axis[0]) ** 2 == pytest.approx(1, abs=0.03)
+
+
+def test_draws_are_near_the_target_and_log_z_is_found(sampler):
+    """Both modes within 10 % of their mass (0.05 is 4.5 standard errors of 2000 draws); log Z = log 3."""
+    right = (sampler.sample(2000, seed=1)[:, 0] > 0).double().mean()
+    assert float(right) == pytest.approx(0.5, abs=0.05)
+    value, error = sampler.log_normalizer(20_000, seed=1)
+    assert 0 < error < 0.02
+    assert abs(value - math.log(3)) < 4 * error  # false alarms: 6e-5
+
+
+def test_density_of_draws_is_that_of_log_prob(sampler):
+    draws = sampler._draw(500, torch.Generator().manual_seed(0), torch.float64)
+    x = sampler._to_x(draws.points)
+    assert torch.allclose(sampler.log_prob(x), draws.log_density() - math.log(4), atol=1e-6)
+
+
+def test_importance_weights_correct_expectations(sampler):
+    x = sampler.sample(20_000, seed=2).double()
+    weights = sampler.importance_weights(x)
+    assert float(weights.sum()) == pytest.approx(1)
+    n = sampler.effective_sample_size(x)
+    assert 0.5 * len(x) < n <= len(x) * (1 + 1e-6)
+    assert n == pytest.approx(1 / float(weights.square().sum()))
+    # E|x|² = 2² + 2/4, and its variance under π is below 2² · 2 + 1
+    assert float(weights @ x.square().sum(1)) == pytest.approx(4.5, abs=4 * 3 / math.sqrt(n))  # false alarms: 6e-5
+
+
+def test_history_tells_the_stages(sampler):
+    stages = [stage["stage"] for stage in sampler.history_]
+    assert stages[0] == "block"
+    assert stages.index("fine-tuning") in (1, 2)
+    assert stages[stages.index("fine-tuning") + 1 :] in (["rejection"], ["rejection"] * 2)
+    kl = [stage["kl"] + math.log(3) for stage in sampler.history_]
+    assert all(after < before + 0.02 for before, after in pairwise(kl))  # 4 standard errors of each
+    assert kl[-1] < 0.05
+
+
+def test_corrected_blocks_are_followed_by_corrections():
+    sampler = JKOSampler(
+        unnormalised,
+        initial=WIDE,
+        corrections=1,
+        corrected_blocks=1,
+        tol=-math.inf,
+        fine_tune=False,
+        **QUICK | {"n_blocks": 1},
+    ).run()
+    stages = [stage["stage"] for stage in sampler.history_]
+    assert stages == ["block", "rejection", "block", "rejection"]
+    x = sampler.sample(200, seed=0).double()
+    assert torch.isfinite(sampler.log_prob(x)).all()
+
+
+def test_affine_blocks_follow_the_closed_form():
+    """KL to N(0, I) from N(m, I), exact steps: m' = m/(1 + γ); 0.02 is six standard errors of the draws."""
+    target = Gaussian(torch.zeros(2), torch.eye(2))
+    initial = Gaussian(torch.tensor([3.0, 0.0]), torch.eye(2))
+    sampler = JKOSampler(
+        target,
+        initial=initial,
+        map=wprox.AffineMap,
+        step_sizes=[1.0, 0.5],
+        n_blocks=2,
+        iterations=200,
+        learning_rate=0.05,
+        n_particles=50_000,
+        tol=-math.inf,
+        fine_tune=False,
+    ).run()
+    assert [stage["step_size"] for stage in sampler.history_] == [1.0, 0.5]
+    mean = sampler.sample(50_000, seed=1).mean(0)
+    assert torch.allclose(mean, torch.tensor([1.0, 0.0]), atol=0.02)
+
+
+@pytest.mark.parametrize("memory_budget", [2**29, 2**12])
+def test_fine_tuning_on_a_gaussian_takes_fresh_draws(memory_budget):
+    """An affine map from N(0, I) to N(m, I): every minibatch is another one, so nothing can be learned by heart."""
+    seen = []
+
+    def log_target(x):
+        seen.append(x.detach())
+        return -(x - torch.tensor([1.0, -2.0])).square().sum(-1) / 2
+
+    map = wprox.AffineMap(2)
+    solver = wprox.NeuralProx(map=wprox.AffineMap, iterations=200, batch_size=256, learning_rate=0.05, seed=0)
+    start = Gaussian(torch.zeros(2), torch.eye(2))
+    solver.fine_tune(map, wprox.KL(log_target), start, memory_budget=memory_budget)
+    assert torch.allclose(map.shift, torch.tensor([1.0, -2.0]), atol=0.05)
+    assert torch.allclose(map.matrix, torch.eye(2), atol=0.05)
+    batches = [x for x in seen if len(x) not in (64, 8192)]
+    assert len(batches) >= 100
+    assert (len(batches[0]) == 256) == (memory_budget > 2**20)
+    assert not torch.equal(map.inverse(batches[-1]), map.inverse(batches[-2]))
+
+
+def test_same_seed_same_sampler():
+    options = QUICK | {"n_blocks": 1, "iterations": 20, "fine_tune_iterations": 5, "n_particles": 500, "corrections": 1}
+    first, second, other = (JKOSampler(unnormalised, initial=WIDE, seed=seed, **options).run() for seed in (3, 3, 4))
+    assert torch.equal(first.sample(50, seed=1), second.sample(50, seed=1))
+    assert not torch.equal(first.sample(50, seed=1), other.sample(50, seed=1))
+
+
+def test_random_state_outside_is_left_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    JKOSampler(
+        unnormalised, initial=WIDE, n_blocks=1, iterations=2, n_particles=100, fine_tune_iterations=2
+    ).run().sample(3)
+    assert torch.equal(torch.rand(3), expected)
+
+
+# rejection steps
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5, 0.9])
+def test_a_fitted_rejection_step_has_the_rate_that_was_asked_for(rate):
+    log_ratio = torch.randn(5000, generator=torch.Generator().manual_seed(0)).double() * 3 + 100
+    step = RejectionStep.fit(log_ratio, rate)
+    assert step.rejection_rate == pytest.approx(rate, abs=1e-6)
+    assert 1 - float(step.acceptance(log_ratio).mean()) == pytest.approx(rate, abs=1e-6)
+
+
+def test_points_without_target_density_are_rejected():
+    log_ratio = torch.tensor([0.0, 1.0, -math.inf, -math.inf])
+    step = RejectionStep.fit(log_ratio, 0.2)
+    assert step.rejection_rate == pytest.approx(0.5)
+    assert step.acceptance(log_ratio).tolist() == [1, 1, 0, 0]
+
+
+def test_density_after_rejection_steps_integrates_to_one(chain):
+    """Up to the errors of the rates: four standard errors, false alarms 6e-5."""
+    axis = torch.linspace(-8, 8, 20_001, dtype=torch.float64)[:, None]
+    mass = float(torch.trapezoid(chain.log_prob(axis).exp(), axis[:, 0]))
+    error = math.sqrt(sum(layer.standard_error**2 for layer in chain.layers if isinstance(layer, RejectionStep)))
+    assert abs(mass - 1) < 4 * error < 0.02
+
+
+def test_draws_after_rejection_steps_follow_the_density(chain):
+    """Pearson's χ² of 100,000 draws in 40 cells; false alarms 1e-4, for the seed that is fixed never."""
+    edges = torch.linspace(-3, 3, 39, dtype=torch.float64)
+    draws = chain.draw(100_000, torch.Generator().manual_seed(7), torch.empty(0).double())
+    assert torch.allclose(draws.log_density(), chain.log_prob(draws.points), atol=1e-10)
+    counts = torch.bincount(torch.bucketize(draws.points[:, 0], edges), minlength=40).double()
+    axis = torch.linspace(-8, 8, 160_001, dtype=torch.float64)
+    density = chain.log_prob(axis[:, None]).exp()
+    cells = torch.zeros(40).double().index_add(0, torch.bucketize(axis, edges), density)
+    expected = 100_000 * cells / cells.sum()
+    statistic = float(((counts - expected).square() / expected).sum())
+    assert statistic < 83.0  # the 0.9999 quantile of χ² with 39 degrees of freedom
+
+
+def test_every_rejection_step_lowers_the_kl_divergence(chain):
+    axis = torch.linspace(-8, 8, 20_001, dtype=torch.float64)[:, None]
+    log_target = log_two_bumps(axis)
+
+    def kl(layers):
+        log_rho = Chain(1, layers, log_two_bumps).log_prob(axis)
+        return float(torch.trapezoid(log_rho.exp() * (log_rho - log_target), axis[:, 0]))
+
+    start, once, twice = kl(chain.layers[:0]), kl(chain.layers[:1]), kl(chain.layers[:2])
+    assert start > once > twice
+    assert kl(chain.layers) < kl(chain.layers[:3])
+
+
+def test_rejection_steps_find_weights_that_the_flow_does_not():
+    """Modes at ±5 of mass 0.9 and 0.1, from a start that puts half on either side."""
+    target = two_modes(5.0, 0.9)
+    options = QUICK | {"fine_tune": False, "corrections": 8, "seed": 0}
+    corrected = JKOSampler(target, initial=Gaussian(torch.zeros(2), 9 * torch.eye(2)), **options).run()
+    plain = copy.copy(corrected)
+    plain.layers_ = [layer for layer in corrected.layers_ if isinstance(layer, wprox.TransportMap)]
+
+    def right(sampler):
+        return float((sampler.sample(4000, seed=0)[:, 0] > 0).double().mean())
+
+    assert abs(right(plain) - 0.9) > 0.1
+    assert right(corrected) == pytest.approx(0.9, abs=0.02)  # 4 standard errors: false alarms 6e-5
+
+
+# files
+
+
+def test_save_and_load(sampler, tmp_path):
+    sampler.save(tmp_path / "model")
+    loaded = JKOSampler.load(tmp_path / "model", unnormalised)
+    assert torch.equal(loaded.sample(20, seed=0), sampler.sample(20, seed=0))
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.log_prob(x), sampler.log_prob(x))
+    assert loaded.log_normalizer(seed=0) == sampler.log_normalizer(seed=0)
+    assert loaded.history_ == sampler.history_
+    assert loaded.n_particles == sampler.n_particles
+    assert loaded.correct(1) is loaded
+    with pytest.raises(ValueError, match="overwrite"):
+        sampler.save(tmp_path / "model")
+    sampler.save(tmp_path / "model", overwrite=True)
+
+
+def test_foreign_files_are_refused(sampler, tmp_path):
+    sampler.save(tmp_path / "sampler")
+    flow = wprox.JKOFlow(n_blocks=1, iterations=1, fine_tune=False).fit(torch.randn(100, 2))
+    flow.save(tmp_path / "flow")
+    with pytest.raises(ValueError, match="JKOFlow"):
+        JKOSampler.load(tmp_path / "flow", unnormalised)
+    with pytest.raises(ValueError, match="JKOSampler"):
+        wprox.JKOFlow.load(tmp_path / "sampler")
+    with pytest.raises(ValueError, match="no such folder"):
+        JKOSampler.load(tmp_path / "nothing", unnormalised)
+
+
+def test_maps_of_ones_own_are_loaded_by_their_class(tmp_path):
+    class MyMap(wprox.AffineMap):
+        pass
+
+    sampler = JKOSampler(unnormalised, initial=WIDE, map=MyMap, n_blocks=1, iterations=30, fine_tune=False).run()
+    sampler.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="MyMap"):
+        JKOSampler.load(tmp_path / "model", unnormalised)
+    loaded = JKOSampler.load(tmp_path / "model", unnormalised, map_classes=[MyMap])
+    assert torch.equal(loaded.sample(5, seed=0), sampler.sample(5, seed=0))
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        (lambda x: torch.where(x[:, 0] > 0, torch.nan, -x.square().sum(-1)), ValueError, r"NaN at \d+ of 1000 points"),
+        (lambda x: torch.where(x[:, 0] > 0, torch.inf, -x.square().sum(-1)), ValueError, r"\+∞ at \d+ of 1000 points"),
+        (lambda x: torch.where(x[:, 0] > 0, -x.square().sum(-1), -torch.inf), ValueError, r"−∞ at \d+ of 1000 points"),
+        (lambda x: -x.square(), ValueError, r"one log-density a row, \(1000,\); it returned shape \(1000, 2\)"),
+        (lambda x: -x.square().sum(), ValueError, r"one log-density a row"),
+        (lambda x: -x.detach().square().sum(-1), TypeError, "not differentiable"),
+        (lambda x: (-(x.detach().numpy() ** 2)).sum(-1), TypeError, "must return a tensor"),
+        (lambda x: -(x - x).norm(dim=-1) * x.new_tensor(math.inf), ValueError, "NaN"),
+        (lambda x: -torch.where(x > 0, x, x * 0).sqrt().sum(-1), ValueError, "gradient of the target's log-density"),
+        (lambda x: -(x @ torch.eye(2).double()).square().sum(-1), TypeError, "floating-point types"),
+    ],
+)
+@pytest.mark.parametrize("initial", [WIDE, None])
+def test_bad_targets_are_named(target, error, message, initial):
+    with pytest.raises(error, match=message):
+        JKOSampler(target, dim=2, initial=initial).run()
+
+
+def test_a_target_that_turns_bad_far_from_the_start_says_where():
+    def target(x):
+        return torch.where(x[:, 0] > 8, torch.nan, x[:, 0])  # pulls to the right
+
+    with pytest.raises(ValueError, match=r"NaN at .* points, .*\((8|9|1\d)"):
+        JKOSampler(target, initial=WIDE, step_sizes=100.0, **QUICK).run()
+
+
+def test_a_target_that_no_gaussian_fits_says_what_to_give():
+    with pytest.raises(StepFailedError, match="initial=Gaussian"):
+        JKOSampler(lambda x: x.square().sum(-1), dim=2).run()
+
+
+def test_dimensions_must_be_known_and_agree():
+    with pytest.raises(ValueError, match="nothing says it"):
+        JKOSampler(lambda x: -x.square().sum(-1))
+    with pytest.raises(ValueError, match="the target says 3, initial says 2"):
+        JKOSampler(Gaussian(torch.zeros(3), torch.eye(3)), initial=WIDE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_blocks": 0}, "n_blocks"),
+        ({"rejection_rate": 1.0}, "rejection_rate"),
+        ({"corrections": -1}, "corrections"),
+        ({"tol": math.nan}, "tol"),
+        ({"n_particles": 1}, "n_particles"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_arguments_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        JKOSampler(unnormalised, initial=WIDE, **options)
+
+
+def test_use_before_run():
+    sampler = JKOSampler(unnormalised, initial=WIDE)
+    for use in (sampler.sample, sampler.log_normalizer, lambda: sampler.log_prob(torch.zeros(1, 2))):
+        with pytest.raises(NotFittedError, match="run"):
+            use()
+
+
+def test_useless_weights_warn_and_say_what_to_try():
+    far = Gaussian(torch.full((2,), 20.0), torch.eye(2))
+    sampler = JKOSampler(far, initial=WIDE, n_blocks=1, iterations=1, fine_tune=False, n_particles=100).run()
+    x = sampler.sample(2000, seed=0)
+    for use in (sampler.importance_weights, sampler.effective_sample_size, lambda _: sampler.log_normalizer(2000)):
+        with pytest.warns(RuntimeWarning, match=r"effective sample size is .* of 2000 draws.*initial Gaussian"):
+            use(x)
+
+
+def test_good_weights_do_not_warn(sampler):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler.importance_weights(sampler.sample(1000, seed=0))
+
+
+def test_interruption_keeps_the_blocks(monkeypatch):
+    original, calls = wprox.NeuralProx.step, []
+
+    def step(self, *arguments, **options):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(wprox.NeuralProx, "step", step)
+    with pytest.warns(RuntimeWarning, match="interrupted; the sampler has the 1 layers"):
+        sampler = JKOSampler(unnormalised, initial=WIDE, **QUICK).run()
+    assert sampler.interrupted_
+    assert sampler.sample(3, seed=0).shape == (3, 2)
+    with pytest.raises(KeyboardInterrupt):
+        JKOSampler(unnormalised, initial=WIDE, **QUICK).run()
