@@ -332,9 +332,27 @@ def test_a_value_that_is_not_finite_names_its_term():
         wprox.ParticleProx().step(F, wprox.Particles(normal(5).abs()), 1.0)
 
 
+def test_a_functional_of_your_own_is_named_by_its_class():
+    class LogOfMean(Functional):
+        def __call__(self, rho):
+            return rho.integrate(lambda x: x[:, 0]).log()
+
+    F = wprox.PotentialEnergy(half_square) + LogOfMean()
+    with pytest.raises(wprox.StepFailedError, match=r"LogOfMean\(\) is"):
+        wprox.ParticleProx().step(F, wprox.Particles(-normal(5).abs()), 1.0)
+
+
 def test_a_step_without_minimum_is_reported():
     with pytest.raises(wprox.StepFailedError, match="no minimum"):
         wprox.ParticleProx().step(wprox.PotentialEnergy(lambda x: -half_square(x)), wprox.Particles(normal(5)), 2.0)
+
+
+def test_a_long_way_to_go_is_not_taken_for_running_away():
+    start = wprox.Particles(1e-9 * normal(10))  # near the top of the hill between the wells
+    step = wprox.ParticleProx().step(wprox.PotentialEnergy(double_well), start, 1.0)
+    radius = math.sqrt(3) / 2  # 4 (r² − 1) r + r = 0
+    assert step.converged
+    assert torch.allclose(step.measure.points.norm(dim=1), torch.full((10,), radius, dtype=F64), atol=2e-3)
 
 
 def test_a_kink_is_reported():

@@ -23,7 +23,7 @@ from wprox.solvers.base import Solver, Step, StepFailedError
 COUPLINGS = ("identity", "exact", "sinkhorn")
 PLANS = 100  # updates of the plan in one step
 HALVINGS = 20  # of a move that does not lower the true objective
-FAR = 1e8  # how far a step may look for its minimum, relative to the particles and to an explicit step
+FAR = 1e12  # how far a step may look for its minimum, relative to the particles and to an explicit step
 NO_DESCENT = "the line search found no descent; is the functional smooth there, and its gradient that of its value?"
 
 
