@@ -196,24 +196,48 @@ TERMS = {
     "porous medium": lambda: wprox.PorousMedium(2.0),
     "fast diffusion": lambda: wprox.PorousMedium(0.7),
     "kl": lambda: wprox.KL(wprox.Gaussian(torch.ones(2), torch.eye(2))),
+    "swarm": lambda: wprox.InteractionEnergy(wprox.kernels.Morse(2.0, 0.5)),
+    "charges": lambda: wprox.InteractionEnergy(wprox.kernels.PowerLaw(2, 0)),
+    "mmd, riesz": lambda: wprox.MMD(normal(15, seed=7) + 1),
+    "mmd, unbiased": lambda: wprox.MMD(normal(15, seed=7) + 1, wprox.kernels.Gaussian(), unbiased=True),
+    "mmd, laplace": lambda: wprox.MMD(normal(15, seed=7) + 1, wprox.kernels.Laplace()),
+    "ksd": lambda: wprox.KSD(lambda x: -double_well(x)),
+    "wasserstein": lambda: wprox.SquaredWasserstein(normal(15, seed=7) + 1),
+    "sinkhorn": lambda: wprox.SinkhornDivergence(normal(15, seed=7) + 1, blur=0.5),
+    "sliced": lambda: wprox.SlicedWasserstein(normal(15, seed=7) + 1, n_projections=20),
 }
 
 
-@settings(derandomize=True, deadline=None, max_examples=12)
+@pytest.mark.parametrize("coupling", ["identity", "exact"])
+@settings(derandomize=True, deadline=None, max_examples=25)
 @given(
-    weights=st.dictionaries(st.sampled_from(sorted(TERMS)), st.floats(0.1, 5.0), min_size=1, max_size=3),
+    terms=st.dictionaries(st.sampled_from(sorted(TERMS)), st.floats(0.1, 5.0), min_size=1, max_size=3),
     step_size=st.floats(0.01, 10.0),
     bandwidth=st.sampled_from([None, 0.2, 1.0]),
+    equal=st.booleans(),
     seed=st.integers(0, 100),
 )
-def test_the_functional_never_increases(weights, step_size, bandwidth, seed):
-    F = sum(weight * TERMS[name]() for name, weight in weights.items())
-    start = wprox.Particles(normal(20, seed=seed)).with_kernel_density(bandwidth)
-    steps = list(wprox.jko_steps(F, wprox.ParticleProx(iterations=20), start, step_size, 2))
+def test_the_functional_never_increases(coupling, terms, step_size, bandwidth, equal, seed):
+    check_descent(coupling, terms, step_size, bandwidth, equal, seed)
+
+
+@pytest.mark.parametrize("term", sorted(TERMS))
+def test_no_term_increases_by_itself(term):
+    check_descent("identity", {term: 1.0}, 3.0, None, False, 1)
+
+
+def check_descent(coupling, terms, step_size, bandwidth, equal, seed):
+    """F + W₂²/(2γ) after a step is at most F before, for each of two steps, and some step moves."""
+    F = sum(weight * TERMS[name]() for name, weight in terms.items())
+    weights = torch.rand(20, generator=torch.Generator().manual_seed(seed), dtype=F64) + 0.1
+    weights = None if equal else weights / weights.sum()
+    start = wprox.Particles(normal(20, seed=seed), weights).with_kernel_density(bandwidth)
+    steps = list(wprox.jko_steps(F, wprox.ParticleProx(coupling, iterations=20), start, step_size, 2))
     before = float(F(start))
     for step in steps:
         assert float(step.value) + float(step.transport_cost) / (2 * step_size) <= before + 1e-12 * abs(before)
         before = float(step.value)
+    assert float(steps[0].transport_cost) > 0
 
 
 def test_a_barrier_is_not_crossed():
@@ -225,6 +249,21 @@ def test_a_barrier_is_not_crossed():
     step = wprox.ParticleProx().step(wprox.PotentialEnergy(wall), start, 100.0)
     assert step.converged
     assert float(step.measure.points.norm(dim=1).max()) < 1
+
+
+@pytest.mark.parametrize("coupling", ["identity", "exact"])
+def test_a_trial_where_particles_meet_is_not_the_end(coupling):
+    """The first trial is the explicit step, which takes all four particles to 0, where they repel infinitely."""
+    start = wprox.Particles(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=F64))
+    F = wprox.PotentialEnergy(lambda x: 1.375 * half_square(x)) + wprox.InteractionEnergy(wprox.kernels.Logarithmic())
+    assert torch.equal(F.wasserstein_gradient(start), start.points)
+    step = wprox.ParticleProx(coupling, tolerance=1e-8).step(F, start, 1.0)
+    radius = (1 + math.sqrt(1 + 4 * 2.375 * 0.375)) / (2 * 2.375)  # r − 1 + 1.375 r − 0.375/r = 0
+    assert step.converged
+    assert torch.allclose(step.measure.points, radius * start.points, atol=1e-7)
+    twice = wprox.Particles(start.points[[0, 1, 0]])
+    with pytest.raises(ValueError, match=r"particles 0 and 2 coincide at \[1.0, 0.0\]"):
+        wprox.ParticleProx(coupling).step(F, twice, 1.0)
 
 
 def test_at_a_minimum_nothing_moves():
@@ -293,9 +332,27 @@ def test_a_value_that_is_not_finite_names_its_term():
         wprox.ParticleProx().step(F, wprox.Particles(normal(5).abs()), 1.0)
 
 
+def test_a_functional_of_your_own_is_named_by_its_class():
+    class LogOfMean(Functional):
+        def __call__(self, rho):
+            return rho.integrate(lambda x: x[:, 0]).log()
+
+    F = wprox.PotentialEnergy(half_square) + LogOfMean()
+    with pytest.raises(wprox.StepFailedError, match=r"LogOfMean\(\) is"):
+        wprox.ParticleProx().step(F, wprox.Particles(-normal(5).abs()), 1.0)
+
+
 def test_a_step_without_minimum_is_reported():
     with pytest.raises(wprox.StepFailedError, match="no minimum"):
         wprox.ParticleProx().step(wprox.PotentialEnergy(lambda x: -half_square(x)), wprox.Particles(normal(5)), 2.0)
+
+
+def test_a_long_way_to_go_is_not_taken_for_running_away():
+    start = wprox.Particles(1e-9 * normal(10))  # near the top of the hill between the wells
+    step = wprox.ParticleProx().step(wprox.PotentialEnergy(double_well), start, 1.0)
+    radius = math.sqrt(3) / 2  # 4 (r² − 1) r + r = 0
+    assert step.converged
+    assert torch.allclose(step.measure.points.norm(dim=1), torch.full((10,), radius, dtype=F64), atol=2e-3)
 
 
 def test_a_kink_is_reported():

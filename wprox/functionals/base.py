@@ -38,6 +38,9 @@ class Functional(ABC):
     def __call__(self, rho: Measure) -> Tensor:
         """F(ρ), a scalar tensor that is differentiable in the points and the density of ρ."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def at_step(self, index: int) -> Functional:
         """The functional that step `index` of `jko` minimises: F itself, but for those that draw at random anew."""
         return self

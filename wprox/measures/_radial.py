@@ -16,6 +16,10 @@ FEW_COORDINATES = 4  # up to here the differences themselves are cheaper than a 
 NEAR = 1e-7  # of the square of the cloud's size: below, |x|² + |y|² − 2⟨x, y⟩ loses more than half of its digits
 
 
+class CoincidingError(ValueError):
+    """Two particles are in one place, where their kernel is infinite; a line search steps back from there."""
+
+
 class Cloud:
     """Points in float64 and coordinates first, in which their distances, and sums over them, are fast and accurate.
 
@@ -141,14 +145,14 @@ def cross_sums(
 
 
 def refuse_coinciding(kernel: object, points: Tensor) -> None:
-    """Raise `ValueError` that names two particles in one place, if there are any."""
+    """Raise `CoincidingError` that names two particles in one place, if there are any."""
     _, place = points.detach().unique(dim=0, return_inverse=True)
     order = place.argsort(stable=True)
     repeated = (place[order].diff() == 0).nonzero()
     if len(repeated):
         first = int(repeated[0])
         i, j = order[first : first + 2].tolist()
-        raise ValueError(
+        raise CoincidingError(
             f"particles {i} and {j} coincide at {[round(v, 6) for v in points[i].tolist()]}, where the kernel {kernel} "
             "is infinite; move one a little, or give one particle the weight of both"
         )

@@ -14,6 +14,7 @@ from wprox._checks import check_count, check_non_negative, check_positive
 from wprox.functionals import Functional
 from wprox.functionals.pieces import apply, check_precision, split
 from wprox.measures import DensityUnknownError, Measure, Particles
+from wprox.measures._radial import CoincidingError
 from wprox.solvers._couplings import Coupling, ExactCoupling, SinkhornCoupling
 from wprox.solvers._gradient import non_finite
 from wprox.solvers._lbfgs import Minimiser
@@ -22,7 +23,7 @@ from wprox.solvers.base import Solver, Step, StepFailedError
 COUPLINGS = ("identity", "exact", "sinkhorn")
 PLANS = 100  # updates of the plan in one step
 HALVINGS = 20  # of a move that does not lower the true objective
-FAR = 1e8  # how far a step may look for its minimum, relative to the particles and to an explicit step
+FAR = 1e12  # how far a step may look for its minimum, relative to the particles and to an explicit step
 NO_DESCENT = "the line search found no descent; is the functional smooth there, and its gradient that of its value?"
 
 
@@ -269,7 +270,10 @@ class _Problem:
             )
         with torch.enable_grad():
             y = (self.points + self.displacement(position)).requires_grad_()
-            value = self.functional(self.source.push(lambda _: y))
+            try:
+                value = self.functional(self.source.push(lambda _: y))
+            except CoincidingError:  # a trial, for the particles of the start are apart
+                value = y.new_tensor(math.inf)
             gradient = torch.autograd.grad(value, y, allow_unused=True)[0] if value.requires_grad else None
         slope = torch.zeros_like(position) if gradient is None else (gradient * self.scales).reshape(-1)
         return self._point(position, float(value.detach()), slope)
