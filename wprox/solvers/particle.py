@@ -22,7 +22,6 @@ from wprox.solvers.base import Solver, Step, StepFailedError
 
 COUPLINGS = ("identity", "exact", "sinkhorn")
 PLANS = 100  # updates of the plan in one step
-HALVINGS = 20  # of a move that does not lower the true objective
 FAR = 1e12  # how far a step may look for its minimum, relative to the particles and to an explicit step
 NO_DESCENT = "the line search found no descent; is the functional smooth there, and its gradient that of its value?"
 
@@ -55,12 +54,13 @@ class ParticleProx(Solver):
 
     The identity coupling bounds W₂² from above and equals it where no particles overtake each other, as for short
     steps; each particle keeps its own target. For long steps the plan can be optimised as well: C = W₂²(μ, ρ) for the
-    exact coupling, 2 S_ε(μ, ρ) for the entropic one. Plan and particles then take turns: for a fixed plan C is bounded
-    by w_i |y_i − t_i|² plus a constant, with the plan's barycentres t, and the bound is minimised as above.
+    exact coupling, 2 S_ε(μ, ρ) for the entropic one, which is smooth in the particles and minimised as it is. With the
+    exact one plan and particles take turns: for a fixed plan C is bounded by w_i |y_i − t_i|² plus a constant, with the
+    plan's barycentres t, and the bound is minimised as above.
 
     Arguments:
         coupling: "identity", "exact" (by POT, for up to a few thousand particles) or "sinkhorn" (the debiased entropic
-            cost by GeomLoss, likewise).
+            cost, likewise).
         blur: √ε of the entropic coupling, a length well below the spread of the particles; for "sinkhorn" only.
         iterations: the largest number of L-BFGS iterations.
         tolerance: the step has converged once ε ≤ tolerance · √C/γ, relative to the mean speed of the step,
@@ -124,14 +124,14 @@ class ParticleProx(Solver):
         start = time.perf_counter()
         step_size = check_positive(step_size, "step_size")
         given = self.prepare(measure).detach()
-        problem = _Problem(functional, given, step_size)
+        problem = _Problem(functional, given, step_size, self.blur)
         search = Minimiser(problem.evaluate, problem.first(previous), lambda v: step_size * v, self.memory)
         ending, interrupted = "", False
         try:
-            if self.coupling == "identity":
-                ending = "" if search.run(self._is_done(step_size), self.iterations) else NO_DESCENT
-            else:
+            if self.coupling == "exact":
                 ending = self._alternate(problem, search)
+            else:
+                ending = "" if search.run(self._is_done(step_size), self.iterations) else NO_DESCENT
         except KeyboardInterrupt:
             interrupted = True
         best = search.point if problem.accepted is None else problem.accepted
@@ -164,19 +164,10 @@ class ParticleProx(Solver):
     def _alternate(self, problem: _Problem, search: Minimiser[_Point]) -> str:
         """Minimise over particles and plans in turn; how that ended, empty where the goal was met."""
         gamma = problem.step_size
-        coupling: Coupling
-        if self.coupling == "exact":
-            coupling = ExactCoupling(problem.points, problem.weights)
-        else:
-            assert self.blur is not None
-            coupling = SinkhornCoupling(problem.points, problem.weights, self.blur)
+        coupling = ExactCoupling(problem.points, problem.weights)
         descending, accepted = search.run(self._is_done(gamma), self.iterations), problem.origin
         for _ in range(PLANS):
             point = problem.couple(search.point, coupling)
-            halvings = 0
-            while point.value > accepted.value and halvings < HALVINGS:  # the bound of the debiased cost is not strict
-                middle = problem.evaluate((accepted.position + point.position) / 2)
-                point, halvings = problem.couple(middle, coupling), halvings + 1
             if point.value > accepted.value:
                 return NO_DESCENT
             problem.accepted = accepted = search.point = point
@@ -221,10 +212,11 @@ class _Point:
 class _Problem:
     """J of one step, in float64: the functional, and the cost of moving to targets."""
 
-    def __init__(self, functional: Functional, given: Particles, step_size: float) -> None:
+    def __init__(self, functional: Functional, given: Particles, step_size: float, blur: float | None) -> None:
         self.functional, self.step_size = functional, step_size
         self.source = given.to(torch.float64)
         self.points, self.weights = self.source.points, self.source.weights
+        self.smooth = None if blur is None else SinkhornCoupling(self.points, self.weights, blur)
         self.roots = self.weights.sqrt()[:, None]
         self.scales = torch.where(self.roots > 0, 1 / self.roots, 0)  # particles without mass stay
         self.target: Tensor | float = 0.0  # of the displacements
@@ -276,7 +268,8 @@ class _Problem:
                 value = y.new_tensor(math.inf)
             gradient = torch.autograd.grad(value, y, allow_unused=True)[0] if value.requires_grad else None
         slope = torch.zeros_like(position) if gradient is None else (gradient * self.scales).reshape(-1)
-        return self._point(position, float(value.detach()), slope)
+        point = self._point(position, float(value.detach()), slope)
+        return point if self.smooth is None else self.couple(point, self.smooth)
 
     def _point(self, position: Tensor, energy: float, slope: Tensor) -> _Point:
         pull = position - self.target
