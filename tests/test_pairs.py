@@ -136,6 +136,17 @@ def test_second_derivatives_of_functions_fall_back_on_autograd(function):
     assert torch.autograd.gradgradcheck(lambda x, w: base.pair_sum(function, x, w), (normal(6, 2).requires_grad_(), w))
 
 
+def test_potentials_of_functions_in_tiles_are_those_of_autograd(monkeypatch):
+    monkeypatch.setattr(base, "PAIR_BLOCK_BYTES", 200)
+    x, y, v = normal(11, 2).requires_grad_(), normal(7, 2, seed=2), weights(7)
+    value = base.potential(skewed, x, y, v)
+    expected = skewed((x[:, None] - y).reshape(-1, 2)).reshape(11, 7) @ v
+    assert torch.allclose(value, expected)
+    slope = normal(11)
+    assert torch.allclose(torch.autograd.grad(value @ slope, x)[0], torch.autograd.grad(expected @ slope, x)[0])
+    assert torch.autograd.gradgradcheck(lambda x: base.potential(skewed, x, y, v), x)
+
+
 def test_an_interaction_takes_each_pair_of_a_function_once(monkeypatch):
     monkeypatch.setattr(base, "PAIR_BLOCK_BYTES", 64)  # tiles of 2 × 2 pairs
     seen = []

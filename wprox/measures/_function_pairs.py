@@ -84,6 +84,45 @@ def function_sums(
     return total, by_points.mT, by_weights
 
 
+class FunctionPotential(torch.autograd.Function):
+    """Σ_j v_j k(x_i − y_j), (n,), and its gradient in x, tile by tile; y and v are given.
+
+    Second derivatives come from `by_autodiff(x)`, the same sums by automatic differentiation.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, k: Callable, by_autodiff: Callable, side: int, points: Tensor, others: Tensor, weights: Tensor
+    ) -> Tensor:
+        gradient = ctx.needs_input_grad[3]
+        x, y = points.detach().mT.contiguous(), others.detach().mT.contiguous()
+        sums, field = points.new_zeros(len(points), dtype=torch.float64), torch.zeros_like(x, dtype=torch.float64)
+        for a in range(0, len(points), side):
+            for b in range(0, len(others), side):
+                z = x[:, a : a + side, None] - y[:, None, b : b + side]
+                differences, v = z.flatten(1).mT.requires_grad_(gradient), weights[b : b + side]
+                with torch.set_grad_enabled(gradient):
+                    values = k(differences)
+                sums[a : a + side] += values.detach().reshape(z.shape[1:]) @ v
+                if gradient and values.requires_grad:
+                    repeated = v.expand(z.shape[1:]).flatten()
+                    (slopes,) = torch.autograd.grad(values, differences, repeated, allow_unused=True)
+                    if slopes is not None:
+                        field[:, a : a + side] += slopes.mT.reshape(z.shape).sum(2)
+        ctx.by_autodiff = by_autodiff
+        ctx.save_for_backward(points, field.mT)
+        return sums.to(points.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        points, field = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            (by_points,) = torch.autograd.grad(ctx.by_autodiff(points), points, slope, create_graph=True)
+        else:
+            by_points = (slope[:, None] * field).to(points)
+        return None, None, None, by_points, None, None
+
+
 def _check_even(k: object, tile: Tensor) -> None:
     """Raise `ValueError` where the values at x_i − x_j and x_j − x_i differ by more than rounding."""
     gap = (tile - tile.mT).abs().max()

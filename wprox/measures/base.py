@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wprox._checks import Seed
 from wprox.kernels import EvenKernel, RadialKernel
-from wprox.measures._function_pairs import FunctionSum, function_sums
+from wprox.measures._function_pairs import FunctionPotential, FunctionSum, function_sums
 from wprox.measures._radial import CrossSum, SelfSum, refuse_coinciding
 
 if TYPE_CHECKING:
@@ -157,13 +157,12 @@ def pair_sum(
     if not isinstance(k, RadialKernel):
         if others is not None or _has_parameters(k, points):
             return _pair_sum(k, points, weights, others, other_weights)
-        side = max(1, math.isqrt(_block_bytes(k, points) // (points.shape[1] * points.element_size())))
 
         def checked(z: Tensor) -> Tensor:
             return evaluate(k, z, "k")
 
         checked.singular = getattr(k, "singular", False)  # type: ignore[attr-defined]
-        tiles = partial(function_sums, checked, isinstance(k, EvenKernel), side)
+        tiles = partial(function_sums, checked, isinstance(k, EvenKernel), _side(k, points))
         total = FunctionSum.apply(tiles, partial(_pair_sum, k), points, weights)
         if not bool(torch.isfinite(total.detach())):
             _explain(k, points)
@@ -177,8 +176,15 @@ def potential(k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor, wei
     """(k ∗ ν)(x_i) = Σ_j v_j k(x_i − y_j) of ν = Σ_j v_j δ_{y_j}, (n,), in blocks of rows."""
     if isinstance(k, RadialKernel):
         return CrossSum.apply(k, partial(_pair_sum, k), points, others, weights)
-    blocks = _blocks(k, points, others)
-    return torch.cat([_run(_rows, len(blocks) > 1, k, points, others, weights, rows, False) for rows in blocks])
+
+    def by_autodiff(points: Tensor) -> Tensor:
+        blocks = _blocks(k, points, others)
+        return torch.cat([_run(_rows, len(blocks) > 1, k, points, others, weights, rows, False) for rows in blocks])
+
+    if others.requires_grad or weights.requires_grad or _has_parameters(k, points):
+        return by_autodiff(points)
+    checked = partial(_evaluate_kernel, k)
+    return FunctionPotential.apply(checked, by_autodiff, _side(k, points), points, others, weights)
 
 
 def batch_sum(k: Callable[[Tensor], Tensor], points: Tensor, weights: Tensor, size: int) -> Tensor:
@@ -260,6 +266,15 @@ def _blocks(k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor) -> li
 def _block_bytes(k: Callable[[Tensor], Tensor], points: Tensor) -> int:
     given = k.memory_budget if isinstance(k, EvenKernel) else None
     return given or (PAIR_BLOCK_BYTES if points.device.type == "cpu" else PAIR_BLOCK_BYTES_GPU)
+
+
+def _side(k: Callable[[Tensor], Tensor], points: Tensor) -> int:
+    """Of a square tile of pairs whose differences fit into a block."""
+    return max(1, math.isqrt(_block_bytes(k, points) // (points.shape[1] * points.element_size())))
+
+
+def _evaluate_kernel(k: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    return evaluate(k, z, "k")
 
 
 def _has_parameters(k: Callable[[Tensor], Tensor], points: Tensor) -> bool:
