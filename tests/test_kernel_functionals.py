@@ -222,5 +222,14 @@ def test_ess():
     for bad in ([0.0, 0.0], [-1.0, 2.0]):
         with pytest.raises(ValueError, match="not all zero"):
             wprox.metrics.ess(bad)
-    with pytest.raises(ValueError, match="finite maximum"):
-        wprox.metrics.ess([-math.inf, -math.inf], log=True)
+    for bad in ([-math.inf, -math.inf], []):
+        with pytest.raises(ValueError, match="finite maximum"):
+            wprox.metrics.ess(bad, log=True)
+
+
+def test_metrics_of_kernels_are_squares_and_take_measures():
+    p, q = wprox.Particles(normal(9, 2)), wprox.Particles(normal(7, 2, seed=2))
+    assert torch.allclose(wprox.metrics.mmd(p, q, kernels.Laplace()), 2 * wprox.MMD(q, kernels.Laplace())(p))
+    assert torch.equal(wprox.metrics.energy_distance(p, q), wprox.metrics.mmd(p, q, kernels.Riesz(1)))
+    with pytest.raises(TypeError, match="a measure or a torch distribution, got list"):
+        wprox.metrics.energy_distance([[0.0]], q)

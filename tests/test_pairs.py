@@ -110,6 +110,78 @@ def test_singular_kernels_on_other_measures():
         wprox.Gaussian(*law, order=5).integrate_pairs(kernel)
 
 
+# --- functions that are not radial kernels ---
+
+
+def skewed(z):  # even, but not radial
+    return torch.exp(-(z[:, 0] * z[:, -1]).square()) + z.square().sum(-1)
+
+
+@pytest.mark.parametrize("memory_budget", [None, 1, 700])
+@pytest.mark.parametrize("function", [skewed, LogOfFirst()], ids=name)
+def test_even_functions_in_tiles_are_those_of_autograd(function, memory_budget):
+    x, w = normal(23, 2).requires_grad_(), weights(23).requires_grad_()
+    kernel = kernels.EvenKernel(function, memory_budget=memory_budget)
+    value, expected = base.pair_sum(kernel, x, w), dense(kernel, x, w)
+    assert torch.allclose(value, expected)
+    for mine, other in zip(torch.autograd.grad(value, (x, w)), torch.autograd.grad(expected, (x, w)), strict=True):
+        assert torch.allclose(mine, other)
+    with torch.no_grad():
+        assert torch.allclose(base.pair_sum(kernel, x, w), value)
+
+
+@pytest.mark.parametrize("function", [skewed, lambda z: z[:, 0].sin() + z.square().sum(-1)], ids=name)
+def test_second_derivatives_of_functions_fall_back_on_autograd(function):
+    w = weights(6).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x, w: base.pair_sum(function, x, w), (normal(6, 2).requires_grad_(), w))
+
+
+def test_potentials_of_functions_in_tiles_are_those_of_autograd(monkeypatch):
+    monkeypatch.setattr(base, "PAIR_BLOCK_BYTES", 200)
+    x, y, v = normal(11, 2).requires_grad_(), normal(7, 2, seed=2), weights(7)
+    value = base.potential(skewed, x, y, v)
+    expected = skewed((x[:, None] - y).reshape(-1, 2)).reshape(11, 7) @ v
+    assert torch.allclose(value, expected)
+    slope = normal(11)
+    assert torch.allclose(torch.autograd.grad(value @ slope, x)[0], torch.autograd.grad(expected @ slope, x)[0])
+    assert torch.autograd.gradgradcheck(lambda x: base.potential(skewed, x, y, v), x)
+
+
+def test_an_interaction_takes_each_pair_of_a_function_once(monkeypatch):
+    monkeypatch.setattr(base, "PAIR_BLOCK_BYTES", 64)  # tiles of 2 × 2 pairs
+    seen = []
+
+    def counted(z):
+        seen.append(len(z))
+        return z.square().sum(-1)
+
+    rho = wprox.Particles(normal(10, 2).requires_grad_())
+    rho.integrate_pairs(counted)
+    every = sum(seen)
+    seen.clear()
+    wprox.InteractionEnergy(counted)(rho)
+    assert (every, sum(seen)) == (101, 61)  # of 100 pairs the 15 tiles on and above the diagonal; one more is a trial
+    seen.clear()
+    wprox.InteractionEnergy(kernels.EvenKernel(counted, memory_budget=2**10))(rho)
+    assert max(seen) == 64
+
+
+def test_functions_that_are_not_even_are_no_interactions():
+    with pytest.raises(ValueError, match=r"is not even.*give \(W\(z\) \+ W\(−z\)\)/2"):
+        wprox.InteractionEnergy(lambda z: z[:, 0])(wprox.Particles(normal(5, 2)))
+    with pytest.raises(ValueError, match="memory_budget must be at least 1"):
+        kernels.EvenKernel(skewed, memory_budget=0)
+    with pytest.raises(TypeError, match="function of differences, got int"):
+        kernels.EvenKernel(3)
+
+
+def test_a_kernel_that_is_trained_keeps_its_graph():
+    scale = torch.tensor(2.0, dtype=F64, requires_grad=True)
+    rho = wprox.Particles(normal(9, 2))
+    value = wprox.InteractionEnergy(lambda z: scale * z.square().sum(-1))(rho)
+    assert torch.allclose(torch.autograd.grad(value, scale)[0], value / 2)
+
+
 # --- random batches ---
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wprox._checks import Seed, as_points, check_non_negative, check_positive, make_generator
+from wprox._checks import Seed, as_points, check_count, check_non_negative, check_positive, make_generator
 
 MEDIAN_POINTS = 1000  # at most, among whose pairs the median distance is looked for
 
@@ -67,6 +68,45 @@ class RadialKernel(ABC):
         coincide = s == 0  # the inner `where` keeps 0 · ∞ out of the gradient
         apart = self.profile(torch.where(coincide, torch.ones_like(s), s))
         return torch.where(coincide, self.profile(torch.zeros_like(s[:1])).detach(), apart)
+
+
+@dataclass(frozen=True)
+class EvenKernel:
+    r"""A function of differences as a kernel, k(z) = k(−z): sums over pairs of particles take each pair once.
+
+    `InteractionEnergy` makes one of any function; take it yourself to set the memory of the sums.
+
+    Arguments:
+        function: k, maps differences (m, d) to values (m,).
+        singular: whether k is infinite at 0; that of the function by default, where it has such an attribute.
+        memory_budget: the bytes of the differences that are formed at once, of which the function makes a few copies;
+            by default 1 MB, which stays in the cache of a CPU, and 64 MB on a GPU.
+
+    Example:
+        >>> import torch, wprox
+        >>> kernel = wprox.kernels.EvenKernel(lambda z: z.square().sum(-1), memory_budget=2**16)
+        >>> wprox.InteractionEnergy(kernel)(wprox.Particles(torch.tensor([[0.0], [2.0]])))
+        tensor(1.)
+    """
+
+    function: Callable[[Tensor], Tensor]
+    singular: bool | None = None
+    memory_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"function must be a function of differences, got {type(self.function).__name__}")
+        if self.singular is None:
+            object.__setattr__(self, "singular", bool(getattr(self.function, "singular", False)))
+        if self.memory_budget is not None:
+            check_count(self.memory_budget, "memory_budget")
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.function(z)
 
 
 # --- attraction and repulsion ---

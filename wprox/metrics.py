@@ -297,7 +297,7 @@ def _shape(law: Gaussian | MultivariateNormal) -> tuple[int, ...]:
 
 
 def mmd(p: Law, q: Law, kernel: Callable[[Tensor], Tensor] | None = None, unbiased: bool = False) -> Tensor:
-    r"""MMD²(p, q) = ∬ k d(p − q) d(p − q), the squared maximum mean discrepancy.
+    r"""MMD²(p, q) = ∬ k d(p − q) d(p − q), the squared maximum mean discrepancy, twice `wprox.MMD`.
 
     Gretton, Borgwardt, Rasch, Schölkopf and Smola, *A kernel two-sample test*, 2012. It is the square because the
     unbiased estimate may be negative.
@@ -340,6 +340,8 @@ def energy_distance(p: Law, q: Law) -> Tensor:
 
 def _carried(law: Law) -> Measure:
     """A law as a measure whose points picture it."""
+    if not isinstance(law, Measure | Distribution):
+        raise TypeError(f"p must be a measure or a torch distribution, got {type(law).__name__}: Particles(points)")
     if isinstance(law, Gaussian | Distribution):
         return Particles(_draws(law, 0))
     return law
@@ -362,7 +364,12 @@ def ess(weights: Any, log: bool = False) -> Tensor:
     """
     if log:
         values = torch.as_tensor(weights)
-        if values.ndim != 1 or not float(values.max()) < math.inf or float(values.max()) == -math.inf:
+        if (
+            values.ndim != 1
+            or not len(values)
+            or not float(values.max()) < math.inf
+            or float(values.max()) == -math.inf
+        ):
             raise ValueError(
                 f"log-weights must have shape (n,) and a finite maximum, got {tuple(values.shape)}; −∞ marks weight 0"
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wprox._checks import check_count, check_seed
 from wprox.functionals.base import Functional, gradient_in_points
-from wprox.kernels import RadialKernel
+from wprox.kernels import EvenKernel, RadialKernel
 from wprox.measures import Measure, Particles
 from wprox.measures.base import batch_sum
 
@@ -53,12 +53,16 @@ class InteractionEnergy(Functional):
     need it, and new in every step of `jko`; the values of a trajectory are then those of the batches.
 
     Arguments:
-        kernel: W, one of `wprox.kernels`, whose pair sums are the fastest, or a function of differences (m, d) → (m,).
+        kernel: W, one of `wprox.kernels`, whose pair sums are the fastest, or an even function of differences (m, d) →
+            (m,), of which `wprox.kernels.EvenKernel` sets the memory.
         modulus: λ of the energy, where you know it: 0 for convex W; −c where ∇²W ⪰ −c I with c ≥ 0. That of the kernel
             by default.
         batch_size: p ≥ 2, for random batches; all pairs by default. It concerns `Particles`; other measures know
             better rules and use all pairs.
         seed: of the shuffles.
+
+    Raises:
+        ValueError: for particles and a function that is not even.
 
     Example:
         >>> import torch, wprox
@@ -89,7 +93,8 @@ class InteractionEnergy(Functional):
 
     def __call__(self, rho: Measure) -> Tensor:
         if self.batch_size is None or len(rho) <= self.batch_size or not isinstance(rho, Particles):
-            return rho.integrate_pairs(self.kernel) / 2
+            known = isinstance(self.kernel, RadialKernel | EvenKernel)
+            return rho.integrate_pairs(self.kernel if known else EvenKernel(self.kernel)) / 2
         generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * self._step) % 2**63)
         order = torch.randperm(len(rho), generator=generator).to(rho.device)
         return batch_sum(self.kernel, rho.points[order], rho.weights[order], self.batch_size) / 2

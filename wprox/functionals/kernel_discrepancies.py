@@ -13,7 +13,7 @@ from wprox._checks import Seed, check_count
 from wprox.functionals._stein_kernel import SteinSum
 from wprox.functionals.base import Functional
 from wprox.functionals.divergences import log_density_of
-from wprox.kernels import InverseMultiquadric, RadialKernel, Riesz
+from wprox.kernels import EvenKernel, InverseMultiquadric, RadialKernel, Riesz
 from wprox.measures import Gaussian, Measure, Particles
 from wprox.measures.base import evaluate, potential
 
@@ -78,7 +78,8 @@ class MMD(Functional):
 
     def _pairs(self, rho: Measure, unbiased: bool) -> Tensor:
         """∬ k dρ dρ, or its U-statistic Σ_{i≠j} w_i w_j k_ij / (1 − Σ w_i²)."""
-        pairs = rho.integrate_pairs(self.kernel)
+        known = isinstance(self.kernel, RadialKernel | EvenKernel)
+        pairs = rho.integrate_pairs(self.kernel if known else EvenKernel(self.kernel))
         if not unbiased:
             return pairs
         own = rho.weights.square().sum()

@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from wprox._checks import Seed
-from wprox.kernels import RadialKernel
+from wprox.kernels import EvenKernel, RadialKernel
+from wprox.measures._function_pairs import FunctionPotential, FunctionSum, function_sums
 from wprox.measures._radial import CrossSum, SelfSum, refuse_coinciding
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-PAIR_BLOCK_BYTES = 2**25  # differences x − y formed at once by `integrate_pairs`; a kernel makes a few copies of them
+PAIR_BLOCK_BYTES = 2**20  # differences x − y formed at once on a CPU; they, and the kernel's copies, stay in the cache
+PAIR_BLOCK_BYTES_GPU = 2**26
 
 
 class DensityUnknownError(ValueError):
@@ -76,10 +78,10 @@ class Measure(ABC):
         return torch.tensordot(self.weights, evaluate(f, self.points, "f"), dims=1)
 
     def integrate_pairs(self, k: Callable[[Tensor], Tensor]) -> Tensor:
-        """∬ k(x − y) dρ(x) dρ(y) = Σ_ij w_i w_j k(x_i − x_j), in blocks of rows, so that memory stays bounded.
+        """∬ k(x − y) dρ(x) dρ(y) = Σ_ij w_i w_j k(x_i − x_j), tile by tile, so that memory is that of the points.
 
-        Where a gradient is wanted, the blocks are recomputed in the backward pass instead of kept. The kernels of
-        `wprox.kernels` are faster: each pair is visited once, for the value and the gradient together.
+        The gradient is computed along with the value. The kernels of `wprox.kernels` are faster: they visit each pair
+        once, as does an even function in `wprox.kernels.EvenKernel`, which also sets the size of the tiles.
 
         Arguments:
             k: maps differences (m, d) to values (m,). Where it has an attribute `singular` that is true, i = j is left
@@ -153,7 +155,18 @@ def pair_sum(
     A singular kernel then leaves i = j out.
     """
     if not isinstance(k, RadialKernel):
-        return _pair_sum(k, points, weights, others, other_weights)
+        if others is not None or _has_parameters(k, points):
+            return _pair_sum(k, points, weights, others, other_weights)
+
+        def checked(z: Tensor) -> Tensor:
+            return evaluate(k, z, "k")
+
+        checked.singular = getattr(k, "singular", False)  # type: ignore[attr-defined]
+        tiles = partial(function_sums, checked, isinstance(k, EvenKernel), _side(k, points))
+        total = FunctionSum.apply(tiles, partial(_pair_sum, k), points, weights)
+        if not bool(torch.isfinite(total.detach())):
+            _explain(k, points)
+        return total
     if others is None or other_weights is None:
         return SelfSum.apply(k, partial(_pair_sum, k), points, weights)
     return weights @ potential(k, points, others, other_weights)
@@ -163,8 +176,15 @@ def potential(k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor, wei
     """(k ∗ ν)(x_i) = Σ_j v_j k(x_i − y_j) of ν = Σ_j v_j δ_{y_j}, (n,), in blocks of rows."""
     if isinstance(k, RadialKernel):
         return CrossSum.apply(k, partial(_pair_sum, k), points, others, weights)
-    blocks = _blocks(points, others)
-    return torch.cat([_run(_rows, len(blocks) > 1, k, points, others, weights, rows, False) for rows in blocks])
+
+    def by_autodiff(points: Tensor) -> Tensor:
+        blocks = _blocks(k, points, others)
+        return torch.cat([_run(_rows, len(blocks) > 1, k, points, others, weights, rows, False) for rows in blocks])
+
+    if others.requires_grad or weights.requires_grad or _has_parameters(k, points):
+        return by_autodiff(points)
+    checked = partial(_evaluate_kernel, k)
+    return FunctionPotential.apply(checked, by_autodiff, _side(k, points), points, others, weights)
 
 
 def batch_sum(k: Callable[[Tensor], Tensor], points: Tensor, weights: Tensor, size: int) -> Tensor:
@@ -187,7 +207,7 @@ def batch_sum(k: Callable[[Tensor], Tensor], points: Tensor, weights: Tensor, si
 
     total, start = points.new_zeros(()), 0
     for p in sorted(set(sizes), reverse=True):
-        at_once = max(1, PAIR_BLOCK_BYTES // (p * p * d * points.element_size()))
+        at_once = max(1, _block_bytes(k, points) // (p * p * d * points.element_size()))
         left = sizes.count(p)
         while left:
             batches = min(left, at_once)
@@ -214,7 +234,7 @@ def _pair_sum(
         return weights[rows] @ _rows(k, points, y, v, rows, itself)
 
     total = points.new_zeros(())  # a sum, not a list: small pieces between large temporaries scatter the heap
-    blocks = _blocks(points, y)
+    blocks = _blocks(k, points, y)
     for rows in blocks:
         total = total + _run(block, len(blocks) > 1, points, weights, y, v, rows)
     if itself and not bool(torch.isfinite(total.detach())):
@@ -237,10 +257,29 @@ def _rows(
     return (values if own is None else values.masked_fill(own, 0)) @ weights
 
 
-def _blocks(points: Tensor, others: Tensor) -> list[slice]:
-    """Rows of points whose differences from the others fit into `PAIR_BLOCK_BYTES`."""
-    size = max(1, PAIR_BLOCK_BYTES // (others.numel() * points.element_size()))
+def _blocks(k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor) -> list[slice]:
+    """Rows of points whose differences from the others fit into a block."""
+    size = max(1, _block_bytes(k, points) // (others.numel() * points.element_size()))
     return [slice(start, min(start + size, len(points))) for start in range(0, len(points), size)]
+
+
+def _block_bytes(k: Callable[[Tensor], Tensor], points: Tensor) -> int:
+    given = k.memory_budget if isinstance(k, EvenKernel) else None
+    return given or (PAIR_BLOCK_BYTES if points.device.type == "cpu" else PAIR_BLOCK_BYTES_GPU)
+
+
+def _side(k: Callable[[Tensor], Tensor], points: Tensor) -> int:
+    """Of a square tile of pairs whose differences fit into a block."""
+    return max(1, math.isqrt(_block_bytes(k, points) // (points.shape[1] * points.element_size())))
+
+
+def _evaluate_kernel(k: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    return evaluate(k, z, "k")
+
+
+def _has_parameters(k: Callable[[Tensor], Tensor], points: Tensor) -> bool:
+    """Whether the kernel has tensors of its own that want a gradient."""
+    return torch.is_grad_enabled() and evaluate(k, torch.ones_like(points[:1]), "k").requires_grad
 
 
 def _run(f: Callable[..., Tensor], again: bool, *inputs: Any) -> Tensor:
