@@ -62,9 +62,9 @@ class SinkhornProx(Solver):
 
     - "entropy" subtracts ½ε ∫ ρ log ρ itself. The bias falls from O(blur²/γ) to O(blur⁴/γ), at almost no cost.
     - "sinkhorn" subtracts ½ OT_ε(ρ, ρ), which leaves the Sinkhorn divergence (Janati, Cuturi and Gramfort 2020):
-      minimisers of F are then exact fixed points. It costs a third product with the kernel and more iterations: many
-      more where F contains neither entropy nor KL nor a power, as it hardly sees details of ρ finer than blur. These are
-      then not determined by `tol`, while F and ρ at the scale of blur are.
+      minimisers of F are then exact fixed points. It costs a third product with the kernel and more iterations, many
+      more where F contains neither entropy nor KL nor a power: it hardly sees details of ρ finer than blur, which `tol`
+      then does not determine.
     - `None` keeps the bias.
 
     `Step.residual` stays `None`: the first-order error of W₂² would have to contain the bias and that of the grid.
