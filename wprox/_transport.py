@@ -285,11 +285,11 @@ def sinkhorn(p: Measure, q: Measure, blur: float, tol: float, iterations: int) -
         f, g = _all_potentials(cost.detach(), weights.detach(), masses.detach(), epsilon, tol, iterations, factor < 0)
         # the dual value: stationary in f and g, so that its derivatives with f and g held fixed are those of OT
         exponent = (f[:, None] + g - cost) / epsilon
-        empty = (weights == 0)[:, None] & (masses == 0)
-        if bool(empty.any()):  # where it has no meaning, and may overflow
-            exponent = exponent.masked_fill(empty, -math.inf)
-        excess = weights @ (exponent.expm1() @ masses)  # of the mass of the plan: 0, and more exact than a difference
+        if bool((weights == 0).any() & (masses == 0).any()):  # it has no meaning there, and may overflow
+            exponent = exponent.masked_fill((weights == 0)[:, None] & (masses == 0), -math.inf)
+        excess = weights @ (exponent.expm1_() @ masses)  # of the mass of the plan: 0, and more exact than a difference
         terms.append(factor * (weights @ f + masses @ g - epsilon * excess))
+        del exponent  # n × n numbers
     return torch.stack(terms).sum()
 
 
