@@ -219,6 +219,9 @@ def test_ess():
     logs = normal(9) - 1000
     assert torch.allclose(wprox.metrics.ess(logs, log=True), wprox.metrics.ess((logs + 1000).exp()))
     assert float(wprox.metrics.ess([-math.inf, 0.0], log=True)) == 1
+    assert float(wprox.metrics.ess([1000, 1000], log=True)) == 2
+    with pytest.raises(ValueError, match="log-weights must have shape"):
+        wprox.metrics.ess([], log=True)
     for bad in ([0.0, 0.0], [-1.0, 2.0]):
         with pytest.raises(ValueError, match="not all zero"):
             wprox.metrics.ess(bad)

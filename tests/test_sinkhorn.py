@@ -531,6 +531,24 @@ def test_linearisation_that_has_not_settled_says_so():
     assert float(step.value) < float(functional(bump()))
 
 
+class Squares(wprox.Functional):
+    """Three squares of integrals that compete."""
+
+    def __call__(self, rho):
+        waves = (lambda x: x[:, 0]), (lambda x: x[:, 0].square()), (lambda x: torch.sin(6 * x[:, 0]))
+        return sum((rho.integrate(f) - t).square() for f, t in zip(waves, (0.2, 0.4, 0.9), strict=True))
+
+
+def test_step_that_does_not_settle_is_the_last_that_lowered_the_objective():
+    """A state from which moves are short for want of relaxation is not near a solution, and must not be returned."""
+    functional = 500 * Squares() + 0.1 * wprox.Entropy()
+    short, long = (wprox.SinkhornProx(iterations=n).step(functional, bump(), 0.02) for n in (500, 1000))
+    assert not short.converged
+    assert "linearisation does not settle" in short.message
+    assert float(short.value) < 0.4 * float(functional(bump()))
+    assert float(long.value) <= float(short.value) * (1 + 1e-3)
+
+
 def test_steep_interaction_ends_without_nan():
     functional = wprox.InteractionEnergy(lambda z: -50 * torch.exp(-z.square().sum(-1) / (2 * 0.1**2)))
     step = wprox.SinkhornProx(iterations=150).step(functional + 0.05 * wprox.PorousMedium(2.0), bump(), 1.0)

@@ -18,6 +18,7 @@ from torch.distributions import Normal
 from wprox._checks import make_generator
 from wprox.measures import Gaussian, Measure, Quantiles
 
+LOST = 1e-200  # a sum below this may soon underflow in Sinkhorn iterations on a kernel
 PLAIN, CYCLE = 20, 120  # Sinkhorn iterations that are not over-relaxed, of so many
 GAUSSIAN_NODES = 2000  # of the quantiles that stand for a Gaussian of the line next to particles
 
@@ -275,16 +276,36 @@ def sinkhorn(p: Measure, q: Measure, blur: float, tol: float, iterations: int) -
         return _gaussian_sinkhorn(p, q, epsilon)
     (x, a), (y, b) = atoms(p), atoms(q)
     y, b = y.to(x), b.to(x)
+    a, b = a / a.sum(), b / b.sum()  # which are 1: the derivatives are those of F(w / Σw)
     origin = (a @ x + b @ y).detach() / 2  # the cost is a difference of squares, which far from 0 would cancel
     x, y = x - origin, y - origin
     terms = []
     for factor, points, weights, others, masses in ((1.0, x, a, y, b), (-0.5, x, a, x, a), (-0.5, y, b, y, b)):
         cost = (points.square().sum(1)[:, None] + others.square().sum(1)) / 2 - points @ others.mT
-        f, g = _potentials(cost.detach(), weights.detach(), masses.detach(), epsilon, tol, iterations, factor < 0)
+        f, g = _all_potentials(cost.detach(), weights.detach(), masses.detach(), epsilon, tol, iterations, factor < 0)
         # the dual value: stationary in f and g, so that its derivatives with f and g held fixed are those of OT
-        mass = weights @ (((f[:, None] + g - cost) / epsilon).exp() @ masses)
-        terms.append(factor * (weights @ f + masses @ g - epsilon * (mass - 1)))
+        exponent = (f[:, None] + g - cost) / epsilon
+        if bool((weights == 0).any() & (masses == 0).any()):  # it has no meaning there, and may overflow
+            exponent = exponent.masked_fill((weights == 0)[:, None] & (masses == 0), -math.inf)
+        excess = weights @ (exponent.expm1_() @ masses)  # of the mass of the plan: 0, and more exact than a difference
+        terms.append(factor * (weights @ f + masses @ g - epsilon * excess))
+        del exponent  # n × n numbers
     return torch.stack(terms).sum()
+
+
+@torch.no_grad()
+def _all_potentials(
+    cost: Tensor, a: Tensor, b: Tensor, epsilon: float, tol: float, iterations: int, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """`_potentials`, also at points without mass, where they are the smooth c-transforms of the others."""
+    rows, columns = a > 0, b > 0
+    if bool(rows.all()) and bool(columns.all()):
+        return _potentials(cost, a, b, epsilon, tol, iterations, symmetric)
+    first, second = _potentials(cost[rows][:, columns], a[rows], b[columns], epsilon, tol, iterations, symmetric)
+    f = -epsilon * torch.logsumexp(b[columns].log() + (second - cost[:, columns]) / epsilon, 1)
+    g = -epsilon * torch.logsumexp(a[rows].log() + (first - cost[rows].mT) / epsilon, 1)
+    f[rows], g[columns] = first, second
+    return f, g
 
 
 @torch.no_grad()
@@ -309,6 +330,13 @@ def _potentials(
     error, relaxation, errors, count = math.inf, 1.0, [math.inf], 0
     while not error <= tol and count < iterations:
         kernel = ((f[:, None] + g - cost) / epsilon).exp()
+        sums = kernel @ b
+        if not bool(((sums > LOST) & (sums < 1 / LOST)).all()):  # far from a solution, as after a fall of ε
+            count += 1
+            f = -epsilon * torch.logsumexp(b.log() + (g - cost) / epsilon, 1)
+            g = (f + g) / 2 if symmetric else -epsilon * torch.logsumexp(a.log() + (f - cost.mT) / epsilon, 1)
+            f = g if symmetric else f
+            continue
         log_u, log_v = torch.zeros_like(a), torch.zeros_like(b)
         while (
             not error <= tol and count < iterations and float(torch.maximum(log_u.abs().max(), log_v.abs().max())) < 100

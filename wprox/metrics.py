@@ -364,16 +364,14 @@ def ess(weights: Any, log: bool = False) -> Tensor:
     """
     if log:
         values = torch.as_tensor(weights)
-        if (
-            values.ndim != 1
-            or not len(values)
-            or not float(values.max()) < math.inf
-            or float(values.max()) == -math.inf
-        ):
+        values = values if values.is_floating_point() else values.to(torch.get_default_dtype())
+        largest = float(values.max()) if values.numel() else -math.inf
+        if values.ndim != 1 or not -math.inf < largest < math.inf:
             raise ValueError(
                 f"log-weights must have shape (n,) and a finite maximum, got {tuple(values.shape)}; −∞ marks weight 0"
             )
-        return torch.exp(2 * values.logsumexp(0) - (2 * values).logsumexp(0))
+        values = (values - largest).exp()
+        return values.sum().square() / values.square().sum()
     values = as_floating(weights, "weights")
     if values.ndim != 1 or bool((values < 0).any()) or not float(values.sum()) > 0:
         raise ValueError(

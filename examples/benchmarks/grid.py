@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -93,6 +94,67 @@ def fokker_planck_table() -> None:
                 f"KL {float(divergence[0]):.2f} → {float(divergence[-1]):.1e}  decreasing at every step: "
                 f"{bool((divergence.diff() < 0).all())}  {wall:.1f} s wall  {cpu:.1f} s cpu"
             )
+
+
+def debiased_table() -> None:
+    """What `tol` determines of a step with debias="sinkhorn" where F has no entropy, KL or power in it."""
+    print(
+        "\nOne step with debias='sinkhorn' and F without entropy, 16², γ = 0.01, tol=1e-6: L1 distance to tol=1e-8, and"
+    )
+    print("that after a blur; L1 distance to the step with debias='entropy'")
+    rho = wprox.Grid.from_density(
+        lambda x: torch.exp(-20 * (x - x.new_tensor([0.35, 0.6])).square().sum(-1)) + 0.05, (16, 16), SQUARE
+    )
+    potential = wprox.PotentialEnergy(lambda x: 3 * (x - 0.5).square().sum(-1) + x[:, 0] * x[:, 1])
+    cases = {
+        "potential": potential,
+        "congestion": potential + wprox.Congestion(2.5),
+        "interaction": wprox.InteractionEnergy(lambda z: 2 * z.square().sum(-1)),
+    }
+    for cells in (1, 2):
+        blur = cells / 16
+        gibbs = (-torch.cdist(rho.points, rho.points).square() / (2 * blur**2)).exp()
+        gibbs = gibbs / gibbs.sum(0)
+        for name, functional in cases.items():
+            coarse, fine, other = (
+                wprox.SinkhornProx(blur, debias, tol, 8000).step(functional, rho, 0.01)
+                for debias, tol in (("sinkhorn", 1e-6), ("sinkhorn", 1e-8), ("entropy", 1e-6))
+            )
+            gap = coarse.measure.weights - fine.measure.weights
+            print(
+                f"{name:11} blur {cells} cells  {coarse.iterations:4d} iterations, converged: {coarse.converged}  L1 "
+                f"{float(gap.abs().sum()):.1e}, blurred {float((gibbs @ gap).abs().sum()):.1e} (the finer one "
+                f"converged: {fine.converged})  to entropy {distance(coarse.measure, other.measure.weights):.3f}"
+            )
+
+
+def walls_table() -> None:
+    """The heat kernel against the Gaussian one, by a wall that is not in the way: one cell in an empty corner."""
+    print("\nAmong walls and without, 64², one step: L1 distance, and the ratio of the transport costs")
+    walls = torch.zeros(64, 64, dtype=torch.bool)
+    walls[0, -1] = True
+    free, walled = (
+        wprox.Grid.from_density(
+            lambda x: torch.exp(-30 * (x - x.new_tensor([0.4, 0.55])).square().sum(-1)), (64, 64), SQUARE, mask
+        )
+        for mask in (None, walls)
+    )
+    drift = wprox.PotentialEnergy(lambda x: -x[:, 0])
+    cases = {"entropy": (wprox.Entropy(), (1e-3, 1e-2)), "drift": (drift, (1e-2, 1e-1))}
+    cases["porous medium"] = wprox.PorousMedium(2.0), (1e-4, 1e-3)
+    for name, (functional, step_sizes) in cases.items():
+        for gamma in step_sizes:
+            for cells, heat_steps in ((1, 10), (2, 10), (3, 10), (3, 40)):
+                exact = wprox.SinkhornProx(cells / 64).step(functional, free, gamma)
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    step = wprox.SinkhornProx(cells / 64, heat_steps=heat_steps).step(functional, walled, gamma)
+                print(
+                    f"{name:13} γ {gamma:g}  blur {cells} cells, {heat_steps} heat steps  moves of "
+                    f"{math.sqrt(float(exact.transport_cost)) * 64 / cells:.2f} blurs  "
+                    f"L1 {float((exact.measure.mass - step.measure.mass).abs().sum()):.4f}  "
+                    f"cost {float(step.transport_cost / exact.transport_cost):.2f}  warned: {bool(caught)}"
+                )
 
 
 def heat_table() -> None:
@@ -182,10 +244,12 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s), torch {torch.__version__}, float64")
     porous_medium_table(quick)
     fokker_planck_table()
+    debiased_table()
     heat_table()
     underflow_table()
     aggregation_table()
     crowd_table()
+    walls_table()
 
 
 if __name__ == "__main__":

@@ -56,12 +56,14 @@ class Linearisation:
         tol: the violation at which to look whether to linearise anew.
         scalings: (k, n), where to go on.
         moved: the change of mass by the last linearisation, in units in which α = 1.
+        accepted: whether that change lowers the objective, as far as the slopes tell, or is to be undone.
     """
 
     def __init__(self, terms: GridTerms, around: Tensor, repeat: bool, tol: float) -> None:
         self.terms, self.final_tol, self.around = terms, tol, around
         self.repeat = repeat and bool(terms.smooth)
         self.local, self.tol, self.relaxation, self.moved = terms.local, tol, 1.0, math.inf
+        self.accepted = True
         self.base: Base | None = None
         if terms.smooth:
             gradient, self.diagonal = terms.first_variation(around)
@@ -99,13 +101,14 @@ class Linearisation:
         change = mass - before
         length = float(change.abs().sum())
         floor = self.final_tol * min(1.0, self.relaxation)
-        factor, accepted, judged = 1.0, True, False
+        factor, judged = 1.0, False
+        self.accepted = True
         if self.base is not None and length > NOISE * self.base.violation:
             first, last = -float(self.base.residual @ change), float(residual @ change)
             if first > 0:
                 judged = True
                 factor = first / (first + last) if first + last > 0 else math.inf
-                accepted = last <= CURVATURE * first
+                self.accepted = last <= CURVATURE * first
         if not judged and self.relaxation < 1:  # nothing says that the move could not be longer
             factor = LONGEST
         self.moved = length * max(1.0, 1 / self.relaxation, min(factor, LONGEST))
@@ -114,7 +117,7 @@ class Linearisation:
             return True
         self.relaxation *= min(max(factor, SHORTEST), LONGEST)
         self.relaxation = min(1.0, max(SHORTEST_OF_ALL, self.relaxation))
-        if accepted:
+        if self.accepted:
             self.base, self.diagonal = Base(mass, model, residual, scalings, violation), diagonal
         self.tol = min(FIRST_TOL, max(self.final_tol * min(1.0, self.relaxation), INNER_RATIO * length))
         self._move()

@@ -202,7 +202,7 @@ class ScalingIteration:
         around = self.reference() if relinearise and self.terms.smooth else self.mass
         linearisation = Linearisation(self.terms, around, relinearise, self.tol)
         best, last, fallback, accelerated = math.inf, math.inf, scalings, False
-        # to return if none converges: the iterate of least violation, or of least change by linearising anew
+        # to return if none converges: the iterate of least violation, or the last that linearisation accepted
         kept, error = None, math.inf
         for count in range(1, iterations + 1):
             current = self.step(scalings, linearisation.local)
@@ -230,7 +230,7 @@ class ScalingIteration:
                     return self._solution(current, count, False, TOO_FAR)
                 if linearisation.settles(mass, current.violation, current.image):
                     return self._solution(current, count, True, "")
-                if linearisation.moved < error:
+                if linearisation.accepted:  # moves may be short for want of relaxation, far from a solution
                     kept, error = current, linearisation.moved
                 best, accelerated, scalings = math.inf, False, linearisation.scalings
                 anderson.restart()
@@ -245,7 +245,7 @@ class ScalingIteration:
         current = current if kept is None else kept
         message = f"a violation of {current.violation:.2g} in mass is left, tol is {self.tol:.2g}"
         if kept is not None and linearisation.repeat:
-            message = f"linearisation does not settle, and moved a mass of {error:.2g} at the least"
+            message = f"linearisation does not settle, and would have moved a mass of {error:.2g} next"
         return self._solution(current, iterations, False, f"{message}; {WHAT_TO_TRY}")
 
     def _solution(self, last: Iterate, count: int, converged: bool, message: str) -> Solution:

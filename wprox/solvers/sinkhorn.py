@@ -21,7 +21,7 @@ from wprox.solvers.base import Solver, Step
 DEBIAS = (None, "entropy", "sinkhorn")
 SMALLEST_BLUR = 0.25  # in cells: exp(−1/(2 · 0.25²)) = 3e-4 of the mass reaches a neighbour
 
-LONG_MOVE = 1.0  # the relative error of the transport cost among walls, to first order, beyond which to warn
+LONG_MOVE = 0.5  # the relative error of the transport cost among walls, to first order, beyond which to warn
 COARSEST_BLUR = 0.125  # of the longest side: where the blur of a first step starts
 ANNEALING_TOL, ANNEALING_ITERATIONS = 1e-2, 50  # of each larger blur
 
@@ -62,8 +62,9 @@ class SinkhornProx(Solver):
 
     - "entropy" subtracts ½ε ∫ ρ log ρ itself. The bias falls from O(blur²/γ) to O(blur⁴/γ), at almost no cost.
     - "sinkhorn" subtracts ½ OT_ε(ρ, ρ), which leaves the Sinkhorn divergence (Janati, Cuturi and Gramfort 2020):
-      minimisers of F are then exact fixed points. It costs a third product with the kernel and more iterations, and
-      converges reliably only where F contains entropy, KL or a power.
+      minimisers of F are then exact fixed points. It costs a third product with the kernel and more iterations, many
+      more where F contains neither entropy nor KL nor a power: it hardly sees details of ρ finer than blur, which `tol`
+      then does not determine.
     - `None` keeps the bias.
 
     `Step.residual` stays `None`: the first-order error of W₂² would have to contain the bias and that of the grid.
