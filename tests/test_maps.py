@@ -17,6 +17,10 @@ MAPS = {
     "autoregressive": partial(wprox.SplineMap, coupling=False, hidden=(16,), bins=6),
     "autoregressive, no affine": partial(wprox.SplineMap, coupling=False, affine=False, hidden=(16,), bins=6),
     "with dropout": partial(wprox.SplineMap, dropout=0.5),
+    "residual": wprox.ResidualMap,
+    "residual, no affine": partial(wprox.ResidualMap, affine=False, blocks=2, hidden=(32,), lipschitz=0.8),
+    "convex": wprox.ConvexMap,
+    "convex, one group": partial(wprox.ConvexMap, groups=1, pieces=8),
     "composed": lambda dim: wprox.ComposedMap([wprox.AffineMap(dim), wprox.SplineMap(dim, bins=4)]),
 }
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}

@@ -14,7 +14,16 @@ from wprox.functionals import (
     PotentialEnergy,
 )
 from wprox.jko import Trajectory, jko, jko_steps
-from wprox.maps import AffineMap, ComposedMap, MonotoneMap, SplineMap, TransportMap
+from wprox.maps import (
+    AffineMap,
+    ComposedMap,
+    ConvexMap,
+    InverseError,
+    MonotoneMap,
+    ResidualMap,
+    SplineMap,
+    TransportMap,
+)
 from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Particles, Quantiles
 from wprox.models import JKOFlow
 from wprox.solvers import GaussianProx, NeuralProx, QuantileProx, SinkhornProx, Solver, Step, StepFailedError
@@ -27,6 +36,7 @@ __all__ = [
     "Certificate",
     "ComposedMap",
     "Congestion",
+    "ConvexMap",
     "DensityBounds",
     "DensityUnknownError",
     "Entropy",
@@ -36,6 +46,7 @@ __all__ = [
     "Grid",
     "InteractionEnergy",
     "InternalEnergy",
+    "InverseError",
     "JKOFlow",
     "Measure",
     "MonotoneMap",
@@ -45,6 +56,7 @@ __all__ = [
     "PotentialEnergy",
     "QuantileProx",
     "Quantiles",
+    "ResidualMap",
     "SinkhornProx",
     "Solver",
     "SplineMap",

@@ -1,8 +1,19 @@
 """Invertible transport maps with log-determinants."""
 
 from wprox.maps.affine import AffineMap
-from wprox.maps.base import ComposedMap, TransportMap
+from wprox.maps.base import ComposedMap, InverseError, TransportMap
+from wprox.maps.convex import ConvexMap
 from wprox.maps.monotone import MonotoneMap
+from wprox.maps.residual import ResidualMap
 from wprox.maps.spline import SplineMap
 
-__all__ = ["AffineMap", "ComposedMap", "MonotoneMap", "SplineMap", "TransportMap"]
+__all__ = [
+    "AffineMap",
+    "ComposedMap",
+    "ConvexMap",
+    "InverseError",
+    "MonotoneMap",
+    "ResidualMap",
+    "SplineMap",
+    "TransportMap",
+]

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from wprox.io import load_folder, save_folder
-from wprox.maps import AffineMap, SplineMap, TransportMap
+from wprox.maps import AffineMap, ConvexMap, ResidualMap, SplineMap, TransportMap
 from wprox.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from wprox.models.jko_flow import JKOFlow
 
-MAP_CLASSES: dict[str, type[TransportMap]] = {"AffineMap": AffineMap, "SplineMap": SplineMap}
+MAP_CLASSES: dict[str, type[TransportMap]] = {
+    cls.__name__: cls for cls in (AffineMap, ConvexMap, ResidualMap, SplineMap)
+}
 
 
 def write_flow(flow: JKOFlow, folder: str | Path, overwrite: bool) -> None:

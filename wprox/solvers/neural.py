@@ -13,14 +13,14 @@ from torch import Tensor
 
 from wprox._checks import check_count, check_fraction, check_non_negative, check_positive, check_seed, seeded
 from wprox.functionals import Functional
-from wprox.maps import SplineMap, TransportMap
+from wprox.maps import ConvexMap, ResidualMap, SplineMap, TransportMap
 from wprox.maps.base import apply_in_batches
 from wprox.measures import Measure, Particles
 from wprox.solvers.base import Solver, Step
 from wprox.solvers.training import Outcome, Training, saved_bytes_per_row, train
 
 MapFactory = Callable[[int], TransportMap]
-MAPS: dict[str, type[TransportMap]] = {"spline": SplineMap}
+MAPS: dict[str, type[TransportMap]] = {"spline": SplineMap, "residual": ResidualMap, "convex": ConvexMap}
 
 
 class NeuralProx(Solver):
@@ -36,7 +36,7 @@ class NeuralProx(Solver):
     (`step.measure.is_relative`); functionals that need the density itself raise `DensityUnknownError`.
 
     Arguments:
-        map: "spline", or a factory dim → `TransportMap` (a class such as `AffineMap` is one).
+        map: "spline", "residual", "convex", or a factory dim → `TransportMap` (a class such as `AffineMap` is one).
         map_options: arguments of the named map, such as `{"transforms": 4}`.
         iterations: the largest number of gradient steps.
         batch_size: particles in a minibatch.
