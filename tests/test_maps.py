@@ -21,6 +21,9 @@ MAPS = {
     "residual, no affine": partial(wprox.ResidualMap, affine=False, blocks=2, hidden=(32,), lipschitz=0.8),
     "convex": wprox.ConvexMap,
     "convex, one group": partial(wprox.ConvexMap, groups=1, pieces=8),
+    "ode": partial(wprox.ODEMap, hidden=(24, 24)),
+    "ode, shallow": partial(wprox.ODEMap, hidden=(32,), activation="softplus", method="midpoint"),
+    "ode, deep": partial(wprox.ODEMap, hidden=(8, 8, 8), activation="silu", exact_dim=1),
     "composed": lambda dim: wprox.ComposedMap([wprox.AffineMap(dim), wprox.SplineMap(dim, bins=4)]),
 }
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -101,7 +104,7 @@ def test_log_det_is_that_of_the_autodiff_jacobian(factory, dim):
     map = build(factory, dim)
     x = points(6, dim, torch.float64)
     # rows do not depend on one another, so the Jacobian of the sum holds every row's own
-    jacobian = torch.autograd.functional.jacobian(lambda x: map(x)[0].sum(0), x).transpose(0, 1)
+    jacobian = torch.autograd.functional.jacobian(lambda x: map(x)[0].sum(0), x, vectorize=True).transpose(0, 1)
     sign, log_det = torch.linalg.slogdet(jacobian)
     assert bool((sign > 0).all())
     assert torch.allclose(map(x)[1], log_det, atol=1e-8)

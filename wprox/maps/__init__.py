@@ -4,6 +4,7 @@ from wprox.maps.affine import AffineMap
 from wprox.maps.base import ComposedMap, InverseError, TransportMap
 from wprox.maps.convex import ConvexMap
 from wprox.maps.monotone import MonotoneMap
+from wprox.maps.ode import ODEMap
 from wprox.maps.residual import ResidualMap
 from wprox.maps.spline import SplineMap
 
@@ -13,6 +14,7 @@ __all__ = [
     "ConvexMap",
     "InverseError",
     "MonotoneMap",
+    "ODEMap",
     "ResidualMap",
     "SplineMap",
     "TransportMap",

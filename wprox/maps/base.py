@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
@@ -34,6 +35,26 @@ class TransportMap(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON can hold them."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to rebuild it; give it a `config` property")
+
+    # what training asks for; most maps have nothing to say
+
+    def penalty(self) -> Tensor | None:
+        """What the last `forward` in training mode adds to the objective beside the functional and the transport."""
+        return None
+
+    @property
+    def is_discretised(self) -> bool:
+        """Whether training computes the map with an error of discretisation that evaluation does not have."""
+        return False
+
+    @contextmanager
+    def discretised(self) -> Iterator[None]:
+        """Inside, evaluation mode has the discretisation of training, without what is random in it."""
+        yield
+
+    def refine(self) -> str:
+        """Make the discretisation of training finer; says what it did."""
+        return ""
 
 
 class InverseError(RuntimeError):
@@ -84,6 +105,24 @@ class ComposedMap(TransportMap):
         for map in reversed(self.maps):
             y = map.inverse(y)
         return y
+
+    def penalty(self) -> Tensor | None:
+        penalties = [penalty for map in self.maps if (penalty := map.penalty()) is not None]
+        return torch.stack(penalties).sum() if penalties else None
+
+    @property
+    def is_discretised(self) -> bool:
+        return any(map.is_discretised for map in self.maps)
+
+    @contextmanager
+    def discretised(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for map in self.maps:
+                stack.enter_context(map.discretised())
+            yield
+
+    def refine(self) -> str:
+        return ", ".join(said for map in self.maps if (said := map.refine()))
 
 
 @torch.no_grad()

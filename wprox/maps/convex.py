@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -149,8 +150,8 @@ class ConvexMap(TransportMap):
         y, parts = self._transport(x)
         probe = torch.randint(2, x.shape, device=x.device).to(x) * 2 - 1
         with torch.no_grad():
-            value, solved = lanczos(lambda v: _apply(*parts, v), probe, min(self.lanczos_steps, self.dim))
-        slope = (solved * _apply(*parts, probe)).sum(1)  # vᵀH⁻¹ H v, whose derivative is that of H alone
+            value, solved = lanczos(lambda v: _apply(parts, v), probe, min(self.lanczos_steps, self.dim))
+        slope = (solved * _apply(parts, probe)).sum(1)  # vᵀH⁻¹ H v, whose derivative is that of H alone
         return y, value + slope - slope.detach()
 
     def inverse(self, y: Tensor) -> Tensor:
@@ -163,14 +164,15 @@ class ConvexMap(TransportMap):
         return with_derivative(x, self._jacobian, y)
 
 
-def _apply(matrix: Tensor, anchors: Tensor, rates: Tensor, probabilities: Tensor, means: Tensor, v: Tensor) -> Tensor:
+def _apply(parts: tuple[Tensor, ...], v: Tensor) -> Tensor:
     """∇T(x) v, (n, d), without the matrix."""
+    matrix, anchors, rates, probabilities, means = parts
     along = torch.bmm(v.expand(len(anchors), *v.shape), anchors.mT)  # t_gk·v
     centred = along - (means * v).sum(-1, keepdim=True)
     return v @ matrix + torch.addbmm(torch.zeros_like(v), probabilities * centred, rates[:, None, None] * anchors)
 
 
-def lanczos(apply: Any, probe: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def lanczos(apply: Callable[[Tensor], Tensor], probe: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     r"""vᵀ(log H)v, (n,), and H⁻¹v, (n, d), for positive definite H_1, …, H_n known by their products with vectors.
 
     With the Krylov basis Q of H and v/|v| and the tridiagonal S = QᵀHQ: vᵀ(log H)v ≈ |v|² e₁ᵀ(log S)e₁ and

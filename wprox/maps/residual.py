@@ -41,7 +41,8 @@ class ResidualMap(ComposedMap):
     power series of Chen, Behrmann, Duvenaud and Jacobsen, *Residual flows for invertible generative modeling*, 2019,
     with one probe vector v = ±1 a point and Russian roulette,
 
-        log det(I + J) = E Σ_{k=0}^N (−1)^k/(k + 1) vᵀJ^k J v / P(N ≥ k),      ∂ log det = E Σ_{k=0}^N (−1)^k vᵀJ^k (∂J) v / P(N ≥ k),
+        log det(I + J) = E Σ_{k=0}^N (−1)^k/(k + 1) vᵀJ^k J v / P(N ≥ k),
+        ∂ log det(I + J) = E Σ_{k=0}^N (−1)^k vᵀJ^k (∂J) v / P(N ≥ k),
 
     where N − 2 is geometric of ratio q = max(½, Lip f): the variance, at most of the order Σ (Lip f)^{2k}/q^k, is
     finite. The inverse is found by the fixed point iteration x ← y − f(x), up to 16 dimensions by Newton's method.

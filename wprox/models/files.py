@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from wprox.io import load_folder, save_folder
-from wprox.maps import AffineMap, ConvexMap, ResidualMap, SplineMap, TransportMap
+from wprox.maps import AffineMap, ConvexMap, ODEMap, ResidualMap, SplineMap, TransportMap
 from wprox.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from wprox.models.jko_flow import JKOFlow
 
 MAP_CLASSES: dict[str, type[TransportMap]] = {
-    cls.__name__: cls for cls in (AffineMap, ConvexMap, ResidualMap, SplineMap)
+    cls.__name__: cls for cls in (AffineMap, ConvexMap, ODEMap, ResidualMap, SplineMap)
 }
 
 

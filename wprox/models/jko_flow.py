@@ -44,6 +44,7 @@ from wprox.stein import stein_residual
 LIKELIHOOD_DRAWS = 8  # dequantisation draws over which log_prob of integer data is averaged
 NOISE_ROWS = 10_000  # random preprocessing is drawn repeatedly until a training set has about this many rows
 FEW_COLUMNS = 8  # up to which batches are larger, learning rates higher and small tables jittered
+FLOW_MATCHING = 1000  # iterations of flow matching that start a block of map="ode"
 CHECK_EVERY = 25  # iterations between two looks at the held-out objective
 
 
@@ -61,7 +62,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     the training data). The same seed on the same machine gives the same flow.
 
     Arguments:
-        map: "spline", or a factory dim → `TransportMap`.
+        map: "spline", "ode", or a factory dim → `TransportMap`.
         map_options: arguments of the named map, such as `{"transforms": 4}`. Where there are fewer than 1,000 rows a
             column, the spline map's "dropout" is 0.2 and in the plane its "frequencies" are 3, unless given.
         step_sizes: γ_n: a number, a sequence with one entry a block, or a callable of the block's index; 1 by default.
@@ -73,6 +74,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         jitter: the standard deviation of Gaussian noise on the training points, in standardised units, which keeps a
             flow from learning a small sample by heart (Rothfuss et al. 2019). Where there are fewer than 1,000 rows a
             column and at most eight columns, it is the bandwidth of the best kernel density estimate, else 0.
+        flow_matching: iterations of flow matching that a block starts with (see `NeuralProx`), for maps that are flows;
+            1,000 for "ode", else 0.
         patience: looks at the held-out objective (every 25 iterations) without improvement that end a training.
         tol: the gain in held-out log-likelihood, in nats a row, under which a block is the last; −∞ trains them all.
         fine_tune: whether all blocks are trained together at the end.
@@ -116,6 +119,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         learning_rate: float | None = None,
         weight_decay: float | None = None,
         jitter: float | None = None,
+        flow_matching: int | None = None,
         patience: int = 8,
         tol: float = 1e-3,
         fine_tune: bool = True,
@@ -141,6 +145,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.jitter = jitter
+        self.flow_matching = flow_matching
         self.patience = patience
         self.tol = tol
         self.fine_tune = fine_tune
@@ -289,6 +294,9 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             "learning_rate": (5e-3 if small else 2e-3) if self.learning_rate is None else self.learning_rate,
             "weight_decay": float(few) if self.weight_decay is None else self.weight_decay,
             "patience": self.patience,
+            "flow_matching": (FLOW_MATCHING if self.map == "ode" else 0)
+            if self.flow_matching is None
+            else self.flow_matching,
             "check_every": CHECK_EVERY,
             "seed": self.seed,
             "progress": self.progress,
@@ -334,6 +342,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         for name in ("batch_size", "fine_tune_iterations", "fine_tune_batch_size"):
             if getattr(self, name) is not None:
                 check_count(getattr(self, name), name)
+        if self.flow_matching is not None:
+            check_count(self.flow_matching, "flow_matching", least=0)
         check_count(self.memory_budget, "memory_budget")
         check_fraction(self.validation_fraction, "validation_fraction")
         step_sizes(self._step_size(), self.n_blocks)

@@ -13,14 +13,23 @@ from torch import Tensor
 
 from wprox._checks import check_count, check_fraction, check_non_negative, check_positive, check_seed, seeded
 from wprox.functionals import Functional
-from wprox.maps import ConvexMap, ResidualMap, SplineMap, TransportMap
+from wprox.maps import ConvexMap, ODEMap, ResidualMap, SplineMap, TransportMap
 from wprox.maps.base import apply_in_batches
 from wprox.measures import Measure, Particles
 from wprox.solvers.base import Solver, Step
-from wprox.solvers.training import Outcome, Training, saved_bytes_per_row, train
+from wprox.solvers.flow_matching import match_flow, relaxation
+from wprox.solvers.training import Outcome, Training, batch_of, saved_bytes_per_row, train
 
 MapFactory = Callable[[int], TransportMap]
-MAPS: dict[str, type[TransportMap]] = {"spline": SplineMap, "residual": ResidualMap, "convex": ConvexMap}
+MAPS: dict[str, type[TransportMap]] = {
+    "spline": SplineMap,
+    "ode": ODEMap,
+    "residual": ResidualMap,
+    "convex": ConvexMap,
+}
+
+GAP_ROWS = 2000  # held-out particles on which a discretisation is compared with the exact map
+REFINEMENTS = 3  # of a discretisation in one training, at most
 
 
 class NeuralProx(Solver):
@@ -35,8 +44,13 @@ class NeuralProx(Solver):
     density of μ: they are minimised up to the constant ∫ log μ dμ, and `Step.value` is reported up to it
     (`step.measure.is_relative`); functionals that need the density itself raise `DensityUnknownError`.
 
+    Some maps are trained with an error of discretisation (`ODEMap`). After training, the held-out objective is
+    computed with and without it; where the two differ by more than `gap_tolerance`, the discretisation is refined and
+    training goes on, at most three times. `Step.message` reports it, and the step has not `converged` where the
+    difference stays. The pushed particles are always those of the map without that error.
+
     Arguments:
-        map: "spline", "residual", "convex", or a factory dim → `TransportMap` (a class such as `AffineMap` is one).
+        map: "spline", "ode", "residual", "convex", or a factory dim → `TransportMap` (a class is one).
         map_options: arguments of the named map, such as `{"transforms": 4}`.
         iterations: the largest number of gradient steps.
         batch_size: particles in a minibatch.
@@ -47,6 +61,11 @@ class NeuralProx(Solver):
         patience: looks without improvement after which the step stops.
         validation_fraction: the part of the particles held out, where `step` is given no held-out measure.
         warm_start: start from the previous step's map in place of the identity.
+        flow_matching: iterations of a start by flow matching, for maps that are flows (`ODEMap`) and the functional
+            KL(· ‖ N(m, Σ)): their velocity is first regressed on straight lines from x to its Ornstein–Uhlenbeck
+            process at the time at which the mean has moved as in the step, for N(0, I) e^{−s} x + √(1 − e^{−2s}) z with
+            s = log(1 + γ), which costs one pass through the network an iteration. 0 leaves it out.
+        gap_tolerance: the largest difference between the discretised and the exact objective.
         seed: of the initial parameters, the held-out split and the minibatches; each step derives its own.
         progress: show a progress bar a step.
 
@@ -76,6 +95,8 @@ class NeuralProx(Solver):
         patience: int = 8,
         validation_fraction: float = 0.1,
         warm_start: bool = False,
+        flow_matching: int = 0,
+        gap_tolerance: float = 0.01,
         seed: int = 0,
         progress: bool = False,
     ) -> None:
@@ -91,6 +112,8 @@ class NeuralProx(Solver):
         )
         self.validation_fraction = check_fraction(validation_fraction, "validation_fraction")
         self.warm_start = warm_start
+        self.flow_matching = check_count(flow_matching, "flow_matching", least=0)
+        self.gap_tolerance = check_positive(gap_tolerance, "gap_tolerance")
         self.seed = check_seed(seed)
         self.progress = progress
 
@@ -124,19 +147,31 @@ class NeuralProx(Solver):
             return functional(rho) + cost / (2 * step_size)
 
         def batch_objective(rows: Tensor) -> Tensor:
-            batch = _batch(training, rows)
+            batch = batch_of(training, rows)
             return objective(batch.push(map), batch)
 
         with seeded(_mix(self.seed, index) + 1, source.device):  # dropout draws from the default generator
-            outcome = train(
+            if self.flow_matching:
+                match_flow(
+                    map,
+                    relaxation(functional, step_size, source.points),
+                    training,
+                    validation,
+                    self.flow_matching,
+                    self.training,
+                    generator,
+                    f"step {index}",
+                    self.progress,
+                )
+            outcome = self._train(
                 map,
                 batch_objective,
-                lambda: float(objective(push(map, validation), validation)),
-                training.weights,
+                lambda part: float(objective(push(map, part), part)),
+                training,
+                validation,
                 self.training,
                 generator,
                 f"step {index}",
-                self.progress,
             )
         rho = push(map, source)
         if held_out is not None:
@@ -149,7 +184,7 @@ class NeuralProx(Solver):
             value=value,
             transport_cost=source.weights @ (rho.points - source.points).square().sum(1),
             step_size=step_size,
-            converged=not outcome.interrupted,
+            converged=outcome.converged and not outcome.interrupted,
             iterations=outcome.iterations,
             seconds=time.perf_counter() - start,
             message=outcome.message + ("; values are up to the constant ∫ log μ dμ" if rho.is_relative else ""),
@@ -187,24 +222,72 @@ class NeuralProx(Solver):
             training, validation = source, _as_particles(held_out, "held_out")
 
         def batch_objective(rows: Tensor) -> Tensor:
-            return functional(_batch(training, rows).push(map))
+            return functional(batch_of(training, rows).push(map))
 
         probe = torch.arange(min(len(training), 64))
-        row_bytes = max(1.0, saved_bytes_per_row(map, batch_objective, probe))
-        settings = replace(
-            self.training, batch_size=max(1, min(self.training.batch_size, int(memory_budget / row_bytes)))
-        )
         with seeded(_mix(self.seed, 2**20) + 1, source.device):
-            return train(
+            map.train()
+            row_bytes = max(1.0, saved_bytes_per_row(map, batch_objective, probe))
+            settings = replace(
+                self.training, batch_size=max(1, min(self.training.batch_size, int(memory_budget / row_bytes)))
+            )
+            return self._train(
                 map,
                 batch_objective,
-                lambda: float(functional(push(map, validation))),
-                training.weights,
+                lambda part: float(functional(push(map, part))),
+                training,
+                validation,
                 settings,
                 generator,
                 "fine-tuning",
-                self.progress,
             )
+
+    def _train(
+        self,
+        map: TransportMap,
+        batch_objective: Callable[[Tensor], Tensor],
+        held_out_objective: Callable[[Particles], float],
+        training: Particles,
+        validation: Particles,
+        settings: Training,
+        generator: torch.Generator,
+        describe: str,
+    ) -> Outcome:
+        """`train`, and again with a finer discretisation where it is too coarse to be trusted."""
+
+        def penalised(rows: Tensor) -> Tensor:
+            objective, penalty = batch_objective(rows), map.penalty()
+            return objective if penalty is None else objective + penalty
+
+        def look() -> float:
+            with map.discretised():
+                return held_out_objective(validation)
+
+        def gap() -> float:
+            part = validation.subset(validation.weights.nonzero()[:GAP_ROWS, 0])
+            with torch.no_grad():
+                exact = held_out_objective(part)
+                with map.discretised():
+                    return abs(held_out_objective(part) - exact)
+
+        outcome = train(map, penalised, look, training.weights, settings, generator, describe, self.progress)
+        if not map.is_discretised:
+            return outcome
+        note, found = "", gap()
+        for _ in range(REFINEMENTS):
+            if found <= self.gap_tolerance or outcome.interrupted:
+                break
+            note += f"; the discretised objective was off by {found:.2g}: {map.refine()}"
+            again = replace(settings, iterations=max(1, settings.iterations // 2))
+            more = train(map, penalised, look, training.weights, again, generator, describe, self.progress)
+            outcome = replace(
+                more,
+                iterations=outcome.iterations + more.iterations,
+                best_iteration=outcome.iterations + more.best_iteration,
+            )
+            found = gap()
+        note += f"; the discretised objective is off by {found:.1g}"
+        return replace(outcome, converged=found <= self.gap_tolerance, note=note)
 
     def _initial_map(self, source: Particles, previous: Step | None, seed: int) -> TransportMap:
         if self.warm_start and previous is not None and previous.map is not None:
@@ -263,14 +346,6 @@ def _split(measure: Particles, fraction: float, generator: torch.Generator) -> t
         )
     order = carriers[torch.randperm(n, generator=generator).to(measure.device)]
     return measure.subset(order[held:]), measure.subset(order[:held])
-
-
-def _batch(measure: Particles, rows: Tensor) -> Particles:
-    """The minibatch at the rows that `train` drew: fewer than all are drawn by weight, and then count equally."""
-    batch = measure.subset(rows)
-    if len(rows) < len(measure):
-        batch.weights = torch.full_like(batch.weights, 1 / len(rows))
-    return batch
 
 
 def _mix(seed: int, index: int) -> int:

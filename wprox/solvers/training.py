@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from wprox.measures import Particles
 from wprox.solvers.base import StepFailedError
 
 
@@ -39,18 +40,25 @@ class Training:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended: `objective` is the best held-out one, whose state the module is left in."""
+    """How a training ended: `objective` is the best held-out one, whose state the module is left in.
+
+    `converged` is false where the discretisation of training stayed too coarse; `note` says what was done about it.
+    """
 
     objective: float
     iterations: int
     best_iteration: int
     interrupted: bool
+    converged: bool = True
+    note: str = ""
 
     @property
     def message(self) -> str:
         if self.interrupted:
-            return f"interrupted at iteration {self.iterations}; the best state is that of {self.best_iteration}"
-        return f"best held-out objective at iteration {self.best_iteration} of {self.iterations}"
+            said = f"interrupted at iteration {self.iterations}; the best state is that of {self.best_iteration}"
+        else:
+            said = f"best held-out objective at iteration {self.best_iteration} of {self.iterations}"
+        return said + self.note
 
 
 def train(
@@ -137,6 +145,14 @@ def _minibatch(weights: Tensor, even: bool, batch_size: int, generator: torch.Ge
     if even:
         return torch.randint(len(weights), (batch_size,), generator=generator)
     return torch.multinomial(weights.to(generator.device), batch_size, replacement=True, generator=generator)
+
+
+def batch_of(measure: Particles, rows: Tensor) -> Particles:
+    """The minibatch at the rows that `train` drew: fewer than all are drawn by weight, and then count equally."""
+    batch = measure.subset(rows)
+    if len(rows) < len(measure):
+        batch.weights = torch.full_like(batch.weights, 1 / len(rows))
+    return batch
 
 
 def _schedule(fraction: float, warmup: float = 0.05) -> float:
