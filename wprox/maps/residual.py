@@ -24,17 +24,18 @@ from wprox.maps.affine import AffineMap
 from wprox.maps.base import ComposedMap, TransportMap
 
 EXACT_DIM = 16  # up to which "auto" takes log det (I + ∇f) exactly in training, and inverses are Newton's
-STEEPEST = 1.1  # the swish z σ(z) has slopes up to 1.0998
+SPEED = 4.0  # of frequencies: Adam moves all parameters alike, and these have the farthest to go
 EXACT_TERMS = 2  # of the power series, before the roulette starts
 
 
 class ResidualMap(ComposedMap):
     r"""An affine map followed by residual blocks x + f(x) with Lip(f) ≤ c < 1, each invertible by Banach's theorem.
 
-    f is a network W_m φ(… φ(W_1 x + b_1) …) + b_m with φ(z) = z σ(z)/1.1, of slope at most 1, and each weight scaled by
-    min(1, c^(1/m)/‖W‖), where ‖W‖ is bounded from above (`spectral_bound`): Lip(f) ≤ c is a fact, not an estimate.
-    One block stretches by at most 1 + c and compresses to no less than 1 − c; the affine map does the rest
-    (Behrmann, Grathwohl, Chen, Duvenaud and Jacobsen, *Invertible residual networks*, 2019).
+    f is a network W_m φ(… φ(W_1 x + b_1) …) + b_m with each weight scaled by min(1, c^(1/m)/‖W‖), where ‖W‖ is bounded
+    from above (`spectral_bound`), and φ(z) = sin(κz)/κ, of slope at most 1 for every κ: Lip(f) ≤ c is a fact, not an
+    estimate. A unit's κ says over which length 1/κ it bends, and is learned: with κ = 1 a network of small Lipschitz
+    constant is nearly linear on the data. A block stretches by at most 1 + c and compresses to no less than 1 − c; the
+    affine map does the rest (Behrmann, Grathwohl, Chen, Duvenaud and Jacobsen, *Invertible residual networks*, 2019).
 
     The log-determinant is that of the Jacobian I + J, with the tangents of all d directions sent through the network
     beside the values: exact in evaluation mode and, up to 16 dimensions, in training. Above, training uses the unbiased
@@ -50,7 +51,7 @@ class ResidualMap(ComposedMap):
     Arguments:
         dim: d; all arithmetic holds in d = 1 as well.
         blocks: the number of residual blocks.
-        hidden: the widths of f's hidden layers.
+        hidden: the widths of f's hidden layers; (32, 32) up to the plane, else (64, 64).
         lipschitz: c.
         affine: `False` leaves out the leading `AffineMap`.
         log_det: in training: "exact", "series", or "auto", as said above.
@@ -71,7 +72,7 @@ class ResidualMap(ComposedMap):
         self,
         dim: int,
         blocks: int = 4,
-        hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[int] | None = None,
         lipschitz: float = 0.97,
         affine: bool = True,
         log_det: str = "auto",
@@ -79,9 +80,10 @@ class ResidualMap(ComposedMap):
     ) -> None:
         check_count(dim, "dim")
         check_count(blocks, "blocks")
-        if not len(hidden):
-            raise ValueError("hidden is empty; a residual block needs at least one hidden layer")
-        widths = [check_count(width, "hidden") for width in hidden]
+        hidden = ((32, 32) if dim <= 2 else (64, 64)) if hidden is None else hidden
+        widths = [check_count(width, f"hidden[{k}]") for k, width in enumerate(hidden)]
+        if not widths:
+            raise ValueError("hidden is empty; give the width of at least one layer")
         check_fraction(lipschitz, "lipschitz")
         if log_det not in ("auto", "exact", "series"):
             raise ValueError(f'log_det must be "auto", "exact" or "series", got {log_det!r}')
@@ -119,27 +121,39 @@ class _ResidualBlocks(TransportMap):
         self.dim, self.blocks, self.lipschitz = dim, blocks, lipschitz
         self.series, self.tolerance = series, tolerance
         self.widths = [dim, *hidden, dim]
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for before, after in pairwise(self.widths):
-            weight, bias = torch.empty(blocks, after, before), torch.empty(blocks, after)
+        self.weights, self.biases, self.frequencies = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
+        for layer, (before, after) in enumerate(pairwise(self.widths)):
+            weight = torch.empty(blocks, after, before)
             for k in range(blocks):
                 nn.init.orthogonal_(weight[k])  # all singular values alike: the Lipschitz budget is spent evenly
-                nn.init.uniform_(bias[k], -2.0, 2.0)
             self.weights.append(nn.Parameter(weight))
-            self.biases.append(nn.Parameter(bias))
+            # zeros of the sines lie inside the data (|x| ≈ 1), and inside what the hidden layers make of them
+            centres = (0.1 if layer else 1.2) * torch.randn(blocks, after, before)
+            self.biases.append(nn.Parameter(-(weight * centres).sum(-1)))
+            if layer < len(hidden):  # parameters count from the start, so that weight decay has no say in it
+                start = torch.empty(blocks, after).uniform_(math.log(4.0), math.log(64.0))
+                self.register_buffer(f"log_frequency_{layer}", start)
+                self.frequencies.append(nn.Parameter(torch.zeros(blocks, after)))
         nn.init.zeros_(self.weights[-1])
         nn.init.zeros_(self.biases[-1])
 
     def layers(self) -> tuple[list[Layers], Tensor]:
-        """The normalised weights and the biases of each block, and the bounds of Lip(f), (blocks,)."""
+        """The weights and biases of each block as a plain network of sines, and the bounds of Lip(f), (blocks,).
+
+        sin(κ(Wx + b))/κ: κ goes into the layer's own weight and bias, 1/κ into the next layer's weight.
+        """
         share = self.lipschitz ** (1 / len(self.weights))
-        weights, bound = [], self.weights[0].new_ones(self.blocks)
+        weights, biases, bound = [], list(self.biases), self.weights[0].new_ones(self.blocks)
         for weight in self.weights:
             norm = spectral_bound(weight)
             scale = share / norm.clamp(min=share)
             weights.append(weight * scale[:, None, None])
             bound = bound * (norm * scale).detach()
-        return [[(w[k], b[k]) for w, b in zip(weights, self.biases, strict=True)] for k in range(self.blocks)], bound
+        for layer, parameter in enumerate(self.frequencies):
+            frequency = (self.get_buffer(f"log_frequency_{layer}") + SPEED * parameter).exp()
+            weights[layer], biases[layer] = weights[layer] * frequency[:, :, None], biases[layer] * frequency
+            weights[layer + 1] = weights[layer + 1] / frequency[:, None]
+        return [[(w[k], b[k]) for w, b in zip(weights, biases, strict=True)] for k in range(self.blocks)], bound
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         blocks, bounds = self.layers()
@@ -197,19 +211,17 @@ class _ResidualBlocks(TransportMap):
 def _value(layers: Layers, x: Tensor) -> Tensor:
     """f(x), (n, d)."""
     for weight, bias in layers[:-1]:
-        z = torch.addmm(bias, x, weight.mT)
-        x = z * z.sigmoid() / STEEPEST
+        x = torch.addmm(bias, x, weight.mT).sin()
     return torch.addmm(layers[-1][1], x, layers[-1][0].mT)
 
 
 def _slopes(layers: Layers, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """f(x), (n, d), and the slopes φ' in each hidden layer, (n, width)."""
+    """f(x), (n, d), and the slopes in each hidden layer, (n, width)."""
     slopes = []
     for weight, bias in layers[:-1]:
         z = torch.addmm(bias, x, weight.mT)
-        gate = z.sigmoid() / STEEPEST
-        x = z * gate
-        slopes.append(gate + x * (1 - STEEPEST * gate))
+        x = z.sin()
+        slopes.append(z.cos())
     return torch.addmm(layers[-1][1], x, layers[-1][0].mT), slopes
 
 
