@@ -21,9 +21,9 @@ MAPS = {
     "residual, no affine": partial(wprox.ResidualMap, affine=False, blocks=2, hidden=(32,), lipschitz=0.8),
     "convex": wprox.ConvexMap,
     "convex, one group": partial(wprox.ConvexMap, groups=1, pieces=8),
-    "ode": partial(wprox.ODEMap, hidden=(24, 24)),
-    "ode, shallow": partial(wprox.ODEMap, hidden=(32,), activation="softplus", method="midpoint"),
-    "ode, deep": partial(wprox.ODEMap, hidden=(8, 8, 8), activation="silu", exact_dim=1),
+    "ode": partial(wprox.ODEMap, hidden=(24, 24), tolerance=1e-10),
+    "ode, shallow": partial(wprox.ODEMap, hidden=(32,), activation="softplus", method="midpoint", tolerance=1e-10),
+    "ode, deep": partial(wprox.ODEMap, hidden=(8, 8, 8), activation="silu", exact_dim=1, tolerance=1e-10),
     "composed": lambda dim: wprox.ComposedMap([wprox.AffineMap(dim), wprox.SplineMap(dim, bins=4)]),
 }
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}

@@ -422,7 +422,7 @@ def test_saved_bytes_are_those_that_autograd_keeps():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"map": "linear"}, ValueError, r"map must be one of \[.*'spline'.*\] or a factory.*got 'linear'"),
+        ({"map": "splines"}, ValueError, r"map must be one of \[.*'spline'.*\] or a factory.*got 'splines'"),
         ({"map": 3}, TypeError, "map must be a name or a factory"),
         ({"map": wprox.AffineMap, "map_options": {"bins": 4}}, ValueError, "functools.partial"),
         ({"iterations": 0}, ValueError, "iterations must be at least 1"),

@@ -78,10 +78,12 @@ def adaptive(field: Field, y: Tensor, tolerance: float, first_step: float) -> Te
         with torch.no_grad():
             error = combine(torch.zeros_like(y), h, _ERROR, slopes).abs()
             ratio = (error / (tolerance * (1 + torch.maximum(y.abs(), new.abs())))).amax(1)
-            good = ~(ratio > 1)  # NaN goes through, for the caller to see
+            lost = ~y.isfinite().all(1)  # NaN goes through, for the caller to see
+            ratio = torch.where(new.isfinite().all(1) | lost, ratio, torch.inf)
+            good = ~(ratio > 1)
             # steps grow slowly: an estimate that vanishes by chance must not let a far longer step through
             factor = (0.9 * ratio.clamp(min=1e-10) ** -0.2).clamp(0.2, 1.5)
-            done = good & last
+            done = (good & last) | lost
         if bool(good.all()):
             t, y, slope = t + step, new, slopes[-1]
         else:

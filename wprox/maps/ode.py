@@ -14,7 +14,7 @@ from wprox.maps._runge_kutta import SCHEMES, Field, adaptive, fixed
 from wprox.maps._velocity import ACTIVATIONS, Velocity
 from wprox.maps.base import TransportMap
 
-TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-10}
+ROUNDINGS = 10  # a tolerance is at least so many rounding errors of the dtype
 
 
 class ODEMap(TransportMap):
@@ -37,7 +37,8 @@ class ODEMap(TransportMap):
         steps: of the training partition.
         method: of training: "rk4", "midpoint" or "heun".
         tolerance: of evaluation: the local error a step in each coordinate and in the log-determinant, relative to
-            1 + |value|; 1e-6 in float32 and 1e-10 in float64.
+            1 + |value|, and not below ten rounding errors, 1.2e-6 in float32. Errors add up over the steps: on a flow
+            that carries a checkerboard to a Gaussian, the default leaves 1e-5 in log-determinants.
         exact_dim: the dimension up to which deep networks are trained with the exact divergence.
         kinetic: weight of ∫ E|v|² dt in the training objective, which straightens the paths (Finlay, Jacobsen,
             Nurbekyan, Oberman, *How to train your neural ODE*, 2020, section 3).
@@ -62,7 +63,7 @@ class ODEMap(TransportMap):
         frequency: float = 1.0,
         steps: int = 3,
         method: str = "rk4",
-        tolerance: float | None = None,
+        tolerance: float = 1e-6,
         exact_dim: int = 16,
         kinetic: float = 0.0,
         jacobian: float = 0.0,
@@ -78,7 +79,7 @@ class ODEMap(TransportMap):
             raise ValueError(f"method must be one of {sorted(SCHEMES)}, got {method!r}")
         self.steps = check_count(steps, "steps")
         self.method = method
-        self.tolerance = None if tolerance is None else check_positive(tolerance, "tolerance")
+        self.tolerance = check_positive(tolerance, "tolerance")
         self.exact_dim = check_count(exact_dim, "exact_dim", least=0)
         self.kinetic = check_non_negative(kinetic, "kinetic")
         self.jacobian = check_non_negative(jacobian, "jacobian")
@@ -117,7 +118,7 @@ class ODEMap(TransportMap):
         return adaptive(lambda s, y: -self.network(y, 1 - s), y, self._tolerance(y), 0.5 / self.steps)
 
     def _tolerance(self, x: Tensor) -> float:
-        return TOLERANCES.get(x.dtype, 1e-3) if self.tolerance is None else self.tolerance
+        return max(self.tolerance, ROUNDINGS * torch.finfo(x.dtype).eps)
 
     def _field(self) -> Field:
         """The velocity of (x, log-determinant)."""

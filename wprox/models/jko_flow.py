@@ -62,14 +62,14 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     the training data). The same seed on the same machine gives the same flow.
 
     Arguments:
-        map: "spline", "ode", or a factory dim → `TransportMap`.
+        map: "spline", "ode", "residual", "convex", or a factory dim → `TransportMap`.
         map_options: arguments of the named map, such as `{"transforms": 4}`. Where there are fewer than 1,000 rows a
             column, the spline map's "dropout" is 0.2 and in the plane its "frequencies" are 3, unless given.
         step_sizes: γ_n: a number, a sequence with one entry a block, or a callable of the block's index; 1 by default.
         n_blocks: the largest number of blocks.
         iterations: the largest number of gradient steps a block.
         batch_size: rows in a minibatch; 1,024 up to eight columns, else 256.
-        learning_rate: Adam's for a block; 5e-3 up to eight columns, else 2e-3.
+        learning_rate: Adam's for a block; 5e-3 up to eight columns, else 2e-3; twice that for "ode".
         weight_decay: AdamW's; 1 where there are fewer than 1,000 rows a column, else 0.
         jitter: the standard deviation of Gaussian noise on the training points, in standardised units, which keeps a
             flow from learning a small sample by heart (Rothfuss et al. 2019). Where there are fewer than 1,000 rows a
@@ -291,7 +291,9 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         settings: dict[str, Any] = {
             "iterations": self.iterations,
             "batch_size": self._batch_size(training),
-            "learning_rate": (5e-3 if small else 2e-3) if self.learning_rate is None else self.learning_rate,
+            "learning_rate": (5e-3 if small else 2e-3) * (2 if self.map == "ode" else 1)
+            if self.learning_rate is None
+            else self.learning_rate,
             "weight_decay": float(few) if self.weight_decay is None else self.weight_decay,
             "patience": self.patience,
             "flow_matching": (FLOW_MATCHING if self.map == "ode" else 0)

@@ -1,0 +1,359 @@
+"""ODEMap beyond the gauntlet: schemes, divergences, penalties, and its training by NeuralProx and JKOFlow."""
+
+import copy
+import math
+from functools import partial
+
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+import wprox
+from wprox._checks import seeded
+from wprox.datasets import TwoMoons
+from wprox.maps._runge_kutta import SCHEMES, adaptive, fixed
+from wprox.maps._velocity import ACTIVATIONS
+from wprox.solvers.flow_matching import relaxation
+
+F64 = torch.float64
+
+
+def build(dim, perturb=0.05, seed=0, **options):
+    with seeded(seed):
+        map = wprox.ODEMap(dim, **options).double()
+        with torch.no_grad():
+            for parameter in map.parameters():
+                parameter += perturb * torch.randn_like(parameter)
+    return map
+
+
+def points(n, dim):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(1), dtype=F64)
+
+
+def standard_normal(dim, dtype=F64):
+    return wprox.Gaussian(torch.zeros(dim, dtype=dtype), torch.eye(dim, dtype=dtype))
+
+
+def cloud(n, loc, scale):
+    """Points with exactly the mean loc and the covariance scale² I."""
+    x = points(n, len(loc))
+    x = x - x.mean(0)
+    x = torch.linalg.solve_triangular(torch.linalg.cholesky(x.T @ x / n), x.T, upper=False).T
+    return (torch.tensor(loc, dtype=F64) + scale * x).float()
+
+
+# --- the schemes ---
+
+
+@pytest.mark.parametrize(("method", "order"), [("midpoint", 2), ("heun", 2), ("rk4", 4)])
+def test_fixed_schemes_have_their_order(method, order):
+    """y' = y cos t on a partition of [0, 1] that is not even."""
+    errors = []
+    for n in (8, 16, 32):
+        times = [(k / n) ** 1.5 for k in range(n + 1)]
+        y = fixed(lambda t, y: y * t.cos(), torch.ones(1, 1, dtype=F64), times, method)
+        errors.append(abs(float(y) - math.exp(math.sin(1.0))))
+    assert math.log2(errors[1] / errors[2]) == pytest.approx(order, abs=0.3)
+    assert set(SCHEMES) == {"midpoint", "heun", "rk4"}
+
+
+def test_adaptive_is_scipy_and_rows_do_not_see_one_another():
+    """A pendulum a row; the fast ones have steps of their own."""
+    rates = torch.tensor([1.0, 5.0, 25.0], dtype=F64)
+    start = torch.tensor([[1.0, 0.0]], dtype=F64).repeat(3, 1)
+
+    def field(t, y):
+        # tell the rows apart by their energies' scale, which the field keeps in a third column
+        return torch.stack((y[:, 2] * y[:, 1], -y[:, 2] * y[:, 0].sin(), 0 * t), 1)
+
+    y = adaptive(field, torch.cat((start, rates[:, None]), 1), 1e-10, 0.1)
+    for k, rate in enumerate(rates.tolist()):
+        exact = solve_ivp(
+            lambda t, y, rate=rate: [rate * y[1], -rate * math.sin(y[0])], (0, 1), [1, 0], rtol=1e-12, atol=1e-12
+        ).y[:, -1]
+        assert y[k, :2].tolist() == pytest.approx(exact.tolist(), abs=1e-8)
+        alone = adaptive(field, torch.cat((start[k : k + 1], rates[k, None, None]), 1), 1e-10, 0.1)
+        assert torch.equal(alone[0], y[k])
+
+
+def test_a_flow_too_stiff_raises_and_nan_goes_through():
+    def explodes(t, y):
+        return y.square()  # from y = 2 it is infinite at t = 1/2
+
+    with pytest.raises(FloatingPointError, match=r"steps of .* to meet its tolerance 1e-06 at t = 0\.5"):
+        adaptive(explodes, torch.tensor([[2.0], [0.1]], dtype=F64), 1e-6, 0.1)
+    y = adaptive(explodes, torch.tensor([[math.nan], [0.5]], dtype=F64), 1e-6, 0.1)
+    assert math.isnan(float(y[0]))
+    assert float(y[1]) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_tolerance_is_met():
+    map, x = build(3, perturb=0.2, hidden=(16, 16)).eval(), points(100, 3)
+    with torch.no_grad():
+        map.tolerance = 1e-12
+        exact = torch.cat((map(x)[0], map(x)[1][:, None]), 1)
+        for tolerance in (1e-3, 1e-5, 1e-8):
+            map.tolerance = tolerance
+            error = (torch.cat((map(x)[0], map(x)[1][:, None]), 1) - exact).abs().max()
+            assert tolerance / 1e4 < float(error) < 20 * tolerance  # some twenty steps, each within the tolerance
+
+
+# --- divergences ---
+
+
+@pytest.mark.parametrize("hidden", [(7,), (7, 9), (7, 9, 8)], ids=["one layer", "two", "three"])
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_divergence_is_the_trace_of_the_jacobian(hidden, activation):
+    network = build(4, perturb=0.3, hidden=hidden, activation=activation).network
+    x, t = points(5, 4), torch.linspace(0, 1, 5, dtype=F64)
+    jacobian = torch.autograd.functional.jacobian(lambda x: network(x, t).sum(0), x).transpose(0, 1)
+    trace = jacobian.diagonal(dim1=1, dim2=2).sum(1)
+    v, divergence = network.with_divergence(x, t, network.coupling())
+    assert torch.allclose(v, network(x, t))
+    assert torch.allclose(divergence, trace)
+    with torch.no_grad():  # in groups of tangents
+        assert torch.allclose(network.with_divergence(x, t, network.coupling())[1], trace)
+        # one time for all rows
+        assert torch.allclose(network(x, t[2])[2], v[2])
+        assert torch.allclose(network.with_divergence(x, t[2], network.coupling())[1][2], trace[2])
+    probe = points(5, 4).flip(0)
+    assert torch.allclose(network.jvp(x, t, probe), (jacobian @ probe[:, :, None])[:, :, 0])
+
+
+def test_training_is_exact_up_to_exact_dim_and_random_above():
+    x = points(20, 6)
+    for options, exact in (({}, True), ({"hidden": (8, 8, 8)}, True), ({"hidden": (8, 8, 8), "exact_dim": 5}, False)):
+        map = build(6, steps=1, **options).train()  # one step: no jitter
+        assert torch.equal(map(x)[0], map(x)[0])
+        assert torch.equal(map(x)[1], map(x)[1]) == exact
+
+
+@pytest.mark.parametrize("dim", [2, 8, 32])
+def test_the_stochastic_log_det_is_unbiased(dim):
+    """z-test at 4 standard errors (false alarms 6e-5 a case). It finds, with power 0.98, a bias of six standard errors:
+    asserted to be under 2 % of the spread that a single probe has."""
+    map = build(dim, perturb=0.2, hidden=(8, 8, 8), exact_dim=1, steps=1).train()
+    x, draws = points(1, dim), 100_000
+    with torch.no_grad(), seeded(0):
+        estimates = map(x.expand(draws, dim))[1]
+        map.exact_dim = dim
+        exact = map(x)[1]
+    spread, error = float(estimates.std()), float(estimates.std()) / math.sqrt(draws)
+    assert 6 * error < 0.02 * spread
+    assert abs(float(estimates.mean() - exact)) < 4 * error
+
+
+# --- training mode ---
+
+
+def test_the_partition_is_drawn_anew_and_seeded():
+    map, x = build(2, perturb=0.2, hidden=(16, 16), steps=2).train(), points(20, 2)
+    with seeded(0):
+        first, second = map(x)[0], map(x)[0]
+    with seeded(0):
+        assert torch.equal(map(x)[0], first)
+    assert not torch.equal(first, second)
+    map.eval()
+    with map.discretised():
+        coarse = map(x)[0].detach()
+        assert torch.equal(map(x)[0], coarse)
+    fine = map(x)[0].detach()
+    assert 1e-6 < float((coarse - fine).abs().max()) < 0.1
+    assert map.refine() == "2 → 4 steps"
+    with map.discretised():
+        assert float((map(x)[0].detach() - fine).abs().max()) < float((coarse - fine).abs().max()) / 4
+    assert map.config["steps"] == 4
+
+
+def test_penalties_are_the_integrals_they_say():
+    """On v(x, t) = A x: ∫|v|² dt and ∫‖A‖² dt, where A is symmetric, by the eigenvalues."""
+    eigenvalues = torch.tensor([0.5, -1.0], dtype=F64)
+    x = points(30, 2)
+
+    def penalty(**options):
+        map = wprox.ODEMap(2, steps=8, **options).double().train()
+        with torch.no_grad():
+            map.network.linear[0] = torch.diag(eigenvalues)
+        map(x)
+        return map.penalty(), map
+
+    kinetic, map = penalty(kinetic=2.0)
+    # ∫ λ² x² e^{2λt} dt = λ x² (e^{2λ} − 1)/2
+    expected = 2 * (eigenvalues * x.square() * ((2 * eigenvalues).exp() - 1) / 2).sum(1).mean()
+    assert float(kinetic.detach()) == pytest.approx(float(expected), rel=1e-4)
+    assert map.penalty() is None  # it is asked for once
+    jacobian, _ = penalty(jacobian=3.0)
+    assert float(jacobian.detach()) == pytest.approx(3 * 1.25)  # of signs ε: |diag(λ) ε|² = Σ λ²
+    assert penalty()[0] is None
+    both = wprox.ComposedMap([penalty(kinetic=1.0)[1], wprox.AffineMap(2).double()]).train()
+    both(x)
+    copy.deepcopy(both)  # its graph stays behind
+    assert float(both.penalty().detach()) > 0
+    assert both.penalty() is None
+
+
+def test_penalties_reach_the_training():
+    rho = wprox.Particles(cloud(500, (2.0, 0.0), 0.5))
+    F = wprox.KL(standard_normal(2, torch.float32))
+    costs = [
+        float(
+            wprox.NeuralProx(partial(wprox.ODEMap, hidden=(16,), kinetic=k), iterations=40)
+            .step(F, rho, 1.0)
+            .transport_cost
+        )
+        for k in (0.0, 5.0)
+    ]
+    assert costs[1] < 0.5 * costs[0]
+
+
+# --- NeuralProx ---
+
+
+def test_a_coarse_discretisation_is_refined_and_reported():
+    x = torch.cat((cloud(300, (-2.0, 0.0), 0.1), cloud(300, (2.0, 0.0), 0.1)))
+    rho, F = wprox.Particles(x), wprox.KL(standard_normal(2, torch.float32))
+    options = {"steps": 1, "method": "heun", "hidden": (16, 16)}
+    solver = wprox.NeuralProx("ode", options, iterations=40, gap_tolerance=0.02)
+    step = solver.step(F, rho, 5.0, held_out=rho)
+    assert "1 → 2 steps" in step.message
+    assert step.map.steps > 1
+    assert step.iterations > 40
+    hopeless = wprox.NeuralProx("ode", options, iterations=10, gap_tolerance=1e-9).step(F, rho, 5.0, held_out=rho)
+    assert hopeless.map.steps == 8
+    assert not hopeless.converged
+    assert "the discretised objective is off by" in hopeless.message
+    assert "off by" not in wprox.NeuralProx(iterations=2).step(F, rho, 5.0).message
+
+
+def test_the_step_is_reproducible_and_leaves_the_generator_alone():
+    rho, F = wprox.Particles(cloud(300, (1.0, 0.0), 0.5)), wprox.KL(standard_normal(2, torch.float32))
+    before = torch.get_rng_state()
+    solver = wprox.NeuralProx("ode", {"hidden": (16, 16)}, iterations=10, flow_matching=10)
+    first, again = (solver.step(F, rho, 1.0).measure.points for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.slow
+def test_four_steps_on_a_gaussian_are_the_closed_form():
+    """m' = m/(1+γ), (1+γ)s'² − ss' − γ = 0 (design, section 4): within 3 % after each step."""
+    m, s, gamma = torch.tensor([1.0, -2.0]), 0.4, 0.5
+    rho = wprox.Particles(cloud(20_000, m.tolist(), s))
+    solver = wprox.NeuralProx("ode", {"hidden": (32, 32)}, iterations=250, flow_matching=400, batch_size=512)
+    F, previous = wprox.KL(standard_normal(2, torch.float32)), None
+    for _ in range(4):
+        previous = solver.step(F, rho, gamma, previous=previous)
+        rho = previous.measure
+        m, s = m / (1 + gamma), (s + math.sqrt(s**2 + 4 * gamma * (1 + gamma))) / (2 * (1 + gamma))
+        fitted = wprox.Gaussian.from_samples(rho.points)
+        assert float((fitted.loc - m).norm()) < 0.03 * float(m.norm())
+        assert float((fitted.covariance_matrix - s**2 * torch.eye(2)).norm()) < 0.03 * s**2 * math.sqrt(2)
+
+
+# --- flow matching ---
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_the_relaxation_has_the_law_of_the_gradient_flow(weight):
+    """N(μ, S) goes to N(m + A(μ − m), A S A + Σ − A Σ A); a mean moves as in the JKO step. Errors under 5 standard ones
+    in each of six moments: false alarms 4e-6."""
+    loc, covariance = torch.tensor([1.0, -1.0], dtype=F64), torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=F64)
+    target, gamma, n = wprox.Gaussian(loc, covariance), 0.8, 200_000
+    draw = relaxation(weight * wprox.KL(target), gamma, loc)
+    x = torch.tensor([[3.0, 0.0]], dtype=F64).expand(n, 2)
+    with seeded(0):
+        y = draw(x)
+    A = torch.linalg.inv(torch.eye(2, dtype=F64) + gamma * weight * torch.linalg.inv(covariance))
+    assert torch.allclose(y.mean(0), loc + A @ (x[0] - loc), atol=5 * math.sqrt(2 / n))
+    assert torch.allclose(y.T.cov(), covariance - A @ covariance @ A, atol=5 * 2 * math.sqrt(2 / n))
+    # for N(0, I): e^{−s} = 1/(1 + γ)
+    normal = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), torch.ones(2)), 1)
+    with seeded(0):
+        y = relaxation(wprox.KL(normal), 1.0, loc)(x)
+    assert torch.allclose(y.mean(0), x[0] / 2, atol=5 / math.sqrt(n))
+    assert torch.allclose(y.var(0), torch.full((2,), 0.75, dtype=F64), atol=5 * math.sqrt(2 / n))
+
+
+def test_flow_matching_alone_nearly_makes_the_step():
+    rho = wprox.Particles(cloud(4000, (2.0, 0.0), 0.5))
+    F = wprox.KL(standard_normal(2, torch.float32))
+    options = {"map": "ode", "map_options": {"hidden": (32, 32)}, "iterations": 1, "learning_rate": 5e-3}
+    cold = wprox.NeuralProx(**options).step(F, rho, 1.0)
+    warm = wprox.NeuralProx(**options, flow_matching=300).step(F, rho, 1.0)
+    assert float(cold.measure.points[:, 0].mean()) > 1.9
+    assert float(warm.measure.points[:, 0].mean()) == pytest.approx(1.0, abs=0.1)
+    assert float(warm.measure.points.var(0).mean()) == pytest.approx(0.25 / 4 + 0.75, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("functional", "options", "error", "message"),
+    [
+        (wprox.Entropy(), {"map": "ode"}, ValueError, r"needs the functional KL.*got Entropy"),
+        (wprox.KL(lambda x: -x.square().sum(-1)), {"map": "ode"}, ValueError, "leave flow_matching at 0"),
+        (wprox.KL(standard_normal(2)), {"map": "spline"}, TypeError, "velocity.*such as wprox.ODEMap, got SplineMap"),
+    ],
+)
+def test_flow_matching_says_what_it_needs(functional, options, error, message):
+    with pytest.raises(error, match=message):
+        wprox.NeuralProx(**options, flow_matching=5).step(functional, wprox.Particles(points(100, 2)), 1.0)
+
+
+# --- JKOFlow ---
+
+
+def test_jko_flow_with_ode_blocks_is_saved_and_loaded(tmp_path):
+    x = cloud(600, (1.0, 0.0), 0.5).double()
+    flow = wprox.JKOFlow(
+        map="ode",
+        map_options={"hidden": (16, 16), "steps": 2},
+        n_blocks=2,
+        tol=-math.inf,
+        iterations=10,
+        flow_matching=20,
+        batch_size=128,
+        fine_tune_iterations=5,
+    ).fit(x)
+    assert [type(block) for block in flow.blocks_] == [wprox.ODEMap] * 2
+    flow.save(tmp_path / "flow")
+    again = wprox.JKOFlow.load(tmp_path / "flow")
+    assert torch.equal(again.log_prob(x[:20]), flow.log_prob(x[:20]))
+    assert torch.allclose(flow.inverse_transform(flow.transform(x[:20])), x[:20], atol=1e-4)
+    assert again.blocks_[0].config == flow.blocks_[0].config
+
+
+@pytest.mark.slow
+def test_the_density_integrates_to_one():
+    density = TwoMoons()
+    flow = wprox.JKOFlow(
+        map="ode",
+        map_options={"hidden": (48, 48)},
+        n_blocks=2,
+        iterations=100,
+        flow_matching=500,
+        batch_size=512,
+        fine_tune_iterations=40,
+    ).fit(density.sample(5000, seed=0))
+    axes = [torch.linspace(low - 1.5, high + 1.5, 120) for low, high in density.bounds]
+    cell = float((axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0]))
+    assert float(flow.log_prob(torch.cartesian_prod(*axes)).exp().sum()) * cell == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        ({"hidden": ()}, ValueError, "hidden is empty"),
+        ({"hidden": (0,)}, ValueError, r"hidden\[0\] must be at least 1"),
+        ({"activation": "relu"}, ValueError, "activation must be one of .* got 'relu'"),
+        ({"method": "euler"}, ValueError, "method must be one of .* got 'euler'"),
+        ({"tolerance": 0.0}, ValueError, "tolerance must be positive"),
+        ({"exact_dim": -1}, ValueError, "exact_dim must be at least 0"),
+        ({"kinetic": -1.0}, ValueError, "kinetic must be finite and not negative"),
+        ({"jacobian": -1.0}, ValueError, "jacobian must be finite and not negative"),
+        ({"frequency": 0.0}, ValueError, "frequency must be positive"),
+    ],
+)
+def test_bad_arguments(options, error, message):
+    with pytest.raises(error, match=message):
+        wprox.ODEMap(2, **options)
