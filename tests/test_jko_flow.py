@@ -2,13 +2,17 @@
 
 import json
 import math
+import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
@@ -17,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 import wprox
 from wprox import JKOFlow
+from wprox.models.step_sizes import equal_moves
 
 QUICK = {"n_blocks": 2, "iterations": 60, "fine_tune_iterations": 30, "jitter": 0.0}
 
@@ -272,6 +277,78 @@ def test_blocks_stop_when_one_no_longer_helps():
 def test_step_sizes(step_sizes):
     flow = JKOFlow(**QUICK, fine_tune=False, tol=-math.inf, step_sizes=step_sizes).fit(blobs(300))
     assert flow.step_sizes_[0] == 0.5
+
+
+def test_automatic_step_sizes_grow_and_stop_by_the_move():
+    correlated = blobs(1000)[:500] @ torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=torch.float64)
+    options = {"map": wprox.AffineMap, "fine_tune": False, "step_sizes": "auto", "tol": -math.inf, "jitter": 0.0}
+    flow = JKOFlow(**options, transport_tol=0.02, iterations=100).fit(correlated)
+    assert 2 <= len(flow.blocks_) < 8
+    ratios = [later / earlier for earlier, later in zip(flow.step_sizes_, flow.step_sizes_[1:], strict=False)]
+    assert all(ratio == pytest.approx(1.5) for ratio in ratios)
+    moves = [math.sqrt(stage["transport_cost"] / 2) for stage in flow.history_]
+    assert min(moves[:-1]) >= 0.02
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.01, 10), st.floats(0.001, 10)), min_size=1, max_size=8),
+)
+@settings(derandomize=True, deadline=None, max_examples=50)
+def test_equal_moves_share_the_path_and_keep_the_time(steps):
+    sizes, moves = (torch.tensor(column, dtype=torch.float64) for column in zip(*steps, strict=True))
+    new = torch.tensor(equal_moves(sizes.tolist(), moves.square().tolist()), dtype=torch.float64)
+    assert torch.allclose(new.sum(), sizes.sum())
+    # the length of path in the new intervals of time, with constant speed in each old one
+    speed, ends = moves / sizes, torch.cat((torch.zeros(1, dtype=torch.float64), sizes.cumsum(0)))
+    times = torch.cat((torch.zeros(1, dtype=torch.float64), new.cumsum(0)))
+    overlap = (torch.minimum(times[1:, None], ends[1:]) - torch.maximum(times[:-1, None], ends[:-1])).clamp(min=0)
+    assert torch.allclose(overlap @ speed, (moves.sum() / len(moves)).expand(len(moves)))
+
+
+def test_refine_evens_the_moves_and_never_worsens_the_held_out_likelihood():
+    flow = JKOFlow(n_blocks=4, iterations=100, fine_tune_iterations=50, tol=-math.inf, jitter=0.0).fit(blobs(2000))
+
+    def spread():
+        moves = [math.sqrt(stage["transport_cost"]) for stage in flow.history_ if "transport_cost" in stage]
+        return max(moves) / min(moves)
+
+    before, old, total = spread(), flow.history_[-1]["held_out_nll"], sum(flow.step_sizes_)
+    assert flow.refine() is flow
+    assert flow.history_[-1]["held_out_nll"] < old
+    assert spread() < before
+    assert sum(flow.step_sizes_) == pytest.approx(total)
+
+
+def test_a_refinement_that_does_not_help_leaves_the_flow_as_it_was():
+    correlated = blobs(500) @ torch.tensor([[1.0, 0.5], [0.0, 1.0]], dtype=torch.float64)
+    flow = JKOFlow(map=wprox.AffineMap, n_blocks=2, iterations=100, tol=-math.inf, jitter=0.0).fit(correlated)
+    x = blobs(10)
+    before, old = flow.log_prob(x), flow.history_[-1]["held_out_nll"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        flow.refine()
+    if flow.history_[-1]["held_out_nll"] == old:
+        assert torch.equal(flow.log_prob(x), before)
+    else:
+        assert flow.history_[-1]["held_out_nll"] < old
+
+
+def test_refine_says_what_it_needs(flow, tmp_path):
+    with pytest.raises(NotFittedError, match="not fitted"):
+        JKOFlow().refine()
+    flow.save(tmp_path / "model")
+    with pytest.raises(NotFittedError, match=r"call fit\(X\) again"):
+        JKOFlow.load(tmp_path / "model").refine()
+    with pytest.raises(NotFittedError, match=r"call fit\(X\) again"):
+        pickle.loads(pickle.dumps(flow)).refine()
+    with pytest.raises(ValueError, match="one block"):
+        JKOFlow(n_blocks=1, iterations=5, fine_tune=False).fit(blobs(100)).refine()
+    with pytest.raises(ValueError, match="for 1 steps"):
+        equal_moves([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="no block moves"):
+        equal_moves([1.0], [0.0])
+    with pytest.raises(ValueError, match='"auto", got'):
+        JKOFlow(step_sizes="linear").fit(blobs(100))
 
 
 class Interrupting(wprox.AffineMap):

@@ -192,6 +192,20 @@ class HandWrittenSquare(wprox.Functional):
         return (rho.weights * rho.log_density().exp()).sum()
 
 
+class SquaredIntegral(wprox.Functional):
+    """c (∫ φ dρ − t)²: convex, and coupled over any distance."""
+
+    def __init__(self, c, f, target=0.0):
+        self.c, self.f, self.target = c, f, target
+
+    def __call__(self, rho):
+        return self.c * (rho.integrate(self.f) - self.target).square()
+
+
+def squared_first_coordinate(strength):
+    return SquaredIntegral(strength / GAMMA, lambda x: x[:, 0], 0.2) + 0.1 * wprox.Entropy()
+
+
 POTENTIAL = wprox.PotentialEnergy(lambda x: 3 * (x - 0.5).square().sum(-1) + x[:, 0] * x[:, 1])
 FUNCTIONALS = {
     "potential": (POTENTIAL, {}),
@@ -210,7 +224,21 @@ FUNCTIONALS = {
         + 0.1 * wprox.Entropy(),
         {},
     ),
+    "repulsive interaction": (
+        wprox.InteractionEnergy(lambda z: 3 * torch.exp(-z.square().sum(-1) / (2 * 0.2**2))) + 0.05 * wprox.Entropy(),
+        {},
+    ),
+    "attractive interaction": (
+        wprox.InteractionEnergy(lambda z: -torch.exp(-z.square().sum(-1) / (2 * 0.2**2))) + 0.1 * wprox.Entropy(),
+        {},
+    ),
     "custom": (Custom(), {}),
+    "custom, squared potential": (SquaredIntegral(5.0, POTENTIAL.potential) + 0.02 * wprox.Entropy(), {}),
+    "custom, squared potential without entropy": (SquaredIntegral(5.0, POTENTIAL.potential), {}),
+    "custom, weakly coupled": (squared_first_coordinate(0.1), {}),
+    "custom, coupled": (squared_first_coordinate(1.0), {}),
+    "custom, strongly coupled": (squared_first_coordinate(10.0), {}),
+    "custom, concave": (SquaredIntegral(-2.0, lambda x: x[:, 0] + x[:, 1]) + 0.1 * wprox.Entropy(), {}),
     "custom local": (HandWrittenSquare() + POTENTIAL, {}),
 }
 

@@ -1,9 +1,11 @@
 """wprox: proximal optimisation in Wasserstein space."""
 
-from wprox import metrics, stein, theory
+from wprox import kernels, metrics, stein, theory
 from wprox.certificate import Certificate, certify
 from wprox.functionals import (
     KL,
+    KSD,
+    MMD,
     Congestion,
     DensityBounds,
     Entropy,
@@ -12,6 +14,9 @@ from wprox.functionals import (
     InternalEnergy,
     PorousMedium,
     PotentialEnergy,
+    SinkhornDivergence,
+    SlicedWasserstein,
+    SquaredWasserstein,
 )
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import (
@@ -25,14 +30,28 @@ from wprox.maps import (
     SplineMap,
     TransportMap,
 )
-from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Particles, Quantiles
+from wprox.measures import DensityUnknownError, Gaussian, Grid, KernelParticles, Measure, Particles, Quantiles
 from wprox.models import JKOFlow
-from wprox.solvers import GaussianProx, NeuralProx, QuantileProx, SinkhornProx, Solver, Step, StepFailedError
+from wprox.solvers import (
+    ExplicitEuler,
+    ForwardBackward,
+    GaussianProx,
+    Langevin,
+    NeuralProx,
+    ParticleProx,
+    QuantileProx,
+    SinkhornProx,
+    Solver,
+    Step,
+    StepFailedError,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "KL",
+    "KSD",
+    "MMD",
     "AffineMap",
     "Certificate",
     "ComposedMap",
@@ -41,6 +60,8 @@ __all__ = [
     "DensityBounds",
     "DensityUnknownError",
     "Entropy",
+    "ExplicitEuler",
+    "ForwardBackward",
     "Functional",
     "Gaussian",
     "GaussianProx",
@@ -49,19 +70,25 @@ __all__ = [
     "InternalEnergy",
     "InverseError",
     "JKOFlow",
+    "KernelParticles",
+    "Langevin",
     "Measure",
     "MonotoneMap",
     "NeuralProx",
     "ODEMap",
+    "ParticleProx",
     "Particles",
     "PorousMedium",
     "PotentialEnergy",
     "QuantileProx",
     "Quantiles",
     "ResidualMap",
+    "SinkhornDivergence",
     "SinkhornProx",
+    "SlicedWasserstein",
     "Solver",
     "SplineMap",
+    "SquaredWasserstein",
     "Step",
     "StepFailedError",
     "Trajectory",
@@ -69,6 +96,7 @@ __all__ = [
     "certify",
     "jko",
     "jko_steps",
+    "kernels",
     "metrics",
     "stein",
     "theory",

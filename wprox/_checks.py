@@ -170,6 +170,11 @@ def check_seed(seed: Any) -> int:
     return int(seed)
 
 
+def step_seed(seed: int, index: int) -> int:
+    """A seed of its own for every step of a trajectory."""
+    return (seed * 1_000_003 + index * 7_919) % 2**62
+
+
 def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator from a seed; `None` draws a fresh seed from the operating system, a generator is passed through."""
     if isinstance(seed, torch.Generator):

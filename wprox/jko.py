@@ -14,10 +14,9 @@ from tqdm.auto import tqdm
 
 from wprox._checks import StepSize, check_count, check_positive, step_sizes
 from wprox.functionals import Functional
-from wprox.functionals.pieces import apply
 from wprox.maps import ComposedMap, TransportMap
 from wprox.measures import Measure
-from wprox.solvers.base import Solver, Step, StepFailedError
+from wprox.solvers.base import STEP_LIMIT, Solver, Step, StepFailedError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +81,7 @@ def jko_steps(
     gamma = step_sizes(step_size, check_count(n_steps, "n_steps"))
     measure, previous = initial, None
     for k in range(n_steps):
-        previous = solver.step(functional, measure, gamma(k), previous=previous, held_out=held_out)
+        previous = solver.step(functional.at_step(k), measure, gamma(k), previous=previous, held_out=held_out)
         measure, held_out = previous.measure, previous.held_out
         yield previous
 
@@ -126,10 +125,12 @@ def jko(
         check_positive(tol, "tol")
     initial = solver.prepare(initial)
     with torch.no_grad():
-        trajectory = Trajectory([initial], [apply(functional, initial)])  # says what is missing, where F does not apply
+        trajectory = Trajectory(
+            [initial], [solver.value(functional, initial)]
+        )  # says what is missing, where F does not apply
     steps = jko_steps(functional, solver, initial, step_size, n_steps)
     bar = tqdm(total=n_steps, desc="jko", disable=not progress)
-    warned = False
+    warned = grown = False
     try:
         for step in steps:
             trajectory.steps.append(step)
@@ -145,6 +146,15 @@ def jko(
                     f"step {step.index} did not converge{residual}: {step.message}", RuntimeWarning, stacklevel=2
                 )
                 warned = True
+            if not grown and _has_grown(trajectory):
+                first, last = float(trajectory.values[0]), float(step.value)
+                warnings.warn(
+                    f"F has grown ten-fold, from {first:.3g} to {last:.3g} by step {step.index}: "
+                    f"{step.message or STEP_LIMIT}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                grown = True
             if tol is not None and math.sqrt(float(step.transport_cost)) <= tol * step.step_size:
                 trajectory.converged = True
                 break
@@ -157,3 +167,15 @@ def jko(
     finally:
         bar.close()
     return trajectory
+
+
+def _has_grown(trajectory: Trajectory) -> bool:
+    """Whether F is ten times what it was at the start.
+
+    Where that is near 0, the first step gives the scale: E|T(x) − x|²/γ is what an explicit step should gain. Rounding
+    is no growth; what grows passes √eps soon enough.
+    """
+    first, step = trajectory.values[0], trajectory.steps[0]
+    gain = float(step.transport_cost) / step.step_size
+    least = math.sqrt(torch.finfo(first.dtype).eps)
+    return float(trajectory.values[-1] - first) > max(9 * abs(float(first)), gain, least)

@@ -1,14 +1,18 @@
-"""Wasserstein distances: exact between Gaussians and on the line, elsewhere bounded or estimated."""
+"""Distances between measures: Wasserstein, exact, bounded or estimated; entropic, sliced and by kernels."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from wprox import _transport
+from wprox._checks import as_floating, check_count, check_positive, check_seed
+from wprox._transport import bures_square, line_square
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
 from wprox.measures.gaussian import in_float64
 
@@ -66,10 +70,7 @@ def bures_wasserstein(p: Gaussian | MultivariateNormal, q: Gaussian | Multivaria
 
 def bures_distance(loc: Tensor, factor: Tensor, other_loc: Tensor, other_factor: Tensor) -> Tensor:
     """W₂ between N(m, LLᵀ) and N(m′, L′L′ᵀ), for any factors L, L′: (d, d)."""
-    with torch.no_grad():  # at the minimum over R its derivative drops out; that of the SVD fails for equal values
-        left, _, right = torch.linalg.svd(other_factor.mT @ factor)
-        rotation = left @ right
-    return _root((loc - other_loc).square().sum() + (factor - other_factor @ rotation).square().sum())
+    return _root(bures_square(loc, factor, other_loc, other_factor)).to(loc.dtype)
 
 
 def wasserstein_1d(p: Measure, q: Measure) -> Tensor:
@@ -96,13 +97,94 @@ def wasserstein_1d(p: Measure, q: Measure) -> Tensor:
         >>> wprox.metrics.wasserstein_1d(p, wprox.Quantiles(p.nodes + 2))
         tensor(2., dtype=torch.float64)
     """
-    if isinstance(p, Quantiles) and isinstance(q, Quantiles) and len(p) == len(q):
-        return _root(p.weights @ (p.nodes - q.nodes.to(p.nodes)).square())
-    pieces, others = _pieces(p, "p"), _pieces(q, "q")
-    ends = torch.cat((pieces[0], others[0])).unique()
-    starts = torch.cat((ends.new_zeros(1), ends[:-1]))
-    low, high = (x - y for x, y in zip(_refine(pieces, starts, ends), _refine(others, starts, ends), strict=True))
-    return _root((ends - starts) @ (low.square() + high.square()) / 2)
+    for name, rho in (("p", p), ("q", q)):
+        if not isinstance(rho, Quantiles | Particles):
+            raise TypeError(f"{name} must be Quantiles, or Particles on the line, got {type(rho).__name__}")
+        if rho.dim != 1:
+            raise ValueError(f"{name} must live on the line, it has dimension {rho.dim}")
+    return _root(line_square(p, q))
+
+
+def w2(p: Measure, q: Measure, num_itermax: int = 10**6) -> Tensor:
+    r"""W₂ between any two measures, exactly: by POT's network simplex, where there is no closed form.
+
+    W₂² = min_P ∫ |x − y|² dP(x, y) over plans P from p to q. Gaussians and measures of the line are quick; else it
+    takes len(p) · len(q) numbers of memory and close to n³ operations. A `Grid` counts as points at the centres of its
+    cells, a Gaussian next to other measures as its quadrature points (on the line as 2,000 quantiles).
+
+    Arguments:
+        p: a measure.
+        q: a measure of the same dimension.
+        num_itermax: the largest number of pivots of the network simplex.
+
+    Returns:
+        The distance, a scalar in the dtype of p, with gradients in the points of both and in the weights of p.
+
+    Raises:
+        ValueError: for two dimensions, and for a Gaussian without `order` next to another measure.
+        RuntimeError: where `num_itermax` is not enough.
+
+    Example:
+        >>> import torch, wprox
+        >>> p = wprox.Particles(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+        >>> wprox.metrics.w2(p, p.push(lambda x: x + torch.tensor([3.0, 4.0])))
+        tensor(5.)
+    """
+    square = 2 * _transport.half_square(p, q, check_count(num_itermax, "num_itermax"))
+    return _root(square).to(p.dtype)
+
+
+def sinkhorn_divergence(p: Measure, q: Measure, blur: float, tol: float = 1e-6, iterations: int = 10_000) -> Tensor:
+    r"""The Sinkhorn divergence S_ε(p, q), ε = blur², for the cost ½|x − y|²: close to ½W₂², not to W₂.
+
+    See `wprox.SinkhornDivergence`.
+
+    Arguments:
+        p: a measure.
+        q: a measure of the same dimension.
+        blur: √ε, a length.
+        tol: the largest error of the marginals of the plans, in mass.
+        iterations: the largest number of Sinkhorn iterations.
+
+    Returns:
+        The divergence, a scalar in the dtype of p, with gradients in the points and weights of both.
+
+    Example:
+        >>> import torch, wprox
+        >>> p = wprox.Particles(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+        >>> wprox.metrics.sinkhorn_divergence(p, p.push(lambda x: x + torch.tensor([3.0, 4.0])), blur=0.1)
+        tensor(12.5000)
+    """
+    blur, tol, iterations = (
+        check_positive(blur, "blur"),
+        check_positive(tol, "tol"),
+        check_count(iterations, "iterations"),
+    )
+    return _transport.sinkhorn(p, q, blur, tol, iterations).to(p.dtype)
+
+
+def sliced_w2(p: Measure, q: Measure, n_projections: int = 100, seed: int = 0) -> Tensor:
+    r"""The sliced Wasserstein distance SW₂, the root of the mean over directions θ of W₂²(θ·p, θ·q).
+
+    See `wprox.SlicedWasserstein`, which is ½SW₂².
+
+    Arguments:
+        p: a measure.
+        q: a measure of the same dimension.
+        n_projections: the number of directions.
+        seed: of the directions.
+
+    Returns:
+        The distance, a scalar in the dtype of p, with gradients in the points of both and in the weights of p.
+
+    Example:
+        >>> import torch, wprox
+        >>> p = wprox.Particles(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+        >>> wprox.metrics.sliced_w2(p, p.push(lambda x: x + 3.0))  # |v|/√d
+        tensor(3.)
+    """
+    directions = _transport.draw_directions(check_count(n_projections, "n_projections"), p.dim, check_seed(seed))
+    return _root(_transport.sliced_square(p, q, directions)).to(p.dtype)
 
 
 def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) -> Distance:
@@ -204,30 +286,6 @@ def exact_w2(p: Measure, q: Measure) -> float:
     return float(wasserstein_1d(p, q))
 
 
-def _pieces(rho: Measure, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The quantile function in pieces: the levels at which they end, and its value at the start and end of each."""
-    if isinstance(rho, Quantiles):
-        levels = torch.linspace(0, 1, len(rho), dtype=torch.float64)
-        return levels[1:], rho.nodes[:-1].cpu(), rho.nodes[1:].cpu()
-    if not isinstance(rho, Particles):
-        raise TypeError(f"{name} must be Quantiles, or Particles on the line, got {type(rho).__name__}")
-    if rho.dim != 1:
-        raise ValueError(f"{name} must live on the line, it has dimension {rho.dim}")
-    kept = rho.weights > 0  # a piece of no length has no slope
-    values, order = rho.points[kept, 0].double().cpu().sort()
-    levels = rho.weights[kept].double().cpu()[order].cumsum(0)
-    return levels / levels[-1], values, values
-
-
-def _refine(pieces: tuple[Tensor, Tensor, Tensor], starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """The values at the starts and ends of finer pieces."""
-    levels, low, high = pieces
-    piece = torch.searchsorted(levels, (starts + ends) / 2).clamp(max=len(levels) - 1)
-    begin = torch.cat((levels.new_zeros(1), levels[:-1]))[piece]
-    slope = (high - low)[piece] / (levels[piece] - begin)
-    return low[piece] + slope * (starts - begin), low[piece] + slope * (ends - begin)
-
-
 def _root(square: Tensor) -> Tensor:
     """√, with the derivative 0 at 0, where W₂ has none: that of W₂² there is 0 as well."""
     positive = torch.where(square > 0, square, torch.ones_like(square))
@@ -236,3 +294,84 @@ def _root(square: Tensor) -> Tensor:
 
 def _shape(law: Gaussian | MultivariateNormal) -> tuple[int, ...]:
     return tuple(law.loc.shape)
+
+
+def mmd(p: Law, q: Law, kernel: Callable[[Tensor], Tensor] | None = None, unbiased: bool = False) -> Tensor:
+    r"""MMD²(p, q) = ∬ k d(p − q) d(p − q), the squared maximum mean discrepancy.
+
+    Gretton, Borgwardt, Rasch, Schölkopf and Smola, *A kernel two-sample test*, 2012. It is the square because the
+    unbiased estimate may be negative.
+
+    Arguments:
+        p: a measure, or a torch distribution, of which 2,000 draws are taken.
+        q: likewise; of a `wprox.Gaussian` draws are taken too.
+        kernel: k; `wprox.kernels.Riesz(1)` by default, with which this is `energy_distance`.
+        unbiased: leave out the pairs i = j, for particles.
+
+    Example:
+        >>> import torch, wprox
+        >>> p, q = wprox.Particles(torch.tensor([[0.0]])), wprox.Particles(torch.tensor([[1.0]]))
+        >>> wprox.metrics.mmd(p, q, wprox.kernels.Laplace())
+        tensor(1.2642)
+    """
+    from wprox.functionals import MMD  # functionals may use metrics
+
+    return 2 * MMD(q, kernel, unbiased, n_samples=DRAWS, seed=1)(_carried(p))
+
+
+def energy_distance(p: Law, q: Law) -> Tensor:
+    r"""E(p, q) = 2E|X − Y| − E|X − X′| − E|Y − Y′|, for independent X, X′ ~ p and Y, Y′ ~ q.
+
+    Székely and Rizzo, *Energy statistics*, 2013. On the line it is 2∫(F_p − F_q)² dx, the square of what
+    `scipy.stats.energy_distance` returns.
+
+    Arguments:
+        p: a measure, or a torch distribution, of which 2,000 draws are taken, as of a `wprox.Gaussian`.
+        q: likewise.
+
+    Example:
+        >>> import torch, wprox
+        >>> p, q = wprox.Particles(torch.zeros(1, 2)), wprox.Particles(torch.tensor([[3.0, 4.0]]))
+        >>> wprox.metrics.energy_distance(p, q)
+        tensor(10.)
+    """
+    return mmd(p, q)
+
+
+def _carried(law: Law) -> Measure:
+    """A law as a measure whose points picture it."""
+    if isinstance(law, Gaussian | Distribution):
+        return Particles(_draws(law, 0))
+    return law
+
+
+def ess(weights: Any, log: bool = False) -> Tensor:
+    r"""The effective sample size (Σ w_i)²/Σ w_i², between 1 and n (Kong 1992); divided by n it is a fraction.
+
+    Arguments:
+        weights: (n,), not negative, of any positive sum.
+        log: they are logarithms of weights, as importance sampling gives them, up to a constant.
+
+    Raises:
+        ValueError: for negative weights, and weights that are all zero.
+
+    Example:
+        >>> import wprox
+        >>> wprox.metrics.ess([0.5, 0.5, 0.0])
+        tensor(2.)
+    """
+    if log:
+        values = torch.as_tensor(weights)
+        if values.ndim != 1 or not float(values.max()) < math.inf or float(values.max()) == -math.inf:
+            raise ValueError(
+                f"log-weights must have shape (n,) and a finite maximum, got {tuple(values.shape)}; −∞ marks weight 0"
+            )
+        return torch.exp(2 * values.logsumexp(0) - (2 * values).logsumexp(0))
+    values = as_floating(weights, "weights")
+    if values.ndim != 1 or bool((values < 0).any()) or not float(values.sum()) > 0:
+        raise ValueError(
+            f"weights must have shape (n,), be non-negative and not all zero, got shape {tuple(values.shape)} and the "
+            f"smallest {float(values.min()) if values.numel() else math.nan:g}; for logarithms set log=True"
+        )
+    values = values / values.max()  # so that squares do not overflow
+    return values.sum().square() / values.square().sum()

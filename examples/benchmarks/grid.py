@@ -166,7 +166,7 @@ def crowd_table() -> None:
     bound = float(crowd.density.max()) / 0.8
     door = torch.tensor([6.1, 3.0], dtype=torch.float64)
     way = wprox.PotentialEnergy(lambda x: torch.where(x[:, 0] < 6.1, (x - door).norm(dim=1), 6.1 - x[:, 0]))
-    solver = wprox.SinkhornProx(blur=0.15, tol=1e-5)
+    solver = wprox.SinkhornProx(blur=0.25, heat_steps=20, tol=1e-5)
     trajectory, wall, cpu = timed(lambda: wprox.jko(way + wprox.Congestion(bound), solver, crowd, 0.25, 27))
     over = max(float(rho.density.max()) for rho in trajectory.measures) / bound - 1
     drift = max(abs(float(rho.mass.sum()) - 1) for rho in trajectory.measures)

@@ -4,9 +4,13 @@ from wprox.functionals.base import Functional, Sum
 from wprox.functionals.constraints import Congestion, DensityBounds
 from wprox.functionals.divergences import KL
 from wprox.functionals.energies import Entropy, InteractionEnergy, InternalEnergy, PorousMedium, PotentialEnergy
+from wprox.functionals.kernel_discrepancies import KSD, MMD
+from wprox.functionals.transport import SinkhornDivergence, SlicedWasserstein, SquaredWasserstein
 
 __all__ = [
     "KL",
+    "KSD",
+    "MMD",
     "Congestion",
     "DensityBounds",
     "Entropy",
@@ -15,5 +19,8 @@ __all__ = [
     "InternalEnergy",
     "PorousMedium",
     "PotentialEnergy",
+    "SinkhornDivergence",
+    "SlicedWasserstein",
+    "SquaredWasserstein",
     "Sum",
 ]

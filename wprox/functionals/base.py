@@ -38,17 +38,24 @@ class Functional(ABC):
     def __call__(self, rho: Measure) -> Tensor:
         """F(ρ), a scalar tensor that is differentiable in the points and the density of ρ."""
 
+    def at_step(self, index: int) -> Functional:
+        """The functional that step `index` of `jko` minimises: F itself, but for those that draw at random anew."""
+        return self
+
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         r"""∇_{W₂}F(ρ) = ∇ δF/δρ at the support points, (n, d).
 
         By automatic differentiation: moving the points by ξ changes log ρ there by −div ξ, and by integration by parts
         dF = Σ_i ⟨∂F/∂x_i, ξ_i⟩ + c E_ρ⟨∇ log ρ, ξ⟩ where F depends on the density through c ∫ log ρ dρ. It is 0 at
-        points without mass, where the value of F does not tell it.
+        points without mass, where the value of F does not tell it. Where the density is a function of the points, as in
+        `Particles.with_kernel_density`, it is ∂F/∂x_i over the weight, through the density.
 
         Raises:
             DensityUnknownError: where ∇ log ρ is needed and the measure does not know it.
             NotImplementedError: where F depends on the density in another way; override this method there.
         """
+        if rho.density_follows_points:
+            return gradient_in_points(self, rho)
         with torch.enable_grad():
             points = rho.points.detach().requires_grad_()
             log_density = _density_or_none(rho)
@@ -125,11 +132,28 @@ class Sum(Functional):
     def __call__(self, rho: Measure) -> Tensor:
         return torch.stack([weight * check_scalar(term(rho), term) for weight, term in self.terms]).sum()
 
+    def at_step(self, index: int) -> Functional:
+        terms = [(weight, term.at_step(index)) for weight, term in self.terms]
+        return self if all(new is old for (_, new), (_, old) in zip(terms, self.terms, strict=True)) else Sum(terms)
+
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         return torch.stack([weight * term.wasserstein_gradient(rho) for weight, term in self.terms]).sum(0)
 
     def __repr__(self) -> str:
         return " + ".join(f"{weight:g} * {term!r}" if weight != 1 else repr(term) for weight, term in self.terms)
+
+
+def gradient_in_points(functional: Functional, rho: Measure) -> Tensor:
+    """∂F/∂x_i over the weight w_i, (n, d), where the density of ρ is a function of its points; 0 where w_i is 0."""
+    with torch.enable_grad():
+        points = rho.points.detach().requires_grad_()
+        value = functional(rho.push(lambda _: points))
+        if not value.requires_grad:
+            return torch.zeros_like(rho.points)
+        (gradient,) = torch.autograd.grad(value, points, allow_unused=True)
+    if gradient is None:
+        return torch.zeros_like(rho.points)
+    return torch.where(rho.weights[:, None] > 0, gradient / rho.weights[:, None], 0)
 
 
 def check_scalar(value: object, functional: Functional) -> Tensor:

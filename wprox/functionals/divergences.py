@@ -41,26 +41,7 @@ class KL(Functional):
         self, target: Distribution | Gaussian | Callable[[Tensor], Tensor], modulus: float | None = None
     ) -> None:
         self.target = target
-        self.dim: int | None = None
-        if isinstance(target, Distribution):
-            if len(target.event_shape) != 1 or target.batch_shape:
-                raise ValueError(
-                    "the target must be one distribution over vectors, got batch shape "
-                    f"{tuple(target.batch_shape)} and event shape {tuple(target.event_shape)}; "
-                    "wrap it in torch.distributions.Independent(target, 1)"
-                )
-            self.dim = target.event_shape[0]
-            self.log_target: Callable[[Tensor], Tensor] = target.log_prob
-            if isinstance(target, MultivariateNormal):  # torch's own computes in the precision of its parameters
-                self.log_target = partial(normal_log_prob, loc=target.loc, scale_tril=target.scale_tril)
-        elif isinstance(target, Gaussian):
-            self.dim, self.log_target = target.dim, target.log_prob
-        elif callable(target):
-            self.log_target = target
-        else:
-            raise TypeError(
-                f"target must be a torch Distribution, a wprox.Gaussian or a log-density, got {type(target).__name__}"
-            )
+        self.dim, self.log_target = log_density_of(target)
         self.modulus = _gaussian_modulus(target) if modulus is None else modulus
 
     def __call__(self, rho: Measure) -> Tensor:
@@ -70,6 +51,28 @@ class KL(Functional):
 
     def __repr__(self) -> str:
         return f"KL({getattr(self.target, '__name__', type(self.target).__name__)})"
+
+
+def log_density_of(target: object) -> tuple[int | None, Callable[[Tensor], Tensor]]:
+    """The dimension of a target, where it tells it, and its log-density, (n, d) → (n,)."""
+    if isinstance(target, Distribution):
+        if len(target.event_shape) != 1 or target.batch_shape:
+            raise ValueError(
+                "the target must be one distribution over vectors, got batch shape "
+                f"{tuple(target.batch_shape)} and event shape {tuple(target.event_shape)}; "
+                "wrap it in torch.distributions.Independent(target, 1)"
+            )
+        if isinstance(target, MultivariateNormal):  # torch's own computes in the precision of its parameters
+            log_prob = partial(normal_log_prob, loc=target.loc, scale_tril=target.scale_tril)
+            return target.event_shape[0], log_prob
+        return target.event_shape[0], target.log_prob
+    if isinstance(target, Gaussian):
+        return target.dim, target.log_prob
+    if callable(target):
+        return None, target
+    raise TypeError(
+        f"target must be a torch Distribution, a wprox.Gaussian or a log-density, got {type(target).__name__}"
+    )
 
 
 def _gaussian_modulus(target: object) -> float | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 
 import torch
 from torch import Tensor
 
-from wprox.functionals.base import Functional
-from wprox.measures import Measure
+from wprox._checks import check_count, check_seed
+from wprox.functionals.base import Functional, gradient_in_points
+from wprox.kernels import RadialKernel
+from wprox.measures import Measure, Particles
+from wprox.measures.base import batch_sum
 
 
 class PotentialEnergy(Functional):
@@ -43,9 +47,18 @@ class InteractionEnergy(Functional):
 
     Its Wasserstein gradient is ∇W ∗ ρ; convex where W is (McCann, *A convexity principle for interacting gases*, 1997).
 
+    Random batches (Jin, Li and Liu, *Random batch methods for interacting particle systems*, 2020) make a step of many
+    particles cheap: they are shuffled into batches of p, and only pairs of one batch interact, more strongly in turn,
+    so that the mean over shuffles is F: n p pairs in place of n². The shuffle is fixed within a step, as line searches
+    need it, and new in every step of `jko`; the values of a trajectory are then those of the batches.
+
     Arguments:
-        kernel: W, maps differences (m, d) to (m,).
-        modulus: λ of the energy, where you know it: 0 for convex W; −c where ∇²W ⪰ −c I with c ≥ 0.
+        kernel: W, one of `wprox.kernels`, whose pair sums are the fastest, or a function of differences (m, d) → (m,).
+        modulus: λ of the energy, where you know it: 0 for convex W; −c where ∇²W ⪰ −c I with c ≥ 0. That of the kernel
+            by default.
+        batch_size: p ≥ 2, for random batches; all pairs by default. It concerns `Particles`; other measures know
+            better rules and use all pairs.
+        seed: of the shuffles.
 
     Example:
         >>> import torch, wprox
@@ -54,20 +67,45 @@ class InteractionEnergy(Functional):
         tensor(1.)
     """
 
-    def __init__(self, kernel: Callable[[Tensor], Tensor], modulus: float | None = None) -> None:
+    def __init__(
+        self,
+        kernel: Callable[[Tensor], Tensor],
+        modulus: float | None = None,
+        batch_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
         self.kernel = _callable(kernel, "kernel")
+        if modulus is None and isinstance(kernel, RadialKernel):
+            modulus = kernel.modulus
         if modulus is not None and modulus > 0:
             raise ValueError(
                 f"an interaction energy does not change under translations, so its modulus is at most 0, got "
                 f"{modulus:g}; 0 is right for every convex kernel"
             )
         self.modulus = modulus
+        self.batch_size = None if batch_size is None else check_count(batch_size, "batch_size", least=2)
+        self.seed = check_seed(seed)
+        self._step = 0
 
     def __call__(self, rho: Measure) -> Tensor:
-        return rho.integrate_pairs(self.kernel) / 2
+        if self.batch_size is None or len(rho) <= self.batch_size or not isinstance(rho, Particles):
+            return rho.integrate_pairs(self.kernel) / 2
+        generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * self._step) % 2**63)
+        order = torch.randperm(len(rho), generator=generator).to(rho.device)
+        return batch_sum(self.kernel, rho.points[order], rho.weights[order], self.batch_size) / 2
+
+    def at_step(self, index: int) -> InteractionEnergy:
+        if self.batch_size is None:
+            return self
+        result = copy(self)
+        result._step = index
+        return result
 
     def __repr__(self) -> str:
-        return f"InteractionEnergy({_name(self.kernel)})"
+        name = getattr(self.kernel, "__name__", None) or (
+            repr(self.kernel) if isinstance(self.kernel, RadialKernel) else type(self.kernel).__name__
+        )
+        return f"InteractionEnergy({name}{'' if self.batch_size is None else f', batch_size={self.batch_size}'})"
 
 
 class Entropy(Functional):
@@ -121,6 +159,8 @@ class InternalEnergy(Functional):
         return rho.integrate_density(per_mass)
 
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
+        if rho.density_follows_points:
+            return gradient_in_points(self, rho)
         with torch.enable_grad():
             density = rho.log_density().detach().exp().requires_grad_()
             (slope,) = torch.autograd.grad(self.energy(density).sum(), density, create_graph=True)

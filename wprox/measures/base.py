@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from wprox._checks import Seed
+from wprox.kernels import RadialKernel
+from wprox.measures._radial import CrossSum, SelfSum, refuse_coinciding
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,6 +53,11 @@ class Measure(ABC):
     def device(self) -> torch.device:
         return self.points.device
 
+    @property
+    def density_follows_points(self) -> bool:
+        """Whether the density is a function of the points, which functionals then differentiate through."""
+        return False
+
     def __len__(self) -> int:
         return self.points.shape[0]
 
@@ -69,12 +78,17 @@ class Measure(ABC):
     def integrate_pairs(self, k: Callable[[Tensor], Tensor]) -> Tensor:
         """∬ k(x − y) dρ(x) dρ(y) = Σ_ij w_i w_j k(x_i − x_j), in blocks of rows, so that memory stays bounded.
 
-        Where a gradient is wanted, the blocks are recomputed in the backward pass instead of kept.
+        Where a gradient is wanted, the blocks are recomputed in the backward pass instead of kept. The kernels of
+        `wprox.kernels` are faster: each pair is visited once, for the value and the gradient together.
 
         Arguments:
-            k: maps differences (m, d) to values (m,).
+            k: maps differences (m, d) to values (m,). Where it has an attribute `singular` that is true, i = j is left
+                out of the sum.
+
+        Raises:
+            ValueError: where two points coincide and the kernel is singular; it names them.
         """
-        return pair_sum(k, self.points, self.weights, self.points, self.weights)
+        return pair_sum(k, self.points, self.weights)
 
     @abstractmethod
     def log_density(self) -> Tensor:
@@ -128,27 +142,122 @@ class Measure(ABC):
 
 
 def pair_sum(
-    k: Callable[[Tensor], Tensor], points: Tensor, weights: Tensor, others: Tensor, other_weights: Tensor
+    k: Callable[[Tensor], Tensor],
+    points: Tensor,
+    weights: Tensor,
+    others: Tensor | None = None,
+    other_weights: Tensor | None = None,
 ) -> Tensor:
-    """Σ_ij w_i v_j k(x_i − y_j) for points x (n, d) and others y (m, d), in blocks of rows."""
-    (n, d), m = points.shape, len(others)
-    rows = max(1, PAIR_BLOCK_BYTES // (m * d * points.element_size()))
+    """Σ_ij w_i v_j k(x_i − y_j) for points x (n, d) and others y (m, d); without others, those are the points.
 
-    def block(points: Tensor, weights: Tensor, others: Tensor, start: int) -> Tensor:
-        part = points[start : start + rows]
-        values = evaluate(k, (part[:, None] - others).reshape(-1, d), "k").reshape(len(part), m)
-        return weights[start : start + rows] @ (values @ other_weights)
+    A singular kernel then leaves i = j out.
+    """
+    if not isinstance(k, RadialKernel):
+        return _pair_sum(k, points, weights, others, other_weights)
+    if others is None or other_weights is None:
+        return SelfSum.apply(k, partial(_pair_sum, k), points, weights)
+    return weights @ potential(k, points, others, other_weights)
 
-    if n <= rows:
-        return block(points, weights, others, 0)
-    keep_graph = torch.is_grad_enabled() and (points.requires_grad or others.requires_grad)
-    total = points.new_zeros(())
-    for start in range(0, n, rows):
-        if keep_graph:
-            total = total + checkpoint(block, points, weights, others, start, use_reentrant=False)
-        else:
-            total = total + block(points, weights, others, start)
+
+def potential(k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor, weights: Tensor) -> Tensor:
+    """(k ∗ ν)(x_i) = Σ_j v_j k(x_i − y_j) of ν = Σ_j v_j δ_{y_j}, (n,), in blocks of rows."""
+    if isinstance(k, RadialKernel):
+        return CrossSum.apply(k, partial(_pair_sum, k), points, others, weights)
+    blocks = _blocks(points, others)
+    return torch.cat([_run(_rows, len(blocks) > 1, k, points, others, weights, rows, False) for rows in blocks])
+
+
+def batch_sum(k: Callable[[Tensor], Tensor], points: Tensor, weights: Tensor, size: int) -> Tensor:
+    """An estimate of Σ_ij w_i w_j k(x_i − x_j) from the pairs i ≠ j of consecutive batches, for an even kernel.
+
+    In random order, a pair meets in one of the batches of sizes p_c with probability Σ_c p_c (p_c − 1)/(n (n − 1)), by
+    which its terms are divided; the pairs i = j are summed exactly, or left out where the kernel is singular.
+    """
+    n, d = points.shape
+    count = math.ceil(n / size)
+    sizes = [n // count + (c < n % count) for c in range(count)]  # as even as can be
+    together = sum(p * (p - 1) for p in sizes) / (n * (n - 1))
+
+    def block(points: Tensor, weights: Tensor, start: int, batches: int, p: int) -> Tensor:
+        rows = slice(start, start + batches * p)
+        x, w = points[rows].reshape(batches, p, d), weights[rows].reshape(batches, p)
+        i, j = torch.triu_indices(p, p, 1, device=points.device)
+        values = evaluate(k, (x[:, i] - x[:, j]).reshape(-1, d), "k").reshape(batches, len(i))
+        return 2 * (w[:, i] * w[:, j] * values).sum()
+
+    total, start = points.new_zeros(()), 0
+    for p in sorted(set(sizes), reverse=True):
+        at_once = max(1, PAIR_BLOCK_BYTES // (p * p * d * points.element_size()))
+        left = sizes.count(p)
+        while left:
+            batches = min(left, at_once)
+            total = total + _run(block, batches < count, points, weights, start, batches, p)
+            start, left = start + batches * p, left - batches
+    total = total / together
+    if getattr(k, "singular", False):
+        return total
+    return total + weights.square().sum() * evaluate(k, torch.zeros_like(points[:1]), "k")[0]
+
+
+def _pair_sum(
+    k: Callable[[Tensor], Tensor],
+    points: Tensor,
+    weights: Tensor,
+    others: Tensor | None = None,
+    other_weights: Tensor | None = None,
+) -> Tensor:
+    """`pair_sum` by automatic differentiation, for any kernel."""
+    itself = others is None or other_weights is None
+    y, v = (points, weights) if others is None or other_weights is None else (others, other_weights)
+
+    def block(points: Tensor, weights: Tensor, y: Tensor, v: Tensor, rows: slice) -> Tensor:
+        return weights[rows] @ _rows(k, points, y, v, rows, itself)
+
+    total = points.new_zeros(())  # a sum, not a list: small pieces between large temporaries scatter the heap
+    blocks = _blocks(points, y)
+    for rows in blocks:
+        total = total + _run(block, len(blocks) > 1, points, weights, y, v, rows)
+    if itself and not bool(torch.isfinite(total.detach())):
+        _explain(k, points)
     return total
+
+
+def _rows(
+    k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor, weights: Tensor, rows: slice, itself: bool
+) -> Tensor:
+    """Σ_j v_j k(x_i − y_j) for some rows i; a singular kernel leaves i = j out where `others` are the points."""
+    part, m = points[rows], len(others)
+    z = part[:, None] - others
+    own = None
+    if itself and getattr(k, "singular", False):  # evaluated elsewhere, so that 0 · ∞ stays out of the gradient
+        index = torch.arange(m, device=points.device)
+        own = index[rows, None] == index
+        z = torch.where(own[..., None], torch.ones_like(z), z)
+    values = evaluate(k, z.reshape(-1, points.shape[1]), "k").reshape(len(part), m)
+    return (values if own is None else values.masked_fill(own, 0)) @ weights
+
+
+def _blocks(points: Tensor, others: Tensor) -> list[slice]:
+    """Rows of points whose differences from the others fit into `PAIR_BLOCK_BYTES`."""
+    size = max(1, PAIR_BLOCK_BYTES // (others.numel() * points.element_size()))
+    return [slice(start, min(start + size, len(points))) for start in range(0, len(points), size)]
+
+
+def _run(f: Callable[..., Tensor], again: bool, *inputs: Any) -> Tensor:
+    """f(*inputs); where `again`, it runs once more in the backward pass of a gradient in place of keeping the graph."""
+    needed = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+    return checkpoint(f, *inputs, use_reentrant=False) if again and needed else f(*inputs)
+
+
+def _explain(k: Callable[[Tensor], Tensor], points: Tensor) -> None:
+    """Raise `ValueError` where a sum over pairs is not finite because of what the kernel is at 0."""
+    if getattr(k, "singular", False):
+        refuse_coinciding(k, points)
+    elif not bool(torch.isfinite(evaluate(k, torch.zeros_like(points[:1]), "k")).all()):
+        raise ValueError(
+            "the kernel is infinite at 0, where a particle meets itself; give it an attribute `singular = True`, "
+            "which leaves these pairs out, or take one of wprox.kernels, which have it"
+        )
 
 
 def evaluate(f: Callable[[Tensor], Tensor], points: Tensor, name: str) -> Tensor:

@@ -101,7 +101,13 @@ class Gaussian(Measure):
 
     def integrate_pairs(self, k: Callable[[Tensor], Tensor]) -> Tensor:
         # x − y ~ N(0, 2Σ) for independent x and y, so one rule serves the pair
-        return self.weights @ evaluate(k, math.sqrt(2) * (self._nodes @ self.scale_tril.mT), "k")
+        values = evaluate(k, math.sqrt(2) * (self._nodes @ self.scale_tril.mT), "k")
+        if not bool(torch.isfinite(values.detach()).all()):
+            raise ValueError(
+                "the kernel is infinite or NaN at some node of N(0, 2Σ), the law of x − y; one that is infinite at 0 "
+                f"needs a Gaussian of even order, which has no node there, got order={self.order}"
+            )
+        return self.weights @ values
 
     def push(self, map: Callable) -> Gaussian:
         if not isinstance(map, AffineMap):

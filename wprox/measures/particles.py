@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from wprox._checks import Seed, as_floating, as_points, as_weights, check_count, make_generator, seeded
 from wprox.measures.base import DensityUnknownError, Measure, evaluate
+
+if TYPE_CHECKING:
+    from wprox.measures.kernel_particles import KernelParticles
 
 
 class Particles(Measure):
@@ -54,6 +57,19 @@ class Particles(Measure):
             points = distribution.sample(torch.Size((check_count(n, "n"),)))
         return cls(points, log_density=distribution.log_prob(points))
 
+    def with_kernel_density(self, bandwidth: float | None = None, factor: float | None = None) -> KernelParticles:
+        r"""These particles with the smooth density Σ_j w_j N(· ; x_j, H), which follows them wherever they go.
+
+        It lets functionals of the density act on particles: see `KernelParticles`.
+
+        Arguments:
+            bandwidth: h, for H = h² I, fixed.
+            factor: f, for H = f² Σ with the covariance Σ of the particles; Silverman's rule by default.
+        """
+        from wprox.measures.kernel_particles import KernelParticles
+
+        return KernelParticles(self.points, self.weights, bandwidth, factor)
+
     @property
     def density_known(self) -> bool:
         """Whether `log_density` answers."""
@@ -67,10 +83,10 @@ class Particles(Measure):
     def log_density(self) -> Tensor:
         if self._log_density is None or self._is_relative:
             raise DensityUnknownError(
-                "these particles have no density: log ρ at the points is unknown. Give it as "
-                "Particles(points, log_density=...), draw them with Particles.from_distribution, or use a functional "
-                "that needs no density. (Entropy and KL need only mean_log_density(), which NeuralProx knows up to a "
-                "constant.)"
+                "these particles have no density: log ρ at the points is unknown. Smooth them with "
+                "Particles.with_kernel_density(), give it as Particles(points, log_density=...), draw them "
+                "with Particles.from_distribution, or use a functional that needs no density. (Entropy and KL need "
+                "only mean_log_density(), which NeuralProx knows up to a constant.)"
             )
         return self._log_density
 
@@ -97,6 +113,15 @@ class Particles(Measure):
         """The same particles, cut from the graph that made them."""
         result = self._replace(self.points.detach(), None if self._log_density is None else self._log_density.detach())
         result.weights = self.weights.detach()
+        result._is_relative = self._is_relative
+        return result
+
+    def to(self, dtype: torch.dtype) -> Particles:
+        """The same particles in another precision; they keep their weights as they are."""
+        result = self._replace(
+            self.points.to(dtype), None if self._log_density is None else self._log_density.to(dtype)
+        )
+        result.weights = self.weights.to(dtype)
         result._is_relative = self._is_relative
         return result
 

@@ -32,7 +32,7 @@ def write_flow(flow: JKOFlow, folder: str | Path, overwrite: bool) -> None:
     parameters = flow.get_params()
     if callable(parameters["map"]):
         parameters["map"] = None  # the blocks say what they are
-    if parameters["step_sizes"] is not None:
+    if parameters["step_sizes"] not in (None, "auto"):
         parameters["step_sizes"] = list(flow.step_sizes_)
     if flow.bounds is not None:
         parameters["bounds"] = [torch.as_tensor(end).tolist() for end in flow.bounds]

@@ -27,7 +27,6 @@ from wprox.solvers._kl_prox import LocalTerms
 from wprox.solvers.base import StepFailedError
 
 ROUNDING = 1e-12  # of sums of masses
-PROBES = 2  # random signs that estimate the diagonal of a Hessian
 
 
 @dataclass
@@ -58,26 +57,22 @@ class GridTerms:
         """The same functional with another γ/ε."""
         return replace(self, local=replace(self.local, strength=strength))
 
-    def linearised(self, mass: Tensor, damping: float) -> LocalTerms:
-        r"""The local terms, with every smooth one G replaced by a model around p = `mass`.
-
-        The model is G(p) + ⟨g, · − p⟩ + ½⟨D (· − p), · − p⟩ + τ KL(· | p), with the first variation g, the diagonal D
-        of the Hessian and the damping τ. Its proximal operator is again in closed form, since the quadratic is a power
-        m = 2 and τ KL an entropy.
-        """
+    def first_variation(self, mass: Tensor) -> tuple[Tensor, Tensor]:
+        """The first variation of the smooth terms at masses (n,), and the diagonal of their Hessian, as far as ≥ 0."""
+        positive = mass.clamp(min=torch.finfo(mass.dtype).tiny)  # they are differentiated at positive masses only
         gradient, diagonal = torch.zeros_like(mass), torch.zeros_like(mass)
         for term in self.smooth:
-            g, d = term(mass)
+            g, d = term(positive)
             gradient, diagonal = gradient + g, diagonal + d.clamp(min=0.0)
-        linear = gradient - diagonal * mass
-        if damping > 0:
-            linear = linear - damping * (mass / self.grid.cell_volume).log()
+        return gradient, diagonal
+
+    def modelled(self, linear: Tensor, diagonal: Tensor) -> LocalTerms:
+        """The local terms with ⟨l, p⟩ + ½⟨D p, p⟩ in the place of the smooth ones; the quadratic is a power m = 2."""
         powers = dict(self.local.powers)
         if bool((diagonal > 0).any()):
             powers[2.0] = powers.get(2.0, 0.0) + diagonal * (self.grid.cell_volume / 2)
         potential = linear if self.local.potential is None else self.local.potential + linear
-        potential = potential - potential.min()
-        return replace(self.local, potential=potential, powers=powers, entropy=self.local.entropy + damping)
+        return replace(self.local, potential=potential - potential.min(), powers=powers)
 
 
 def sort_terms(
@@ -223,9 +218,14 @@ def _(functional: InteractionEnergy, weight: float, terms: GridTerms) -> None:
 def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """The first variation of c F and an estimate of the diagonal of its Hessian, from nothing but the value of F.
 
-    The diagonal is the mean of z ⊙ (H z) over random signs z (Bekas, Kokiopoulou and Saad, *An estimator for the
-    diagonal of a matrix*, 2007): exact for functionals that are local, and only a preconditioner for the others.
+    The estimate is z ⊙ (H z) for signs z that alternate like a chessboard (Tang and Saad, *A probing method for
+    computing the diagonal of a matrix inverse*, 2012): exact for functionals that are local. Where entries of H change
+    little from cell to cell, as those of a functional of integrals do, H z nearly vanishes, and what is left of them
+    alternates in sign: an estimate above the mean of its neighbours is lowered to that.
     """
+    index = torch.meshgrid(*(torch.arange(n, device=grid.device) for n in grid.shape), indexing="ij")
+    signs = grid.flatten(1.0 - 2.0 * (torch.stack(index).sum(0) % 2)).to(grid.weights)
+    count = _neighbours(grid, torch.ones_like(signs))
 
     def first_variation(mass: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -236,16 +236,13 @@ def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[
             (gradient,) = torch.autograd.grad(value, weights, create_graph=True)
             diagonal = torch.zeros_like(mass)
             if gradient.requires_grad:
-                generator = torch.Generator().manual_seed(0)
-                for _ in range(PROBES):
-                    signs = torch.randint(2, mass.shape, generator=generator).to(mass) * 2 - 1
-                    try:
-                        (product,) = torch.autograd.grad(
-                            gradient, weights, signs, retain_graph=True, materialize_grads=True
-                        )
-                    except RuntimeError:  # a value that is differentiable only once: no curvature, damping does it
-                        break
-                    diagonal += signs * product / PROBES
+                try:
+                    (product,) = torch.autograd.grad(gradient, weights, signs, materialize_grads=True)
+                    diagonal = signs * product
+                    mean = _neighbours(grid, diagonal) / count.clamp(min=1)
+                    diagonal = torch.where(count > 0, torch.minimum(diagonal, mean), diagonal)
+                except RuntimeError:  # a value that is differentiable only once: no curvature, relaxation does it
+                    pass
         gradient = gradient.detach()
         if not bool(torch.isfinite(gradient).all() & torch.isfinite(diagonal).all()):
             bad = int((~torch.isfinite(gradient) | ~torch.isfinite(diagonal)).sum())
@@ -256,3 +253,14 @@ def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[
         return weight * gradient, weight * diagonal
 
     return first_variation
+
+
+def _neighbours(grid: Grid, field: Tensor) -> Tensor:
+    """The sum of a field (n,) over the free neighbours of each cell."""
+    values = grid.unflatten(field)
+    result = torch.zeros_like(values)
+    for axis, n in enumerate(grid.shape):
+        lower, upper = values.narrow(axis, 0, n - 1), values.narrow(axis, 1, n - 1)
+        result.narrow(axis, 0, n - 1).add_(upper)
+        result.narrow(axis, 1, n - 1).add_(lower)
+    return grid.flatten(result)

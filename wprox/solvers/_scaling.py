@@ -12,6 +12,7 @@ from wprox.solvers._anderson import Anderson
 from wprox.solvers._grid_terms import GridTerms
 from wprox.solvers._kernels import Kernel
 from wprox.solvers._kl_prox import LocalTerms
+from wprox.solvers._linearisation import Linearisation
 
 DIVERGENCE = 10.0  # an accelerated iterate may raise the violation by this factor; beyond, the plain one is taken
 FAR = 0.2  # a violation above this, in mass, is far from a solution: accelerated iterates must lower it there
@@ -19,13 +20,11 @@ CONTINUES = 0.5  # a start whose violation is above this is no better than none
 LOST_FRACTION = 0.01  # of the tolerance: the mass that the kernel domain may misplace by underflow
 NEGLIGIBLE = 1e-20  # cells below this fraction of the largest mass are not extrapolated
 SELF_ITERATIONS = 200  # of the transport of a measure to itself, which takes about ten
-OUTER_RATIO = 10.0  # the change of mass at which linearisation stops, in units of the tolerance
-FIRST_TOL = 1e-2  # the violation at which the first linearisation is replaced
-INNER_RATIO = 0.1  # of the last change of mass: the violation down to which the next linearisation is solved
-GROWTH = 2  # moves that grow so many times in a row are damped; one may grow while mass enters empty cells
 TOO_FAR = "heat flow does not reach where the mass should go; raise blur or heat_steps, or lower step_size"
 OVERFLOW = "F times γ/blur² overflows, and μ is returned as it was; lower step_size or raise blur"
 WHAT_TO_TRY = "raise iterations, or ease the problem with a larger blur or a smaller step_size"
+BISECTIONS = 70  # from a width of 2400 down to rounding
+LARGEST = 600.0  # the logarithm of a mass that still counts in full in the violation
 LOG_ZERO = -1e200  # stands for log 0 in the scalings: finite, so that differences of iterates are
 
 
@@ -114,6 +113,25 @@ class ScalingIteration:
         scaled = relative - self.by_room(relative.exp()).log() + self.room_mass.log()
         return scaled.masked_fill(self.closed, -math.inf)
 
+    def within_bounds(self, log_mass: Tensor) -> Tensor:
+        """The masses clip(c p, lower, upper), (n,), with c such that every room has the mass of μ; by bisection."""
+        local, volume = self.terms.local, self.log_volume.exp()
+        if local.lower is None and local.upper is None:
+            return self.normalised(log_mass).exp()
+        lower = torch.zeros_like(log_mass) if local.lower is None else local.lower * volume
+        upper = torch.full_like(log_mass, math.inf) if local.upper is None else local.upper * volume
+        if local.potential is not None:
+            upper = upper.masked_fill(local.potential == math.inf, 0.0)
+        log_mass = (log_mass - self.kernel.largest(log_mass)).clamp(min=-LARGEST)
+        wanted = self.mass.sum() if self.closed is None else self.room_mass
+        low, high = torch.full_like(log_mass, -2 * LARGEST), torch.full_like(log_mass, 2 * LARGEST)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            mass = (log_mass + middle).exp().clamp(min=lower, max=upper)
+            over = (mass.sum() if self.closed is None else self.by_room(mass)) > wanted
+            low, high = torch.where(over, low, middle), torch.where(over, middle, high)
+        return self.normalised(mass.log()).exp()
+
     def product(self, log_field: Tensor) -> tuple[Tensor, Tensor | None]:
         """log K e^u, and where it is only an upper bound."""
         if self.log_domain:
@@ -140,7 +158,7 @@ class ScalingIteration:
             return None
         scalings = log_scalings.clone()
         scalings[0] *= factor
-        first = self.step(scalings, Linearisation(self, False).local)
+        first = self.step(scalings, Linearisation(self.terms, self.mass, False, self.tol).local)
         return scalings if first.violation <= CONTINUES and first.misplaced <= CONTINUES else None
 
     def reference(self) -> Tensor:
@@ -161,7 +179,7 @@ class ScalingIteration:
         if self.closed is not None:
             log_density = log_density.masked_fill(self.closed, -math.inf)
         log_p = log_density + self.log_volume
-        p = log_p.exp()
+        p = log_p.clamp(max=LARGEST).exp()  # far from a solution the total of p is no longer 1
         image = [log_p - log_q]
         if self.debias == "entropy":
             image.append((self.normalised(log_p) - self.log_volume) / 2)  # of the mass that p has only in the end
@@ -181,7 +199,8 @@ class ScalingIteration:
         ten times the tolerance; only once, around μ, where `relinearise` is false.
         """
         anderson = Anderson(memory)
-        linearisation = Linearisation(self, relinearise)
+        around = self.reference() if relinearise and self.terms.smooth else self.mass
+        linearisation = Linearisation(self.terms, around, relinearise, self.tol)
         best, last, fallback, accelerated = math.inf, math.inf, scalings, False
         # to return if none converges: the iterate of least violation, or of least change by linearising anew
         kept, error = None, math.inf
@@ -198,17 +217,22 @@ class ScalingIteration:
                 anderson.restart()
                 continue
             if not finite:
+                if linearisation.retracts():
+                    best, accelerated, scalings = math.inf, False, linearisation.scalings
+                    anderson.restart()
+                    continue
                 log_a = torch.zeros_like(self.mass)
                 return Solution(self.mass, self.start(), log_a, 1.0, count, False, OVERFLOW, self.log_domain)
-            if current.violation <= linearisation.tol:
+            solved = current.violation <= linearisation.tol
+            mass = self.normalised(current.log_mass).exp() if solved else self.mass
+            if solved and linearisation.resolves(mass, current.violation):
                 if misplaces:
                     return self._solution(current, count, False, TOO_FAR)
-                if linearisation.settled(current):
+                if linearisation.settles(mass, current.violation, current.image):
                     return self._solution(current, count, True, "")
-                linearisation.refresh(current)
                 if linearisation.moved < error:
                     kept, error = current, linearisation.moved
-                best, accelerated, scalings = math.inf, False, current.image
+                best, accelerated, scalings = math.inf, False, linearisation.scalings
                 anderson.restart()
                 continue
             if not linearisation.repeat and current.violation < error:
@@ -225,7 +249,7 @@ class ScalingIteration:
         return self._solution(current, iterations, False, f"{message}; {WHAT_TO_TRY}")
 
     def _solution(self, last: Iterate, count: int, converged: bool, message: str) -> Solution:
-        mass = self.normalised(last.log_mass).exp()
+        mass = self.normalised(last.log_mass).exp() if converged else self.within_bounds(last.log_mass)
         if not message:
             domain = "log" if self.log_domain else "kernel"
             message = f"a violation of {last.violation:.2g} in mass after {count} iterations in the {domain} domain"
@@ -249,48 +273,3 @@ class ScalingIteration:
         first = torch.where(source > 0, source * (solution.log_source - own_source), 0.0)
         second = torch.where(target > 0, target * (solution.log_scalings[0] - own_target), 0.0)
         return first.sum() + second.sum()
-
-
-class Linearisation:
-    """The local terms of a functional, with the smooth ones linearised around a measure that moves.
-
-    Attributes:
-        local: what the proximal operator solves at present.
-        tol: the violation at which to look whether to linearise anew.
-        change: the mass that the last linearisation moved; `None` before the second one.
-    """
-
-    def __init__(self, iteration: ScalingIteration, repeat: bool) -> None:
-        self.terms, self.final_tol, self.normalised = iteration.terms, iteration.tol, iteration.normalised
-        self.repeat = repeat and bool(self.terms.smooth)
-        self.local, self.tol, self.damping, self.moved = self.terms.local, iteration.tol, 0.0, 0.0
-        self.change: float | None = None
-        self.growth = 0
-        if self.repeat:
-            self.tol = max(iteration.tol, FIRST_TOL)
-            self._linearise(iteration.reference())
-        elif self.terms.smooth:
-            self._linearise(iteration.mass)
-
-    def _linearise(self, mass: Tensor) -> None:
-        self.around = mass.clamp(min=torch.finfo(mass.dtype).tiny)  # F is differentiated at positive masses only
-        self.local = self.terms.linearised(self.around, self.damping)
-
-    def settled(self, current: Iterate) -> bool:
-        """Whether the solution is one of the functional itself, not only of its present linearisation."""
-        if not self.repeat:
-            return True
-        mass = current.log_mass.exp()
-        self.moved = float((mass - self.around).abs().sum())
-        slowed = 1 + self.damping * self.local.strength  # damping makes moves shorter by about this factor
-        return current.violation <= self.final_tol and self.moved * slowed <= OUTER_RATIO * self.final_tol
-
-    def refresh(self, current: Iterate) -> None:
-        """Linearise around the present solution; where the moves grow, damp them."""
-        grows = self.change is not None and self.moved > self.change
-        self.growth = self.growth + 1 if grows else 0
-        if self.growth >= GROWTH:
-            self.damping = max(2 * self.damping, 1 / self.local.strength)
-        self.change = self.moved
-        self.tol = max(self.final_tol, INNER_RATIO * self.moved)
-        self._linearise(self.normalised(current.log_mass).exp())

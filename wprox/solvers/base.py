@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from wprox.functionals import Functional
+from wprox.functionals.pieces import apply
 from wprox.maps import TransportMap
 from wprox.measures import Measure
+
+STEP_LIMIT = (
+    "explicit steps are stable only for step_size < 2/L, L the Lipschitz constant of the gradient (the largest "
+    "eigenvalue of ∇²V for a potential V); take a smaller step_size, or an implicit solver, which has no such limit"
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,10 @@ class Solver(ABC):
     def prepare(self, measure: Measure) -> Measure:
         """The initial measure in the form in which this solver carries it along; called once, before the first step."""
         return measure
+
+    def value(self, functional: Functional, measure: Measure) -> Tensor:
+        """F(μ) of the initial measure, in the sense of `Step.value`."""
+        return apply(functional, measure)
 
     @abstractmethod
     def step(

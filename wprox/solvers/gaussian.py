@@ -91,7 +91,7 @@ class GaussianProx(Solver):
         apply(functional, source)  # says what is missing, where F does not apply
         pieces = split(functional)
         check_precision(pieces, source)
-        quadratic = _as_quadratic(pieces, source)
+        quadratic = as_quadratic(pieces, source)
         if quadratic is not None:
             outcome = _closed_form(quadratic, source, step_size)
         else:
@@ -178,7 +178,7 @@ class _Outcome:
 
 
 @dataclass(frozen=True)
-class _Quadratic:
+class Quadratic:
     """F(N(m, Σ)) = V(m) + ½ tr (Q + R)Σ − ½ β log det Σ + a constant, with ∇V at the mean of the source."""
 
     gradient: Tensor
@@ -187,7 +187,7 @@ class _Quadratic:
     entropy: float
 
 
-def _as_quadratic(pieces: Pieces, source: Gaussian) -> _Quadratic | None:
+def as_quadratic(pieces: Pieces, source: Gaussian) -> Quadratic | None:
     """The quadratic pieces of F, or `None` where it has others."""
     if pieces.rest or pieces.internal or pieces.entropy < 0:
         return None
@@ -217,7 +217,7 @@ def _as_quadratic(pieces: Pieces, source: Gaussian) -> _Quadratic | None:
         if model is None:
             return None
         interaction = interaction + model[1]
-    return _Quadratic(gradient, potential, interaction, pieces.entropy)
+    return Quadratic(gradient, potential, interaction, pieces.entropy)
 
 
 def _moments(divergence: KL) -> tuple[Tensor, Tensor] | None:
@@ -248,7 +248,7 @@ def _probe(gradient: Callable[[Tensor], Tensor], centre: Tensor, scale: float) -
     return at_centre, (hessian + hessian.mT) / 2
 
 
-def _closed_form(quadratic: _Quadratic, source: Gaussian, step_size: float) -> _Outcome:
+def _closed_form(quadratic: Quadratic, source: Gaussian, step_size: float) -> _Outcome:
     identity = torch.eye(source.dim).to(source.loc)
     hessian = quadratic.potential + quadratic.interaction
     smallest = min(float(torch.linalg.eigvalsh(part)[0]) for part in (hessian, quadratic.potential))
@@ -287,7 +287,7 @@ def _mismatch(source: Gaussian, rho: Gaussian, map: AffineMap) -> float:
 
 
 def _quadratic_residual(
-    quadratic: _Quadratic, source: Gaussian, rho: Gaussian, map: AffineMap, step_size: float
+    quadratic: Quadratic, source: Gaussian, rho: Gaussian, map: AffineMap, step_size: float
 ) -> float:
     """‖∇F(ρ) + (id − T⁻¹)/γ‖ in L²(ρ), of an affine field: that at the mean, and the slope weighted by Σ."""
     inverse, shift = _inverse(map)

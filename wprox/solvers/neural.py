@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import check_count, check_fraction, check_non_negative, check_positive, check_seed, seeded
+from wprox._checks import (
+    check_count,
+    check_fraction,
+    check_non_negative,
+    check_positive,
+    check_seed,
+    seeded,
+    step_seed,
+)
 from wprox.functionals import Functional
 from wprox.maps import ConvexMap, ODEMap, ResidualMap, SplineMap, TransportMap
 from wprox.maps.base import apply_in_batches
@@ -134,13 +142,13 @@ class NeuralProx(Solver):
         step_size = check_positive(step_size, "step_size")
         source = _as_particles(measure, "measure")
         index = 0 if previous is None else previous.index + 1
-        generator = torch.Generator().manual_seed(_mix(self.seed, index))
+        generator = torch.Generator().manual_seed(step_seed(self.seed, index))
         if held_out is None:
             training, validation = _split(source, self.validation_fraction, generator)
             pushed_held_out = None
         else:
             training, validation = source, _as_particles(held_out, "held_out")
-        map = self._initial_map(source, previous, _mix(self.seed, index))
+        map = self._initial_map(source, previous, step_seed(self.seed, index))
 
         def objective(rho: Particles, origin: Particles) -> Tensor:
             cost = origin.weights @ (rho.points - origin.points).square().sum(1)
@@ -150,7 +158,7 @@ class NeuralProx(Solver):
             batch = batch_of(training, rows)
             return objective(batch.push(map), batch)
 
-        with seeded(_mix(self.seed, index) + 1, source.device):  # dropout draws from the default generator
+        with seeded(step_seed(self.seed, index) + 1, source.device):  # dropout draws from the default generator
             if self.flow_matching:
                 match_flow(
                     map,
@@ -215,7 +223,7 @@ class NeuralProx(Solver):
             memory_budget: bytes that activations may take, 512 MB by default.
         """
         source = _as_particles(measure, "measure")
-        generator = torch.Generator().manual_seed(_mix(self.seed, 2**20))
+        generator = torch.Generator().manual_seed(step_seed(self.seed, 2**20))
         if held_out is None:
             training, validation = _split(source, self.validation_fraction, generator)
         else:
@@ -225,7 +233,7 @@ class NeuralProx(Solver):
             return functional(batch_of(training, rows).push(map))
 
         probe = torch.arange(min(len(training), 64))
-        with seeded(_mix(self.seed, 2**20) + 1, source.device):
+        with seeded(step_seed(self.seed, 2**20) + 1, source.device):
             map.train()
             row_bytes = max(1.0, saved_bytes_per_row(map, batch_objective, probe))
             settings = replace(
@@ -346,8 +354,3 @@ def _split(measure: Particles, fraction: float, generator: torch.Generator) -> t
         )
     order = carriers[torch.randperm(n, generator=generator).to(measure.device)]
     return measure.subset(order[held:]), measure.subset(order[:held])
-
-
-def _mix(seed: int, index: int) -> int:
-    """A seed of its own for every step."""
-    return (seed * 1_000_003 + index * 7_919) % 2**62

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from wprox.functionals.base import Sum
 from wprox.functionals.pieces import Pieces, apply, check_precision, split
 from wprox.maps import MonotoneMap
 from wprox.measures import Measure, Quantiles
+from wprox.solvers._lbfgs import History
 from wprox.solvers.base import Solver, Step, StepFailedError
 
 BATCH = 2**17  # nodes differentiated at once, so that a batch fits the cache
@@ -116,11 +116,11 @@ class QuantileProx(Solver):
                 "every node"
             )
         point = problem.expand(x)
-        history = _History(self.memory)
+        history = History(self.memory)
         for count in range(1, self.iterations + 1):
             direction = -history.apply(point.gradient, point.solve)
             if float(direction @ point.gradient) > 0:  # pairs from where J was not convex: start afresh
-                history = _History(self.memory)
+                history = History(self.memory)
                 direction = -point.solve(point.gradient)
             rounding = 8 * EPSILON * float(x.abs().max())
             is_small = problem.norm(direction) <= max(self.tolerance * problem.spread(x), rounding)
@@ -284,32 +284,6 @@ class _Expansion:
         bands[1] *= 1 + damping
         solution = solveh_banded(bands.numpy(), vector.cpu().numpy(), overwrite_ab=True, check_finite=False)
         return torch.from_numpy(solution).to(vector)
-
-
-class _History:
-    """The pairs of L-BFGS (Nocedal and Wright, *Numerical optimization*, algorithm 7.4)."""
-
-    def __init__(self, memory: int) -> None:
-        self.pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=memory)
-
-    def add(self, shift: Tensor, change: Tensor) -> None:
-        product = float(shift @ change)
-        if product > 0:  # else J is not convex between the two points, and the pair would spoil the metric
-            self.pairs.append((shift, change, product))
-
-    def apply(self, gradient: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
-        """H⁻¹ g for the metric made of the pairs and the initial H⁻¹ given by `solve`."""
-        factors = []
-        for shift, change, product in reversed(self.pairs):
-            factors.append(float(shift @ gradient) / product)
-            gradient = gradient - factors[-1] * change
-        result = solve(gradient)
-        if self.pairs:  # the scale of the initial metric, from the newest pair (Nocedal and Wright, equation 7.20)
-            _, change, product = self.pairs[-1]
-            result = result * (product / float(change @ solve(change)))
-        for (shift, change, product), factor in zip(self.pairs, reversed(factors), strict=True):
-            result = result + (factor - float(change @ result) / product) * shift
-        return result
 
 
 def _derivatives(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

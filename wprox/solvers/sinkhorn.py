@@ -14,7 +14,7 @@ from wprox._checks import check_count, check_positive
 from wprox.functionals import Functional
 from wprox.measures import Grid, Measure
 from wprox.solvers._grid_terms import GridTerms, sort_terms
-from wprox.solvers._kernels import GaussianKernel, HeatKernel, Kernel, make_kernel
+from wprox.solvers._kernels import HeatKernel, Kernel, make_kernel
 from wprox.solvers._scaling import ScalingIteration
 from wprox.solvers.base import Solver, Step
 
@@ -56,7 +56,7 @@ class SinkhornProx(Solver):
 
     Potentials, entropy, KL, power laws, bounds on the density and their sums are solved in closed form, internal
     energies by a Newton iteration. Interaction energies and functionals that define only `__call__` are linearised,
-    with the diagonal of their Hessian, around the last solution until that settles.
+    with the diagonal of their Hessian, around the last solution until that settles, by shorter moves if it overshoots.
 
     Entropic transport diffuses: it adds about ½ε ∫ ρ log ρ to γF. `debias` subtracts that:
 
@@ -65,6 +65,8 @@ class SinkhornProx(Solver):
       minimisers of F are then exact fixed points. It costs a third product with the kernel and more iterations, and
       converges reliably only where F contains entropy, KL or a power.
     - `None` keeps the bias.
+
+    `Step.residual` stays `None`: the first-order error of W₂² would have to contain the bias and that of the grid.
 
     Arguments:
         blur: the standard deviation of the kernel, in units of length as in GeomLoss; the widest cell by default.
@@ -180,16 +182,14 @@ class SinkhornProx(Solver):
 
     def _annealed(self, terms: GridTerms, grid: Grid, blur: float) -> Tensor | None:
         """Where to start without a step before: the potentials of larger blurs, halved down to the given one."""
-        halvings = 0
-        if isinstance(self._kernel_of(grid)[0], GaussianKernel):
-            coarsest = max(high - low for low, high in grid.bounds) * COARSEST_BLUR
-            halvings = max(0, math.ceil(math.log2(coarsest / blur)))
+        coarsest = max(high - low for low, high in grid.bounds) * COARSEST_BLUR
+        halvings = max(0, math.ceil(math.log2(coarsest / blur)))
         scalings = None
         for level in range(halvings, 0, -1):
             wide = blur * 2**level
             iteration = ScalingIteration(
                 terms.with_strength(terms.local.strength / 4**level),
-                GaussianKernel(grid, wide),
+                make_kernel(grid, wide, self.heat_steps),
                 grid.weights,
                 self.debias,
                 ANNEALING_TOL,

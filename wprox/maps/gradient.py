@@ -1,0 +1,113 @@
+"""Explicit steps along a gradient, as transport maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wprox._checks import check_count, check_positive
+from wprox.maps.base import TransportMap
+
+NEWTON_STEPS = 100
+
+
+class GradientStepMap(TransportMap):
+    r"""T(x) = x − γ∇φ(x), invertible while γ∇²φ ≺ I.
+
+    T is then the gradient of the convex function |x|²/2 − γφ, hence the optimal map to its image (Brenier). Its
+    Jacobian comes by automatic differentiation, d backward passes a block of points; the inverse by Newton's method.
+
+    Arguments:
+        dim: d.
+        potential: φ, maps points (n, d) to (n,), twice differentiable in torch.
+        step_size: γ > 0.
+        batch_size: points whose Jacobians are formed at once.
+
+    Example:
+        >>> import torch
+        >>> from wprox.maps import GradientStepMap
+        >>> map = GradientStepMap(2, lambda x: x.square().sum(-1) / 2, step_size=0.5)
+        >>> y, log_det = map(torch.ones(1, 2))
+        >>> y.tolist(), log_det.exp().tolist(), map.inverse(y).tolist()
+        ([[0.5, 0.5]], [0.25], [[1.0, 1.0]])
+    """
+
+    def __init__(
+        self, dim: int, potential: Callable[[Tensor], Tensor], step_size: float, batch_size: int = 1024
+    ) -> None:
+        super().__init__()
+        self.dim = check_count(dim, "dim")
+        self.potential = potential
+        self.step_size = check_positive(step_size, "step_size")
+        self.batch_size = check_count(batch_size, "batch_size")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [self._expand(batch) for batch in x.split(self.batch_size)]
+        return torch.cat([y for y, _ in parts]), torch.cat([jacobian.slogdet().logabsdet for _, jacobian in parts])
+
+    def least_stretch(self, x: Tensor) -> float:
+        """The smallest eigenvalue of ∇T = I − γ∇²φ at points (n, d); T folds where it is not positive."""
+        jacobians = (self._expand(batch)[1] for batch in x.detach().split(self.batch_size))
+        return min(float(torch.linalg.eigvalsh(jacobian).min()) for jacobian in jacobians)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return torch.cat([self._invert(batch) for batch in y.split(self.batch_size)])
+
+    @torch.no_grad()
+    def _invert(self, y: Tensor) -> Tensor:
+        """Newton's method for T(x) = y, with the step halved at the points where the error does not fall."""
+        x = y.clone()
+        image, jacobian = self._expand(x)
+        error = (image - y).norm(dim=1)
+        tolerance = 16 * torch.finfo(y.dtype).eps * (1 + y.norm(dim=1) + (image - y).norm(dim=1))
+        for _ in range(NEWTON_STEPS):
+            if bool((error <= tolerance).all()):
+                return x
+            direction = torch.linalg.solve(jacobian, y - image)
+            length = torch.ones_like(error)
+            for _ in range(20):
+                trial = x + length[:, None] * direction
+                trial_image, trial_jacobian = self._expand(trial)
+                trial_error = (trial_image - y).norm(dim=1)
+                worse = ~(trial_error < error) & (error > tolerance)
+                if not bool(worse.any()):
+                    break
+                length = torch.where(worse, length / 2, length)
+            better = trial_error < error
+            if not bool(better.any()):
+                break
+            x = torch.where(better[:, None], trial, x)
+            image = torch.where(better[:, None], trial_image, image)
+            jacobian = torch.where(better[:, None, None], trial_jacobian, jacobian)
+            error = torch.where(better, trial_error, error)
+        slack = 1e4 * tolerance  # rounding of ∇φ itself may keep the error from falling further
+        if not bool((error <= slack).all()):
+            raise ValueError(
+                f"x − γ∇φ(x) = y has no solution that Newton's method finds at {int((error > slack).sum())} of "
+                f"{len(y)} points: the map folds there; it is invertible for step_size below 1/L, L the largest "
+                f"eigenvalue of ∇²φ, and step_size is {self.step_size:g}"
+            )
+        return x
+
+    def _expand(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """T(x), (n, d), and ∇T(x), (n, d, d); with a graph where x has one."""
+        keep = torch.is_grad_enabled() and x.requires_grad
+        with torch.enable_grad():
+            points = x if keep else x.detach().requires_grad_()
+            value = self.potential(points).sum()
+            rows: list[Tensor] = []
+            gradient = torch.zeros_like(points)
+            if value.requires_grad:
+                (gradient,) = torch.autograd.grad(value, points, create_graph=True)
+            for j in range(self.dim):
+                row: Tensor | None = None
+                if gradient.requires_grad:
+                    (row,) = torch.autograd.grad(
+                        gradient[:, j].sum(), points, create_graph=keep, retain_graph=True, allow_unused=True
+                    )
+                rows.append(torch.zeros_like(points) if row is None else row)
+            image = points - self.step_size * gradient
+            jacobian = torch.eye(self.dim).to(points) - self.step_size * torch.stack(rows, dim=1)
+        return (image, jacobian) if keep else (image.detach(), jacobian.detach())

@@ -1,0 +1,148 @@
+"""L-BFGS with a strong Wolfe line search, for objectives that may be infinite."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+DECREASE, CURVATURE = 1e-4, 0.9  # c₁ and c₂ of the Wolfe conditions, as Nocedal and Wright advise for quasi-Newton
+NOISE = 1e-12  # of a value, relative to it: closer than that, two values are equal and the slopes decide
+SEARCH_LIMIT = 40  # evaluations of one line search
+
+
+class Point(Protocol):
+    """Where the objective has been evaluated."""
+
+    @property
+    def position(self) -> Tensor: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def gradient(self) -> Tensor: ...
+
+
+P = TypeVar("P", bound=Point)
+
+
+class History:
+    """The pairs of L-BFGS (Nocedal and Wright, *Numerical optimization*, algorithm 7.4)."""
+
+    def __init__(self, memory: int) -> None:
+        self.pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=memory)
+
+    def add(self, shift: Tensor, change: Tensor) -> None:
+        product = float(shift @ change)
+        if product > 0:  # else J is not convex between the two points, and the pair would spoil the metric
+            self.pairs.append((shift, change, product))
+
+    def apply(self, gradient: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+        """H⁻¹ g for the metric made of the pairs and the initial H⁻¹ given by `solve`."""
+        factors = []
+        for shift, change, product in reversed(self.pairs):
+            factors.append(float(shift @ gradient) / product)
+            gradient = gradient - factors[-1] * change
+        result = solve(gradient)
+        if self.pairs:  # the scale of the initial metric, from the newest pair (Nocedal and Wright, equation 7.20)
+            _, change, product = self.pairs[-1]
+            result = result * (product / float(change @ solve(change)))
+        for (shift, change, product), factor in zip(self.pairs, reversed(factors), strict=True):
+            result = result + (factor - float(change @ result) / product) * shift
+        return result
+
+
+class Minimiser(Generic[P]):
+    r"""Minimises J from a point, by L-BFGS; `point` is the best so far at any time.
+
+    Arguments:
+        evaluate: J and ∇J at a position, (m,); a value or gradient that is not finite means outside of the domain.
+        start: where to begin, evaluated and finite.
+        solve: the initial metric's inverse.
+        memory: the number of pairs kept.
+
+    Attributes:
+        point: the best point.
+        outside: the last position tried that was outside of the domain.
+        iterations: steps taken.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[Tensor], P],
+        start: P,
+        solve: Callable[[Tensor], Tensor],
+        memory: int,
+    ) -> None:
+        self.evaluate, self.point, self.solve = evaluate, start, solve
+        self.history = History(memory)
+        self.outside: Tensor | None = None
+        self.iterations = 0
+
+    def run(self, is_done: Callable[[P], bool], iterations: int) -> bool:
+        """Iterate until done; whether descent went on until then, or until `iterations` in all were made."""
+        while not is_done(self.point) and self.iterations < iterations:
+            found = self._search(-self.history.apply(self.point.gradient, self.solve))
+            if found is None and self.history.pairs:  # pairs from elsewhere may mislead: once more without them
+                self.history.pairs.clear()
+                found = self._search(-self.solve(self.point.gradient))
+            if found is None:
+                return False
+            self.iterations += 1
+            self.history.add(found.position - self.point.position, found.gradient - self.point.gradient)
+            self.point = found
+        return True
+
+    def _search(self, direction: Tensor) -> P | None:
+        """A point along the direction that satisfies the strong Wolfe conditions, or at least lowers J."""
+        origin, start_slope = self.point, float(self.point.gradient @ direction)
+        if not start_slope < 0:
+            return None
+        noise = NOISE * abs(origin.value)
+        low: tuple[float, float, float] = (0.0, origin.value, start_slope)
+        high: tuple[float, float, float] | None = None  # J′ is NaN where J is not finite
+        best: P | None = None
+        length = 1.0
+        for _ in range(SEARCH_LIMIT):
+            trial = self.evaluate(origin.position + length * direction)
+            slope = float(trial.gradient @ direction)
+            if not (math.isfinite(trial.value) and math.isfinite(slope)):
+                self.outside = trial.position
+                high = (length, math.inf, math.nan)
+            else:
+                is_lower = trial.value <= origin.value + DECREASE * length * start_slope
+                is_flat = trial.value <= origin.value + noise and abs(slope) <= CURVATURE * -start_slope
+                if (is_lower or is_flat) and abs(slope) <= CURVATURE * -start_slope:
+                    return trial
+                if not is_lower or trial.value > low[1]:
+                    high = (length, trial.value, slope)
+                else:
+                    if slope * ((math.inf if high is None else high[0]) - low[0]) >= 0:
+                        high = low
+                    low, best = (length, trial.value, slope), trial
+            if high is None:
+                length = 4 * length
+            else:
+                length = _between(low, high)
+                if abs(high[0] - low[0]) <= 1e-15 * max(low[0], high[0]):
+                    break
+        return best
+
+
+def _between(low: tuple[float, float, float], high: tuple[float, float, float]) -> float:
+    """The minimum of the cubic through two values and slopes, kept away from the ends (Nocedal and Wright, 3.59)."""
+    (a, value_a, slope_a), (b, value_b, slope_b) = low, high
+    width = b - a
+    if not math.isfinite(value_b):
+        return a + 0.25 * width
+    d1 = slope_a + slope_b - 3 * (value_a - value_b) / (a - b)
+    root = d1 * d1 - slope_a * slope_b
+    part = 0.5
+    if root >= 0:
+        d2 = math.copysign(math.sqrt(root), width)
+        bottom = slope_b - slope_a + 2 * d2
+        if bottom != 0:
+            part = 1 - (slope_b + d2 - d1) / bottom
+    return a + min(max(part, 0.05), 0.95) * width

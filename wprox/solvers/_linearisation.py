@@ -1,0 +1,136 @@
+"""Smooth terms of a functional by linear models that are renewed until they settle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from wprox.solvers._grid_terms import GridTerms
+
+OUTER_RATIO = 10.0  # the change of mass at which linearisation stops, in units of the tolerance
+FIRST_TOL = 1e-2  # the violation at which the first linearisation is replaced
+RESOLVED = 0.3  # of a change of mass: the violation down to which it is solved before it is judged
+NOISE = 10.0  # shorter moves, in units of the violation that they start with, are no more than its repair
+INNER_RATIO = 0.1  # of the last change of mass: the violation down to which the next linearisation is solved
+CURVATURE = 0.8  # of the slope that a move starts with: beyond, the slope that it ends with has overshot
+SHORTEST, LONGEST = 0.1, 4.0  # factors by which the relaxation may change from one linearisation to the next
+SHORTEST_OF_ALL = 1e-6  # relaxation
+
+
+@dataclass
+class Base:
+    """The last accepted solution, and the first variation of G less that of its model there."""
+
+    mass: Tensor
+    model: Tensor
+    residual: Tensor
+    scalings: Tensor
+    violation: float
+
+
+class Linearisation:
+    r"""min J₀(ρ) + G(ρ), with G smooth and J₀ all the rest, by mirror descent in the geometry of J₀.
+
+    With G in the place of its first variation u, the scaling iteration solves ρ(u) = argmin J₀ + ⟨u, ·⟩. From there
+
+        u⁺ = u + α r,    r = G′(ρ(u)) − u,    ρ⁺ = ρ(u⁺),
+
+    is the Bregman proximal gradient step  ρ⁺ = argmin ⟨G′(ρ), ·⟩ + J₀ + (1/α − 1) D_{J₀}(·, ρ).  It lowers the
+    objective and converges for convex G if G is smooth relative to J₀ with the constant 1/α − 1 (Bauschke, Bolte and
+    Teboulle, *A descent lemma beyond Lipschitz gradient continuity*, 2017; Lu, Freund and Nesterov, *Relatively smooth
+    convex optimization by first-order methods*, 2018, theorem 3.1). The transport in J₀ keeps it small: it is about
+    γ times the Hessian that G has in Wasserstein space, whatever the grid.
+
+    The constant is not known. r is the derivative of the objective, so that the slopes −⟨r, ρ⁺ − ρ⟩ and ⟨r⁺, ρ⁺ − ρ⟩
+    tell without any value of F whether a move overshoots: then it is undone and α shortened (the approximate Wolfe
+    condition of Hager and Zhang, 2005), to where the secant of the slopes vanishes. The same secant gives the α of
+    the next move (Barzilai and Borwein 1988, in the metric of J₀).
+
+    The diagonal D of the Hessian is modelled by a quadratic, which moves ½⟨D ρ, ρ⟩ from G to J₀: α = 1 is then Newton's
+    method for functionals that are local.
+
+    Attributes:
+        local: what the proximal operator solves at present.
+        tol: the violation at which to look whether to linearise anew.
+        scalings: (k, n), where to go on.
+        moved: the change of mass by the last linearisation, in units in which α = 1.
+    """
+
+    def __init__(self, terms: GridTerms, around: Tensor, repeat: bool, tol: float) -> None:
+        self.terms, self.final_tol, self.around = terms, tol, around
+        self.repeat = repeat and bool(terms.smooth)
+        self.local, self.tol, self.relaxation, self.moved = terms.local, tol, 1.0, math.inf
+        self.base: Base | None = None
+        if terms.smooth:
+            gradient, self.diagonal = terms.first_variation(around)
+            self.linear = gradient - self.diagonal * around
+            self.local = terms.modelled(self.linear, self.diagonal)
+        if self.repeat:
+            self.tol = max(tol, FIRST_TOL)
+
+    def resolves(self, mass: Tensor, violation: float) -> bool:
+        """Whether the change of mass is solved well enough to be judged; if not, `tol` is lowered."""
+        if not self.repeat:
+            return True
+        before = self.around if self.base is None else self.base.mass
+        length = float((mass - before).abs().sum())
+        floor = self.final_tol * min(1.0, self.relaxation)
+        if violation <= max(floor, RESOLVED * length):
+            return True
+        self.tol = max(floor, INNER_RATIO * length)
+        return False
+
+    def settles(self, mass: Tensor, violation: float, scalings: Tensor) -> bool:
+        """Whether the solution is one of the functional itself, not only of its present model; if not, model anew.
+
+        Arguments:
+            mass: (n,), the solution of the present model.
+            violation: how far it is solved.
+            scalings: (k, n), from which to go on if it is accepted.
+        """
+        if not self.repeat:
+            return True
+        model = self.linear + self.diagonal * mass
+        gradient, diagonal = self.terms.first_variation(mass)
+        residual = gradient - model
+        before = self.around if self.base is None else self.base.mass
+        change = mass - before
+        length = float(change.abs().sum())
+        floor = self.final_tol * min(1.0, self.relaxation)
+        factor, accepted, judged = 1.0, True, False
+        if self.base is not None and length > NOISE * self.base.violation:
+            first, last = -float(self.base.residual @ change), float(residual @ change)
+            if first > 0:
+                judged = True
+                factor = first / (first + last) if first + last > 0 else math.inf
+                accepted = last <= CURVATURE * first
+        if not judged and self.relaxation < 1:  # nothing says that the move could not be longer
+            factor = LONGEST
+        self.moved = length * max(1.0, 1 / self.relaxation, min(factor, LONGEST))
+        arrived = self.relaxation >= 1 or factor < LONGEST
+        if arrived and violation <= floor and self.moved <= OUTER_RATIO * self.final_tol:
+            return True
+        self.relaxation *= min(max(factor, SHORTEST), LONGEST)
+        self.relaxation = min(1.0, max(SHORTEST_OF_ALL, self.relaxation))
+        if accepted:
+            self.base, self.diagonal = Base(mass, model, residual, scalings, violation), diagonal
+        self.tol = min(FIRST_TOL, max(self.final_tol * min(1.0, self.relaxation), INNER_RATIO * length))
+        self._move()
+        return False
+
+    def retracts(self) -> bool:
+        """Whether there is a shorter move to try in place of one that cannot be solved for."""
+        if self.base is None or self.relaxation < SHORTEST_OF_ALL:
+            return False
+        self.relaxation *= SHORTEST
+        self._move()
+        return True
+
+    def _move(self) -> None:
+        base = self.base
+        assert base is not None
+        self.scalings = base.scalings
+        self.linear = base.model - self.diagonal * base.mass + self.relaxation * base.residual
+        self.local = self.terms.modelled(self.linear, self.diagonal)
