@@ -239,15 +239,20 @@ def test_the_inverse_is_differentiable(cls):
 @pytest.mark.slow
 @pytest.mark.parametrize("map", ["residual", "convex"])
 def test_steps_on_gaussian_data_are_the_closed_form(map):
-    """Mean and covariance within 3 % after each of 4 steps of KL(· ‖ N(0, I)); design, section 4."""
-    m, s, gamma, n = 1.5, 0.4, 0.5, 10_000
+    """Mean and covariance within 3 % after each of 4 steps of KL(· ‖ N(0, I)); design, section 4.
+
+    With 10,000 points in place of 50,000 these maps see that the sample is no Gaussian: the covariance is 4 % off.
+    """
+    m, s, gamma, n = 1.5, 0.4, 0.5, 50_000
     x = randn(n, 2)
     x = x - x.mean(0)
     x = torch.linalg.solve_triangular(torch.linalg.cholesky(x.T @ x / n), x.T, upper=False).T
     rho = wprox.Particles((m + s * x).float())
     F = wprox.KL(wprox.Gaussian(torch.zeros(2), torch.eye(2)))
-    solver = wprox.NeuralProx(map, iterations=250)
-    for step in wprox.jko(F, solver, rho, gamma, 4).steps:
+    solver, step = wprox.NeuralProx(map, iterations=400, batch_size=2048), None
+    for _ in range(4):
+        step = solver.step(F, rho, gamma, previous=step, held_out=rho.subset(torch.arange(10_000)))
+        rho = step.measure
         m = m / (1 + gamma)
         s = (s + math.sqrt(s**2 + 4 * gamma * (1 + gamma))) / (2 * (1 + gamma))
         points = step.measure.points.double()
