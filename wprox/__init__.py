@@ -19,7 +19,17 @@ from wprox.functionals import (
     SquaredWasserstein,
 )
 from wprox.jko import Trajectory, jko, jko_steps
-from wprox.maps import AffineMap, ComposedMap, MonotoneMap, ODEMap, SplineMap, TransportMap
+from wprox.maps import (
+    AffineMap,
+    ComposedMap,
+    ConvexMap,
+    InverseError,
+    MonotoneMap,
+    ODEMap,
+    ResidualMap,
+    SplineMap,
+    TransportMap,
+)
 from wprox.measures import DensityUnknownError, Gaussian, Grid, KernelParticles, Measure, Particles, Quantiles
 from wprox.models import JKOFlow, JKOSampler
 from wprox.solvers import (
@@ -46,6 +56,7 @@ __all__ = [
     "Certificate",
     "ComposedMap",
     "Congestion",
+    "ConvexMap",
     "DensityBounds",
     "DensityUnknownError",
     "Entropy",
@@ -57,6 +68,7 @@ __all__ = [
     "Grid",
     "InteractionEnergy",
     "InternalEnergy",
+    "InverseError",
     "JKOFlow",
     "JKOSampler",
     "KernelParticles",
@@ -71,6 +83,7 @@ __all__ = [
     "PotentialEnergy",
     "QuantileProx",
     "Quantiles",
+    "ResidualMap",
     "SinkhornDivergence",
     "SinkhornProx",
     "SlicedWasserstein",

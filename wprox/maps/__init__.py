@@ -1,10 +1,23 @@
 """Invertible transport maps with log-determinants."""
 
 from wprox.maps.affine import AffineMap
-from wprox.maps.base import ComposedMap, TransportMap
+from wprox.maps.base import ComposedMap, InverseError, TransportMap
+from wprox.maps.convex import ConvexMap
 from wprox.maps.gradient import GradientStepMap
 from wprox.maps.monotone import MonotoneMap
 from wprox.maps.ode import ODEMap
+from wprox.maps.residual import ResidualMap
 from wprox.maps.spline import SplineMap
 
-__all__ = ["AffineMap", "ComposedMap", "GradientStepMap", "MonotoneMap", "ODEMap", "SplineMap", "TransportMap"]
+__all__ = [
+    "AffineMap",
+    "ComposedMap",
+    "ConvexMap",
+    "GradientStepMap",
+    "InverseError",
+    "MonotoneMap",
+    "ODEMap",
+    "ResidualMap",
+    "SplineMap",
+    "TransportMap",
+]

@@ -57,6 +57,14 @@ class TransportMap(nn.Module, ABC):
         return ""
 
 
+class InverseError(RuntimeError):
+    """An inverse that did not meet its tolerance; `residual` is the largest |T(x) − y| / (1 + |y|) that was left."""
+
+    def __init__(self, message: str, residual: float) -> None:
+        super().__init__(message)
+        self.residual = residual
+
+
 class ComposedMap(TransportMap):
     r"""T_N ∘ … ∘ T_1: the maps are applied in the order given, log-determinants add.
 

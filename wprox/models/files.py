@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wprox.io import load_folder, save_folder
-from wprox.maps import AffineMap, ODEMap, SplineMap, TransportMap
+from wprox.maps import AffineMap, ConvexMap, ODEMap, ResidualMap, SplineMap, TransportMap
 from wprox.measures import Gaussian
 from wprox.models.chain import RejectionStep
 from wprox.models.preprocessing import Preprocessing
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from wprox.models.jko_flow import JKOFlow
     from wprox.models.jko_sampler import JKOSampler
 
-MAP_CLASSES: dict[str, type[TransportMap]] = {cls.__name__: cls for cls in (AffineMap, ODEMap, SplineMap)}
+MAP_CLASSES: dict[str, type[TransportMap]] = {
+    cls.__name__: cls for cls in (AffineMap, ConvexMap, ODEMap, ResidualMap, SplineMap)
+}
 
 
 def write_flow(flow: JKOFlow, folder: str | Path, overwrite: bool) -> None:

@@ -63,7 +63,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     the training data). The same seed on the same machine gives the same flow.
 
     Arguments:
-        map: "spline", "ode", or a factory dim → `TransportMap`.
+        map: "spline", "ode", "residual", "convex", or a factory dim → `TransportMap`.
         map_options: arguments of the named map, such as `{"transforms": 4}`. Where there are fewer than 1,000 rows a
             column, the spline map's "dropout" is 0.2 and in the plane its "frequencies" are 3, unless given.
         step_sizes: γ_n: a number, a sequence with one entry a block, or a callable of the block's index; 1 by default.

@@ -21,7 +21,7 @@ from wprox._checks import (
     step_seed,
 )
 from wprox.functionals import Functional
-from wprox.maps import ODEMap, SplineMap, TransportMap
+from wprox.maps import ConvexMap, ODEMap, ResidualMap, SplineMap, TransportMap
 from wprox.maps.base import apply_in_batches
 from wprox.measures import Gaussian, Measure, Particles
 from wprox.solvers.base import Solver, Step
@@ -29,7 +29,12 @@ from wprox.solvers.flow_matching import match_flow, relaxation
 from wprox.solvers.training import Outcome, Training, batch_of, saved_bytes_per_row, train
 
 MapFactory = Callable[[int], TransportMap]
-MAPS: dict[str, type[TransportMap]] = {"ode": ODEMap, "spline": SplineMap}
+MAPS: dict[str, type[TransportMap]] = {
+    "spline": SplineMap,
+    "ode": ODEMap,
+    "residual": ResidualMap,
+    "convex": ConvexMap,
+}
 
 GAP_ROWS = 2000  # held-out particles on which a discretisation is compared with the exact map
 REFINEMENTS = 3  # of a discretisation in one training, at most
@@ -54,7 +59,7 @@ class NeuralProx(Solver):
     difference stays. The pushed particles are always those of the map without that error.
 
     Arguments:
-        map: "spline", "ode", or a factory dim → `TransportMap` (a class such as `AffineMap` is one).
+        map: "spline", "ode", "residual", "convex", or a factory dim → `TransportMap` (a class is one).
         map_options: arguments of the named map, such as `{"transforms": 4}`.
         iterations: the largest number of gradient steps.
         batch_size: particles in a minibatch.
