@@ -145,6 +145,7 @@ def room(n=32):
     return ((x - 0.6).abs() < 1.1 / n) & ((y - 0.5).abs() > 0.12)
 
 
+@pytest.mark.filterwarnings("ignore:mass moved by")  # the warning has tests of its own
 def test_crowd_stays_below_its_bound_and_out_of_walls():
     walls = room()
     crowd = wprox.Grid.from_density(
@@ -281,6 +282,7 @@ def test_warning_of_long_moves_says_how_many_heat_steps_are_enough():
         wprox.SinkhornProx(blur=6 / 96, heat_steps=3).step(functional, rho, 0.01)
 
 
+@pytest.mark.filterwarnings("ignore:mass moved by")  # the warning has tests of its own
 def test_heat_steps_are_taken():
     walls = room(16)
     rho = wprox.Grid.from_density(lambda x: torch.exp(-9 * x.square().sum(-1)), (16, 16), SQUARE, walls)
