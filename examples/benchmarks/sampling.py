@@ -47,9 +47,9 @@ MIXTURES = {
 }
 OU = {1: 0.0009, 2: 0.0037, 4: 0.0081, 6: 0.0104, 8: 0.0141, 10: 0.0157, 12: 0.0162}  # d: symKL of ICNN-JKO
 DRAWS = 8192
-# the largest number of rejection steps at the end: a mode whose mass the flow gets wrong by a factor f takes log f / log 1.3
+# the largest number of rejection steps at the end: a mode whose mass is wrong by a factor f takes log f / log 1.3
 CORRECTIONS = {2: 4, 4: 6, 6: 6, 8: 6, 10: 8, 12: 8}
-# From d = 6 blocks alone lose modes; a rejection step after each keeps them. The first steps are small ones.
+# from d = 6: at d = 12 blocks alone lose modes, and a rejection step after each keeps them
 INTERLEAVED = {
     "n_blocks": 1,
     "corrected_blocks": 5,
