@@ -61,7 +61,9 @@ class JKOSampler:
     `corrections` rejection–resampling steps move mass between modes, at distances over which maps do not (Hertrich and
     Gruhlke, *Importance corrected neural JKO sampling*, 2025; see `wprox.models.chain.RejectionStep`), and
     `corrected_blocks` rounds of one more JKO step and as many corrections follow. Only modes that the initial Gaussian
-    reaches can be found: give a wide `initial` where you expect several.
+    reaches can be found: give a wide `initial` where you expect several. Where there are many modes in many dimensions,
+    blocks alone may lose some; correct from the first block on (`n_blocks=1, corrected_blocks=5, corrections=1`, small
+    first steps, no fine-tuning).
 
     Distances are measured in units of the initial Gaussian N(m, LLᵀ): the blocks act on u = L⁻¹(x − m), and γ with them
     (for N(m, σ²I) they are σ⁻² times the γ of x). Networks compute in float32 in training, and in the dtype of the
