@@ -213,7 +213,8 @@ def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) ->
         is_replaced = isinstance(p, Quantiles) and not isinstance(q, Quantiles)
         return Distance(exact_w2(p, reference), "exact up to the nodes" if is_replaced else "exact")
     if method == "samples":
-        return Distance(_transport_distance(_draws(p, seed), _draws(q, seed + 1)), "estimate from samples")
+        first, second = (Particles(_draws(law, seed + k).double()) for k, law in enumerate((p, q)))
+        return Distance(float(w2(first, second, 10**7)), "estimate from samples")
     if method not in (None, "moments"):
         raise ValueError(
             f'W₂(p, q) is known exactly between Gaussians and between Quantiles only; use "moments" or "samples", got '
@@ -245,13 +246,6 @@ def _draws(law: Law, seed: int) -> Tensor:
     if isinstance(law, Distribution):
         return Particles.from_distribution(law, DRAWS, seed).points
     return law.sample(DRAWS, seed)
-
-
-def _transport_distance(x: Tensor, y: Tensor) -> float:
-    import ot
-
-    cost = torch.cdist(x.double().cpu(), y.double().cpu()).square().numpy()
-    return math.sqrt(float(ot.emd2([], [], cost, numItermax=10**7)))
 
 
 def as_measure_like(q: Law, p: Measure) -> Measure | None:

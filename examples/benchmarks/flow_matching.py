@@ -16,34 +16,13 @@ import math
 import time
 
 import torch
+from maps import Mixture
 
 import wprox
 from wprox import datasets
 from wprox.maps.base import apply_in_batches
 
 SHARE = 0.35  # of the time for flow matching, in each block
-
-
-class Mixture:
-    """Gaussians of unequal weights and widths around random centres, of mean zero and unit variance."""
-
-    def __init__(self, dim: int, components: int = 8, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        centres = 2 * torch.randn(components, dim, generator=generator, dtype=torch.float64)
-        scales = 0.3 + 0.7 * torch.rand(components, dim, generator=generator, dtype=torch.float64)
-        weights = torch.rand(components, generator=generator, dtype=torch.float64) + 0.5
-        self.law = torch.distributions.MixtureSameFamily(
-            torch.distributions.Categorical(weights),
-            torch.distributions.Independent(torch.distributions.Normal(centres, scales), 1),
-        )
-
-    def sample(self, n: int, seed: int) -> torch.Tensor:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return self.law.sample((n,))
-
-    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
-        return self.law.log_prob(x)
 
 
 def densities() -> dict:
