@@ -14,7 +14,8 @@ from wprox._checks import check_count, check_positive
 from wprox.functionals import Functional
 from wprox.measures import Grid, Measure
 from wprox.solvers._grid_terms import GridTerms, sort_terms
-from wprox.solvers._kernels import HeatKernel, Kernel, make_kernel
+from wprox.solvers._kernels import Kernel
+from wprox.solvers._wall_kernels import HeatKernel, make_kernel
 from wprox.solvers._scaling import ScalingIteration
 from wprox.solvers.base import Solver, Step
 
@@ -104,7 +105,7 @@ class SinkhornProx(Solver):
         iterations: int = 2000,
         memory: int = 5,
         semi_implicit: bool = False,
-        heat_steps: int = 10,
+        heat_steps: int | None = None,
         log_domain: bool = False,
     ) -> None:
         self.blur = None if blur is None else check_positive(blur, "blur")
@@ -115,7 +116,7 @@ class SinkhornProx(Solver):
         self.iterations = check_count(iterations, "iterations")
         self.memory = check_count(memory, "memory", least=0)
         self.semi_implicit = bool(semi_implicit)
-        self.heat_steps = check_count(heat_steps, "heat_steps")
+        self.heat_steps = None if heat_steps is None else check_count(heat_steps, "heat_steps")
         self.log_domain = bool(log_domain)
         self._kernel: tuple[Grid, float, Kernel] | None = None
 
@@ -138,8 +139,10 @@ class SinkhornProx(Solver):
         source = _as_grid(measure)
         if not isinstance(functional, Functional):
             raise TypeError(f"functional must be a wprox.Functional, got {type(functional).__name__}")
-        if self.log_domain and source.mask is not None:
-            raise ValueError("log_domain=True needs a grid without walls: heat flow is solved in the kernel domain")
+        if self.log_domain and self.heat_steps is not None and source.mask is not None:
+            raise ValueError(
+                "log_domain=True among walls needs heat_steps=None: implicit steps are solved in the kernel domain"
+            )
         grid = source.to(torch.float64)
         kernel, blur = self._kernel_of(grid)
         terms = sort_terms(functional, grid, gamma / blur**2, kernel.rooms, self.debias)
@@ -161,7 +164,7 @@ class SinkhornProx(Solver):
         divergence = iteration.divergence(solution, own_source, own_target)
         cost = (2 * blur**2 * divergence).clamp(min=0.0)  # ≥ 0, but for rounding
         if isinstance(kernel, HeatKernel):
-            _warn_of_long_moves(float(cost), blur, self.heat_steps, max(grid.cell_widths))
+            _warn_of_long_moves(float(cost), blur, kernel.steps, max(grid.cell_widths))
         result = grid.with_weights(solution.mass)
         return SinkhornStep(
             measure=source.with_weights(solution.mass.to(source.dtype)),
