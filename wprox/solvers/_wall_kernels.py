@@ -16,7 +16,7 @@ from wprox.measures import Grid
 from wprox.solvers._kernels import MISLED, GaussianKernel, Kernel
 
 FINEST = 0.6  # cells: the standard deviation of a factor down to which a sampled Gaussian is one
-FEWEST, MOST = 3, 5  # factors of the first axis: paths of two turns at least; more hardly change the distances
+FEWEST, MOST = 3, 7  # factors of the first axis: paths of two turns at least; more hardly change the distances
 TURN = 0.2  # cells: the standard deviation of factors that are there only for rooms of many turns
 BLOCK = 2**22  # entries of one block of the log domain
 
@@ -27,6 +27,7 @@ class Runs:
     Attributes:
         order: (n,), the support points, run after run.
         place: (n,), where each support point is in that order.
+        run: (n,), the number of the run of each point in that order.
         lengths: the lengths of the runs, and how many there are of each.
     """
 
@@ -42,6 +43,8 @@ class Runs:
         sort = torch.argsort(lengths[run], stable=True)
         self.order = torch.movedim(number, axis, -1)[lines][sort]
         self.place = torch.argsort(self.order)
+        sizes = lengths.sort().values
+        self.run = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
         values, counts = torch.unique(lengths, return_counts=True)
         self.lengths: list[tuple[int, int]] = list(zip(values.tolist(), counts.tolist(), strict=True))
 
@@ -50,10 +53,21 @@ class Runs:
         parts = field.split([length * count for length, count in self.lengths])
         return [part.reshape(count, length) for part, (length, count) in zip(parts, self.lengths, strict=True)]
 
+    def extreme(self, field: Tensor, reduce: str) -> Tensor:
+        """The minimum ("amin") or maximum ("amax") over its run for every entry of a field (n,) in `order`."""
+        start = field.new_empty(int(self.run[-1]) + 1)
+        return start.scatter_reduce(0, self.run, field, reduce, include_self=False)[self.run]
+
     def spread(self, labels: Tensor) -> Tensor:
         """The minimum of a field (n,) over the run of every support point."""
-        blocks = self.blocks(labels[self.order])
-        return torch.cat([block.amin(1, keepdim=True).expand_as(block).flatten() for block in blocks])[self.place]
+        return self.extreme(labels[self.order], "amin")[self.place]
+
+    def times(self, field: Tensor, matrices: list[Tensor]) -> Tensor:
+        """Each run of a field (n,) in `order`, times the symmetric matrix of its length."""
+        result = torch.empty_like(field)
+        for out, rows, matrix in zip(self.blocks(result), self.blocks(field), matrices, strict=True):
+            torch.mm(rows, matrix, out=out)
+        return result
 
 
 class SplitKernel(Kernel):
@@ -96,7 +110,7 @@ class SplitKernel(Kernel):
             factor: [self._log_matrix(length, factor[1]).exp() for length, _ in self.runs[factor[0]].lengths]
             for factor in set(self.factors)
         }
-        self.log_matrices: dict[tuple[float, int], Tensor] = {}
+        self.log_matrices: dict[tuple[int, float], Tensor] = {}
         first_runs = self.runs[self.factors[0][0]]
         self.moves = [first_runs.order]  # from the order of one factor to that of the next
         for (before, _), (after, _) in zip(self.factors, self.factors[1:], strict=False):
@@ -123,8 +137,7 @@ class SplitKernel(Kernel):
             return []
         product = torch.ones_like(rooms, dtype=self.like.dtype)
         for runs in self.runs:
-            sizes = torch.cat([product.new_full((length * count,), length) for length, count in runs.lengths])
-            product = product * sizes[runs.place]
+            product = product * torch.bincount(runs.run)[runs.run][runs.place]
         longest = product.new_zeros(int(rooms.max()) + 1).scatter_reduce(0, rooms, product, "amax")
         number = torch.arange(len(rooms), device=rooms.device)
         hubs = torch.where(product == longest[rooms], number, len(rooms))
@@ -165,8 +178,7 @@ class SplitKernel(Kernel):
 
     def apply(self, field: Tensor) -> Tensor:
         for factor, move in zip(self.factors, self.moves, strict=True):
-            blocks = self.runs[factor[0]].blocks(field[move])
-            field = torch.cat([(a @ b).flatten() for a, b in zip(blocks, self.matrices[factor], strict=True)])
+            field = self.runs[factor[0]].times(field[move], self.matrices[factor])
         return field[self.last]
 
     def product(self, log_field: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,35 +197,34 @@ class SplitKernel(Kernel):
         lowest, floor = torch.finfo(log_field.dtype).min, 1e6 * torch.finfo(log_field.dtype).tiny
         field, lost = log_field, torch.zeros_like(log_field, dtype=torch.bool)
         for factor, move in zip(self.factors, self.moves, strict=True):
-            (axis, width), misled = factor, bool(lost.any())
-            runs, field, lost = self.runs[axis], field[move], lost[move]
-            results, losses = [], []
-            for rows, bad, matrix in zip(runs.blocks(field), runs.blocks(lost), self.matrices[factor], strict=True):
-                largest = rows.amax(1, keepdim=True).clamp(min=lowest)  # −∞ in an empty run
-                values = (rows - largest).exp()
-                sums = values @ matrix
-                under = sums < floor
-                if exact:
-                    logs = sums.log() + largest
-                    self._repair(logs, rows, (under & (largest > lowest)).nonzero(), width)
-                else:
-                    logs = sums.clamp(min=floor).log() + largest
-                    if misled:
-                        under |= (values * bad) @ matrix > MISLED * sums
-                results.append(logs.flatten())
-                losses.append(under.flatten())
-            field = torch.cat(results)
-            lost = lost if exact else torch.cat(losses)
+            runs, field = self.runs[factor[0]], field[move]
+            largest = runs.extreme(field, "amax").clamp(min=lowest)  # −∞ in an empty run
+            values = (field - largest).exp_()
+            sums = runs.times(values, self.matrices[factor])
+            under = sums < floor
+            if exact:
+                logs = sums.log().add_(largest)
+                self._repair(logs, field, under & (largest > lowest), factor)
+            else:
+                logs = sums.clamp(min=floor).log_().add_(largest)
+                if bool(lost.any()):
+                    under |= runs.times(values * lost[move], self.matrices[factor]) > MISLED * sums
+                lost = under
+            field = logs
         return field[self.last], lost[self.last]
 
-    def _repair(self, logs: Tensor, rows: Tensor, entries: Tensor, width: float) -> None:
-        """Replace entries, (m, 2), of log(e^rows H), (count, length), by sums of logarithms."""
-        length = rows.shape[1]
-        for part in entries.split(max(1, BLOCK // length)):
-            if (width, length) not in self.log_matrices:
-                self.log_matrices[width, length] = self._log_matrix(length, width)
-            run, cell = part.unbind(1)
-            logs[run, cell] = torch.logsumexp(rows[run] + self.log_matrices[width, length][cell], 1)
+    def _repair(self, logs: Tensor, field: Tensor, marked: Tensor, factor: tuple[int, float]) -> None:
+        """Replace the marked entries of log(H e^field), all (n,) in the order of the factor, by sums of logarithms."""
+        if not bool(marked.any()):
+            return
+        runs = self.runs[factor[0]]
+        for out, rows, bad in zip(runs.blocks(logs), runs.blocks(field), runs.blocks(marked), strict=True):
+            length = rows.shape[1]
+            for entries in bad.nonzero().split(max(1, BLOCK // length)):
+                if (length, factor[1]) not in self.log_matrices:
+                    self.log_matrices[length, factor[1]] = self._log_matrix(length, factor[1])
+                run, cell = entries.unbind(1)
+                out[run, cell] = torch.logsumexp(rows[run] + self.log_matrices[length, factor[1]][cell], 1)
 
 
 class HeatKernel(Kernel):
@@ -271,7 +282,7 @@ class HeatKernel(Kernel):
 
 
 def make_kernel(grid: Grid, blur: float, heat_steps: int | None) -> Kernel:
-    """The Gaussian kernel on a free box; among walls heat flow, split into its axes or in `heat_steps` implicit steps."""
+    """The Gaussian kernel on a free box; among walls split heat flow, or `heat_steps` implicit steps of it."""
     if grid.mask is None:
         return GaussianKernel(grid, blur)
     return SplitKernel(grid, blur) if heat_steps is None else HeatKernel(grid, blur, heat_steps)

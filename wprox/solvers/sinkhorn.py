@@ -15,14 +15,14 @@ from wprox.functionals import Functional
 from wprox.measures import Grid, Measure
 from wprox.solvers._grid_terms import GridTerms, sort_terms
 from wprox.solvers._kernels import Kernel
-from wprox.solvers._wall_kernels import HeatKernel, make_kernel
 from wprox.solvers._scaling import ScalingIteration
+from wprox.solvers._wall_kernels import HeatKernel, make_kernel
 from wprox.solvers.base import Solver, Step
 
 DEBIAS = (None, "entropy", "sinkhorn")
 SMALLEST_BLUR = 0.25  # in cells: exp(−1/(2 · 0.25²)) = 3e-4 of the mass reaches a neighbour
 
-LONG_MOVE = 0.5  # the relative error of the transport cost among walls, to first order, beyond which to warn
+LONG_MOVE = 0.5  # the relative error of the transport cost by implicit heat flow, to first order, beyond which to warn
 COARSEST_BLUR = 0.125  # of the longest side: where the blur of a first step starts
 ANNEALING_TOL, ANNEALING_ITERATIONS = 1e-2, 50  # of each larger blur
 
@@ -53,7 +53,9 @@ class SinkhornProx(Solver):
     and ε = blur² (Peyré, *Entropic approximation of Wasserstein gradient flows*, 2015; Chizat, Peyré, Schmitzer and
     Vialard, *Scaling algorithms for unbalanced optimal transport problems*, 2018). Each iteration applies the kernel
     exp(−|x − y|²/(2 blur²)) twice, one axis after the other, and a KL proximal operator of F, and is accelerated by
-    Anderson's method. Where the grid has walls, mass goes around them: the kernel is some steps of implicit heat flow.
+    Anderson's method. Where the grid has walls, mass goes around them: the kernel is heat flow on the free cells
+    (Solomon et al., *Convolutional Wasserstein distances*, 2015), split into exact flows along the axes, so that its
+    tails are those of a Gaussian.
 
     Potentials, entropy, KL, power laws, bounds on the density and their sums are solved in closed form, internal
     energies by a Newton iteration. Interaction energies and functionals that define only `__call__` are linearised,
@@ -78,8 +80,9 @@ class SinkhornProx(Solver):
         memory: of Anderson acceleration; 0 is the plain scaling iteration.
         semi_implicit: linearise interactions and custom functionals once, around μ, in place of solving for them: the
             semi-implicit scheme, which costs less and is of the same order in γ.
-        heat_steps: steps of the heat flow among walls; more make distances more exact. A warning tells where the
-            moves of a step were too long for them.
+        heat_steps: take this number of implicit steps of heat flow among walls in the place of the split flow, as
+            Solomon et al. do. They are factorised once, on the CPU, know no log domain, and fall off too slowly for
+            moves beyond half a blur, of which a warning tells. Of no effect without walls.
         log_domain: iterate in the log domain from the start. It is slow, and needed only where the kernel domain
             underflows, which is noticed.
 
@@ -234,7 +237,7 @@ def _as_grid(measure: Measure) -> Grid:
 
 
 def _warn_of_long_moves(cost: float, blur: float, heat_steps: int, width: float) -> None:
-    r"""Warn where the kernel among walls makes the moves of a step far too cheap.
+    r"""Warn where implicit heat flow makes the moves of a step far too cheap.
 
     With θ = √cost/blur², k steps on cells of width w move mass by sinh(θw) blur²/w / (1 − θ² blur²/2k) in the place of
     θ blur²: the cost is off by a factor of about 1 + cost/blur² (1/k + w²/3blur²), to first order.
@@ -249,8 +252,9 @@ def _warn_of_long_moves(cost: float, blur: float, heat_steps: int, width: float)
     if lattice < 0.2:
         advice += f" or heat_steps to {math.ceil(moved / (0.25 - lattice))}"
     warnings.warn(
-        f"mass moved by {math.sqrt(moved):.3g} blurs in the quadratic mean: so far the kernel among walls falls off "
-        f"too slowly, and this step made moves too cheap and moved too much; {advice}, or lower step_size",
+        f"mass moved by {math.sqrt(moved):.3g} blurs in the quadratic mean: so far implicit heat flow falls off too "
+        f"slowly, and this step made moves too cheap and moved too much; set heat_steps=None, {advice}, or lower "
+        "step_size",
         RuntimeWarning,
         stacklevel=4,  # through the decorator of `step`
     )
