@@ -193,7 +193,9 @@ class GeodesicKernel(Kernel):
 
 def geodesic_table() -> None:
     """Steps around walls against those with the Gibbs kernel of the exact distances."""
-    print("\nA crowd walks γ cells around a wall, 28 × 24 cells: L1 distance to the step with exp(−d²/(2 blur²)) of the")
+    print(
+        "\nA crowd walks γ cells around a wall, 28 × 24 cells: L1 distance to the step with exp(−d²/(2 blur²)) of the"
+    )
     print("exact distance d around walls, and the ratio of the transport costs")
     x, y = torch.meshgrid(torch.arange(28) + 0.5, torch.arange(24) + 0.5, indexing="ij")
     obstacles = {
@@ -224,6 +226,33 @@ def geodesic_table() -> None:
                     f"{float(step.transport_cost / exact.transport_cost):.2f}"
                 )
             print(row)
+
+
+class Squares(wprox.Functional):
+    """c Σ (∫ φ_i dρ − t_i)²: coupled over any distance, and known to the solver by its value only."""
+
+    def __init__(self, strength: float, count: int) -> None:
+        waves = (lambda x: x[:, 0], lambda x: x[:, 0].square(), lambda x: torch.sin(6 * x[:, 0]))
+        self.strength, self.terms = strength, list(zip(waves, (0.2, 0.4, 0.9), strict=True))[:count]
+
+    def __call__(self, rho: wprox.Measure) -> Tensor:
+        return self.strength * sum((rho.integrate(wave) - target).square() for wave, target in self.terms)
+
+
+def coupled_table() -> None:
+    print("\nCustom functionals: squares of integrals with a factor c that compete, one step at 24², 2,000 iterations")
+    rho = wprox.Grid.from_density(
+        lambda x: torch.exp(-30 * (x - x.new_tensor([0.4, 0.55])).square().sum(-1)), (24, 24), SQUARE
+    )
+    for count in (1, 3):
+        for entropy in (0.1, 0.0):
+            for strength in (0.1, 1.0, 10.0):
+                row = f"{count} square(s), {entropy} entropy, γ c = {strength:4}:"
+                for gamma in (0.02, 0.1, 1.0):
+                    functional = Squares(strength / gamma, count) + entropy * wprox.Entropy()
+                    step = wprox.SinkhornProx().step(functional, rho, gamma)
+                    row += f"  γ {gamma:g} {step.iterations} iterations" + ("" if step.converged else " (not settled)")
+                print(row)
 
 
 def heat_table() -> None:
@@ -320,6 +349,7 @@ def main() -> None:
     crowd_table()
     walls_table()
     geodesic_table()
+    coupled_table()
 
 
 if __name__ == "__main__":
