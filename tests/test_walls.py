@@ -298,7 +298,7 @@ def test_step_beside_a_harmless_wall_is_the_gaussian_one(blur):
         free, walled = (solver.step(functional, beside_a_wall(48, flag), 0.005) for flag in (False, True))
     assert float((walled.measure.mass - free.measure.mass).abs().sum()) < 0.01
     assert float(walled.transport_cost) == pytest.approx(float(free.transport_cost), rel=0.03)
-    assert float(walled.value) == pytest.approx(float(free.value), rel=1e-3)
+    assert float(walled.value) == pytest.approx(float(free.value), rel=5e-3)
 
 
 @pytest.mark.parametrize("gamma", [0.007, 0.02])
