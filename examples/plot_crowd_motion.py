@@ -39,7 +39,7 @@ functional = wprox.PotentialEnergy(distance_to_exit) + wprox.Congestion(max_dens
 
 # %%
 # One call of `jko` is the whole simulation. Everybody would walk a distance of γ = 0.25 in a step, were they alone.
-solver = wprox.SinkhornProx(blur=0.25, heat_steps=20, tol=1e-5)
+solver = wprox.SinkhornProx(blur=0.25, tol=1e-5)
 trajectory = wprox.jko(functional, solver, crowd, step_size=0.25, n_steps=27)
 
 # %%

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import wprox
 from wprox.solvers._grid_terms import sort_terms
 from wprox.solvers._kl_prox import LocalTerms, wright_omega
+from wprox.solvers._wall_kernels import SplitKernel
 
 
 def test_wright_omega_against_scipy():
@@ -118,14 +119,15 @@ def initial():
     )
 
 
-def dense_step(functional, grid, debias, lower=0.0, upper=math.inf):
+def dense_step(functional, grid, debias, lower=0.0, upper=math.inf, log_gibbs=None):
     """The minimiser over plans with first marginal μ, π_ij = μ_i softmax_j(g_j − c_ij/ε), by L-BFGS on g.
 
     The problem is convex in π, so that a vanishing derivative in every entry of π, which is asserted, proves the
     minimum. Bounds on the density are kept by an augmented Lagrangian. Nothing is shared with SinkhornProx.
     """
     points, mu, volume = grid.points, grid.weights, grid.cell_volume
-    log_gibbs = -(points[:, None] - points).square().sum(-1) / (2 * BLUR**2)
+    if log_gibbs is None:
+        log_gibbs = -(points[:, None] - points).square().sum(-1) / (2 * BLUR**2)
     bounds = torch.tensor([[upper], [-lower]], dtype=torch.float64) * volume
     multipliers = torch.zeros(2, len(mu), dtype=torch.float64)
     bounded = upper < math.inf
@@ -260,6 +262,33 @@ def test_step_is_that_of_a_dense_solver(name, debias):
         kept = [(c, f) for c, f in functional.terms if not isinstance(f, wprox.DensityBounds)]
         smooth = sum((c * f for c, f in kept), 0)
     reference = dense_step(smooth, grid, debias, **bounds)
+    assert float((step.measure.weights - reference).abs().max()) < 1e-5
+    assert float((step.measure.weights - reference).abs().sum()) < 1e-4
+
+
+WALLED = ("potential", "KL", "porous medium m = 2", "congestion", "interaction", "custom")
+
+
+@pytest.mark.parametrize(
+    ("name", "debias"),
+    [("potential", None), *((name, "entropy") for name in WALLED), ("KL", "sinkhorn")],
+)
+def test_step_among_walls_is_that_of_a_dense_solver(name, debias):
+    functional, bounds = FUNCTIONALS[name]
+    walls = torch.zeros(SHAPE, dtype=torch.bool)
+    walls[7] = True
+    walls[7, 4:6] = False
+    walls[2:4, 8] = True
+    grid = wprox.Grid(initial().mass.masked_fill(walls, 0.0), BOUNDS, walls)
+    step = wprox.SinkhornProx(blur=BLUR, debias=debias, tol=1e-9).step(functional, grid, GAMMA)
+    assert step.converged, step.message
+    smooth = functional
+    if bounds:
+        kept = [(c, f) for c, f in functional.terms if not isinstance(f, wprox.DensityBounds)]
+        smooth = sum((c * f for c, f in kept), 0)
+    units = torch.eye(len(grid), dtype=torch.float64).log()
+    log_gibbs = torch.stack([SplitKernel(grid, BLUR).log_apply(unit) for unit in units])
+    reference = dense_step(smooth, grid, debias, **bounds, log_gibbs=log_gibbs)
     assert float((step.measure.weights - reference).abs().max()) < 1e-5
     assert float((step.measure.weights - reference).abs().sum()) < 1e-4
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wprox
-from wprox.solvers._kernels import GaussianKernel, HeatKernel
+from wprox.solvers._kernels import GaussianKernel
 
 SQUARE = [(0.0, 1.0), (0.0, 1.0)]
 
@@ -135,159 +135,6 @@ def test_debiased_step_of_a_gaussian_is_the_exact_one():
         for debias in (None, "entropy")
     ]
     assert errors[1] < errors[0] / 10
-
-
-# --- walls and bounds -----------------------------------------------------------------------------------------------
-
-
-def room(n=32):
-    x, y = torch.meshgrid((torch.arange(n) + 0.5) / n, (torch.arange(n) + 0.5) / n, indexing="ij")
-    return ((x - 0.6).abs() < 1.1 / n) & ((y - 0.5).abs() > 0.12)
-
-
-@pytest.mark.filterwarnings("ignore:mass moved by")  # the warning has tests of its own
-def test_crowd_stays_below_its_bound_and_out_of_walls():
-    walls = room()
-    crowd = wprox.Grid.from_density(
-        lambda x: ((x[:, 0] < 0.4) & ((x[:, 1] - 0.5).abs() < 0.3)).double(), walls.shape, SQUARE, walls
-    )
-    bound = 1.25 * float(crowd.density.max())
-    door = torch.tensor([0.6, 0.5], dtype=torch.float64)
-    way = wprox.PotentialEnergy(lambda x: torch.where(x[:, 0] < 0.6, (x - door).norm(dim=1), 0.6 - x[:, 0]))
-    solver = wprox.SinkhornProx(blur=0.04, tol=1e-5)
-    trajectory = wprox.jko(way + wprox.Congestion(bound), solver, crowd, 0.05, 12)
-    assert all(step.converged for step in trajectory.steps)
-    for rho in trajectory.measures:
-        assert float(rho.density.max()) <= bound * (1 + 1e-3)
-        assert abs(float(rho.mass.sum()) - 1) < 1e-10
-        assert float(rho.mass[walls].abs().sum()) == 0
-    assert float(trajectory.final.integrate(lambda x: (x[:, 0] > 0.6).double())) > 0.2
-    values = torch.stack(trajectory.values)
-    assert bool(torch.isfinite(values).all() & (values.diff() < 0).all())
-
-
-def test_heat_kernel_is_the_gaussian_one_without_walls():
-    grid = gaussian(0.02, (60, 60))
-    blur = 0.1
-    v = grid.weights
-    heat, gauss = HeatKernel(grid, blur, 40).apply(v), GaussianKernel(grid, blur).apply(v)
-    assert float((heat - gauss / gauss.sum()).abs().sum()) < 0.02
-    assert float(heat.sum()) == pytest.approx(1, abs=1e-12)  # no flux through the border
-
-
-def test_heat_kernel_distance_goes_around_the_wall():
-    """Varadhan: −2 blur² log K is the squared geodesic distance, here over the top of a wall with a gap there."""
-    n = 40
-    walls = torch.zeros(n, n, dtype=torch.bool)
-    walls[n // 2, : 3 * n // 4] = True
-    grid = wprox.Grid.from_density(lambda x: torch.ones_like(x[:, 0]), (n, n), SQUARE, walls)
-
-    def at(x, y):
-        return int((grid.points - torch.tensor([x, y])).norm(dim=1).argmin())
-
-    def squared(kernel, a, b):
-        delta = torch.zeros(len(grid), dtype=torch.float64)
-        delta[b] = 1
-        return -2 * 0.1**2 * (kernel.apply(delta)[a] / kernel.apply(delta)[b]).log()
-
-    kernel = HeatKernel(grid, 0.1, 60)
-    start, end, corner = at(0.3, 0.4), at(0.7, 0.4), grid.points.new_tensor([0.5125, 0.7625])
-    around = sum(float((grid.points[i] - corner).norm()) for i in (start, end))
-    assert math.sqrt(float(squared(kernel, start, end))) == pytest.approx(around, rel=0.12)
-
-
-def two_rooms(right=0.0):
-    """40 cells with a wall at cell 20; a share of the mass in the right room, the rest left of 0.4."""
-    walls = torch.zeros(40, dtype=torch.bool)
-    walls[20] = True
-    return wprox.Grid.from_density(
-        lambda x: torch.where(x[:, 0] > 0.5, right / 19, (1 - right) * (x[:, 0] < 0.4).double() / 16),
-        40,
-        [(0.0, 1.0)],
-        walls,
-    )
-
-
-@pytest.mark.filterwarnings("ignore:mass moved by")
-@pytest.mark.parametrize("debias", [None, "entropy", "sinkhorn"])
-@pytest.mark.parametrize("right", [0.0, 0.25])
-@pytest.mark.parametrize("gamma", [0.05, 0.5, 10.0])
-@pytest.mark.parametrize("slope", [0, 1, 100, 1e4])
-def test_mass_stays_in_its_room(slope, gamma, right, debias):
-    solver = wprox.SinkhornProx(debias=debias, iterations=100)
-    step = solver.step(wprox.PotentialEnergy(lambda x: -slope * x[:, 0]) + wprox.Entropy(), two_rooms(right), gamma)
-    beyond = float(step.measure.mass[21:].sum())
-    assert beyond == 0 if right == 0 else abs(beyond - right) < 1e-12  # converged or not
-    assert bool(torch.isfinite(step.measure.weights).all())
-    assert math.isfinite(float(step.transport_cost))
-    assert math.isfinite(float(step.value))
-
-
-@pytest.mark.filterwarnings("ignore:mass moved by")
-def test_congestion_in_a_room_keeps_the_mass_there():
-    way = wprox.PotentialEnergy(lambda x: -5 * x[:, 0])
-    for gamma, iterations in ((0.05, 2000), (0.5, 100)):
-        step = wprox.SinkhornProx(iterations=iterations).step(way + wprox.Congestion(4.0), two_rooms(), gamma)
-        assert float(step.measure.mass[21:].sum()) == 0
-        assert step.converged or "a violation of" in step.message
-        assert math.isfinite(float(step.value))  # the bound is kept all the same
-        assert float(step.measure.density.max()) <= 4 * (1 + 1e-9)
-    for gamma in (0.05, 0.5):
-        step = wprox.SinkhornProx().step(way + wprox.Congestion(4.0), two_rooms(), gamma)
-        assert step.converged, step.message
-        assert float(step.value) == pytest.approx(-5 * 0.375, abs=1e-3)  # pressed against the wall at density 4
-
-
-@pytest.mark.parametrize(
-    ("bounds", "right", "message"),
-    [
-        (wprox.Congestion(1.2), 0.0, "20 cells of a room shut in by walls, one of 2, hold a mass of 0.6 in all.* 1 "),
-        (wprox.Congestion(1.2), 0.7, "19 cells of a room.*hold a mass of 0.57 in all.* 0.7 there; raise"),
-        (wprox.DensityBounds(0.1, 9.0), 0.0, "19 cells of a room.*demand a mass of 0.0475.* 0 there; lower"),
-    ],
-)
-def test_bounds_that_a_room_cannot_keep_are_refused(bounds, right, message):
-    with pytest.raises(ValueError, match=message):
-        wprox.SinkhornProx().step(bounds, two_rooms(right), 0.5)
-
-
-def beside_a_wall(n, with_wall):
-    """A Gaussian, and a wall in the corner that its mass does not come near."""
-    walls = torch.zeros(n, n, dtype=torch.bool)
-    walls[-3:-1, : n // 2] = with_wall
-    return wprox.Grid.from_density(lambda x: torch.exp(-60 * (x - 0.35).square().sum(-1)), (n, n), SQUARE, walls)
-
-
-@pytest.mark.parametrize("blur", [2 / 48, 3 / 48])
-def test_step_beside_a_harmless_wall_is_the_gaussian_one(blur):
-    functional = wprox.PotentialEnergy(lambda x: 5 * x[:, 0]) + 0.5 * wprox.Entropy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        solver = wprox.SinkhornProx(blur=blur, heat_steps=20)
-        free, walled = (solver.step(functional, beside_a_wall(48, flag), 0.005) for flag in (False, True))
-    assert float(walled.transport_cost) == pytest.approx(float(free.transport_cost), rel=0.15)
-    assert float(walled.value) == pytest.approx(float(free.value), rel=0.01)
-
-
-@pytest.mark.parametrize("gamma", [0.007, 0.02])
-def test_moves_too_long_for_the_heat_kernel_warn(gamma):
-    functional = wprox.PotentialEnergy(lambda x: 5 * x[:, 0])
-    with pytest.warns(RuntimeWarning, match=r"falls off too slowly.*raise blur to 0\.\d+, or lower step_size"):
-        wprox.SinkhornProx().step(functional, beside_a_wall(96, True), gamma)
-
-
-def test_warning_of_long_moves_says_how_many_heat_steps_are_enough():
-    functional, rho = wprox.PotentialEnergy(lambda x: 10 * x[:, 0]), beside_a_wall(96, True)
-    with pytest.warns(RuntimeWarning, match=r"raise blur to 0\.\d+ or heat_steps to \d+"):
-        wprox.SinkhornProx(blur=6 / 96, heat_steps=3).step(functional, rho, 0.01)
-
-
-@pytest.mark.filterwarnings("ignore:mass moved by")  # the warning has tests of its own
-def test_heat_steps_are_taken():
-    walls = room(16)
-    rho = wprox.Grid.from_density(lambda x: torch.exp(-9 * x.square().sum(-1)), (16, 16), SQUARE, walls)
-    few, many = (wprox.SinkhornProx(heat_steps=k).step(wprox.Entropy(), rho, 0.01).measure for k in (1, 20))
-    assert 1e-4 < distance(few, many) < 0.5
 
 
 # --- robustness -----------------------------------------------------------------------------------------------------
@@ -541,6 +388,17 @@ class Squares(wprox.Functional):
         return sum((rho.integrate(f) - t).square() for f, t in zip(waves, (0.2, 0.4, 0.9), strict=True))
 
 
+@pytest.mark.parametrize("gamma", [0.02, 0.1, 1.0])
+def test_stiff_squares_that_compete_settle(gamma):
+    functional = 10 / gamma * Squares() + 0.1 * wprox.Entropy()
+    step, finer = (wprox.SinkhornProx(tol=tol).step(functional, bump(), gamma) for tol in (1e-6, 1e-7))
+    assert step.converged, step.message
+    assert step.iterations <= 1000
+    # the objective, whose minimum is flat, is determined better than its minimiser
+    objective, lower = (float(s.value + s.transport_cost / (2 * gamma)) for s in (step, finer))
+    assert objective == pytest.approx(lower, rel=1e-5)
+
+
 def test_step_that_does_not_settle_is_the_last_that_lowered_the_objective():
     """A state from which moves are short for want of relaxation is not near a solution, and must not be returned."""
     functional = 500 * Squares() + 0.1 * wprox.Entropy()
@@ -607,12 +465,6 @@ def test_other_measures_are_refused_with_the_way_out():
 def test_functionals_that_cannot_be_solved(functional, message):
     with pytest.raises(ValueError, match=message):
         wprox.SinkhornProx().step(functional, bump(), 0.1)
-
-
-def test_log_domain_and_walls_exclude_each_other():
-    rho = wprox.Grid([1.0, 0.0, 1.0], [(0.0, 1.0)], [False, True, False])
-    with pytest.raises(ValueError, match="without walls"):
-        wprox.SinkhornProx(log_domain=True).step(wprox.Entropy(), rho, 0.1)
 
 
 def test_a_function_is_not_a_functional():

@@ -13,9 +13,11 @@ import warnings
 from collections.abc import Callable
 
 import torch
+from scipy.sparse.csgraph import shortest_path
 from torch import Tensor
 
 import wprox
+from wprox.solvers._kernels import Kernel
 
 SQUARE = [(0.0, 1.0), (0.0, 1.0)]
 
@@ -129,7 +131,7 @@ def debiased_table() -> None:
 
 
 def walls_table() -> None:
-    """The heat kernel against the Gaussian one, by a wall that is not in the way: one cell in an empty corner."""
+    """Among walls against the Gaussian kernel, by a wall that is not in the way: one cell in an empty corner."""
     print("\nAmong walls and without, 64², one step: L1 distance, and the ratio of the transport costs")
     walls = torch.zeros(64, 64, dtype=torch.bool)
     walls[0, -1] = True
@@ -144,17 +146,139 @@ def walls_table() -> None:
     cases["porous medium"] = wprox.PorousMedium(2.0), (1e-4, 1e-3)
     for name, (functional, step_sizes) in cases.items():
         for gamma in step_sizes:
-            for cells, heat_steps in ((1, 10), (2, 10), (3, 10), (3, 40)):
+            for cells, heat_steps in ((1, None), (1, 10), (3, None), (3, 40)):
                 exact = wprox.SinkhornProx(cells / 64).step(functional, free, gamma)
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     step = wprox.SinkhornProx(cells / 64, heat_steps=heat_steps).step(functional, walled, gamma)
                 print(
-                    f"{name:13} γ {gamma:g}  blur {cells} cells, {heat_steps} heat steps  moves of "
+                    f"{name:13} γ {gamma:g}  blur {cells} cells, heat_steps={heat_steps}  moves of "
                     f"{math.sqrt(float(exact.transport_cost)) * 64 / cells:.2f} blurs  "
                     f"L1 {float((exact.measure.mass - step.measure.mass).abs().sum()):.4f}  "
                     f"cost {float(step.transport_cost / exact.transport_cost):.2f}  warned: {bool(caught)}"
                 )
+
+
+def geodesic(walls: Tensor) -> Tensor:
+    """Distances around walls between the free cells, (n, n), in cells: shortest paths over the corners of walls."""
+    around = torch.nn.functional.pad(walls, (1, 1, 1, 1)).double()
+    corners = torch.nn.functional.avg_pool2d(around[None, None], 2, 1)[0, 0] == 0.25  # of one wall in four cells
+    nodes = torch.cat(((~walls).nonzero() + 0.5, corners.nonzero().double()))
+    lengths = torch.cdist(nodes, nodes)
+    on_the_way = torch.linspace(0, 1, 200, dtype=torch.float64)[1:-1, None]
+    for row, start in zip(lengths, nodes, strict=True):
+        points = start + (nodes[:, None] - start) * on_the_way
+        cell = points.floor().minimum(points.new_tensor(walls.shape) - 1)
+        inside = (points - cell - 0.5).abs().amax(-1) < 0.5 - 1e-6  # and not on a face
+        row[(walls[tuple(cell.long().unbind(-1))] & inside).any(1)] = 0  # no edge
+    n = int((~walls).sum())
+    return torch.from_numpy(shortest_path(lengths.numpy(), directed=False))[:n, :n]
+
+
+class GeodesicKernel(Kernel):
+    """exp(−d²/(2 blur²)) with exact distances d, as one dense matrix."""
+
+    reaches_everywhere = True
+
+    def __init__(self, distances: Tensor, blur: float) -> None:
+        self.logarithm = -distances.square() / (2 * blur**2)
+        self.matrix = self.logarithm.exp()
+
+    def apply(self, field: Tensor) -> Tensor:
+        return self.matrix @ field
+
+    def log_apply(self, log_field: Tensor) -> Tensor:
+        return torch.logsumexp(self.logarithm + log_field, 1)
+
+
+def geodesic_table() -> None:
+    """Steps around walls against those with the Gibbs kernel of the exact distances."""
+    print(
+        "\nA crowd walks γ cells around a wall, 28 × 24 cells: L1 distance to the step with exp(−d²/(2 blur²)) of the"
+    )
+    print("exact distance d around walls, and the ratio of the transport costs")
+    x, y = torch.meshgrid(torch.arange(28) + 0.5, torch.arange(24) + 0.5, indexing="ij")
+    obstacles = {
+        "door": ((x - 14).abs() < 1) & ((y - 12).abs() > 2),
+        "pillar": (x - 14).square() + (y - 12).square() < 16,
+    }
+    for name, walls in obstacles.items():
+        distances = geodesic(walls)
+        rho = wprox.Grid.from_density(
+            lambda x: torch.exp(-(x - x.new_tensor([10.0, 14.0])).square().sum(-1) / 18),
+            (28, 24),
+            [(0.0, 28.0), (0.0, 24.0)],
+            walls,
+        )
+        to_exit = distances[int((rho.points - torch.tensor([20.0, 12.0])).norm(dim=1).argmin())]
+        way = wprox.PotentialEnergy(lambda x, d=to_exit: d) + wprox.Congestion(1.2 * float(rho.density.max()))
+        for blur, moves in ((1.0, 2), (1.0, 5), (2.0, 1), (2.0, 2), (2.0, 5)):
+            solver = wprox.SinkhornProx(blur)
+            solver._kernel = rho, blur, GeodesicKernel(distances, blur)
+            exact = solver.step(way, rho, moves * blur)
+            row = f"{name:6} blur {blur:g} cells, moves of up to {moves} blurs "
+            for heat_steps in (None, 10, 40):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    step = wprox.SinkhornProx(blur, heat_steps=heat_steps).step(way, rho, moves * blur)
+                row += (
+                    f"  heat_steps={heat_steps}: L1 {distance(step.measure, exact.measure.weights):.3f}, cost "
+                    f"{float(step.transport_cost / exact.transport_cost):.2f}"
+                )
+            print(row)
+
+
+def corridor_table() -> None:
+    print("\nA corridor one cell wide with four bends against the same corridor unrolled: drift and a little entropy")
+    cells, corner = [], (1, 1)
+    for step, count in (((0, 1), 14), ((1, 0), 8), ((0, -1), 9), ((1, 0), 7), ((0, 1), 14)):
+        for _ in range(count):
+            cells.append(corner)
+            corner = (corner[0] + step[0], corner[1] + step[1])
+    walls = torch.ones(22, 22, dtype=torch.bool)
+    walls[tuple(torch.tensor(cells).mT)] = False
+    grid = wprox.Grid((~walls).double(), [(0.0, 22.0)] * 2, walls)
+    along = torch.tensor([cells.index((int(x), int(y))) for x, y in grid.points.tolist()])
+    line = wprox.Grid.from_density(lambda x: torch.exp(-(x[:, 0] - 12.5).square() / 18), 52, [(0.0, 52.0)])
+    bent = wprox.PotentialEnergy(lambda x: -along.double()) + 0.3 * wprox.Entropy()
+    straight = wprox.PotentialEnergy(lambda x: -x[:, 0]) + 0.3 * wprox.Entropy()
+    for blur in (1.0, 2.0):
+        for gamma in (1.0, 3.0, 8.0):
+            solver = wprox.SinkhornProx(blur)
+            step = solver.step(bent, grid.with_weights(line.weights[along]), gamma)
+            exact = solver.step(straight, line, gamma)
+            moved = float(step.measure.weights @ along.double() - line.weights @ torch.arange(52).double())
+            print(
+                f"blur {blur:g} cells, a drift by {gamma:g}: mass moved by {moved:.2f}  "
+                f"L1 {distance(exact.measure, torch.zeros(52).double().scatter(0, along, step.measure.weights)):.3f}"
+            )
+
+
+class Squares(wprox.Functional):
+    """c Σ (∫ φ_i dρ − t_i)²: coupled over any distance, and known to the solver by its value only."""
+
+    def __init__(self, strength: float, count: int) -> None:
+        waves = (lambda x: x[:, 0], lambda x: x[:, 0].square(), lambda x: torch.sin(6 * x[:, 0]))
+        self.strength, self.terms = strength, list(zip(waves, (0.2, 0.4, 0.9), strict=True))[:count]
+
+    def __call__(self, rho: wprox.Measure) -> Tensor:
+        return self.strength * sum((rho.integrate(wave) - target).square() for wave, target in self.terms)
+
+
+def coupled_table() -> None:
+    print("\nCustom functionals: squares of integrals with a factor c that compete, one step at 24², 2,000 iterations")
+    rho = wprox.Grid.from_density(
+        lambda x: torch.exp(-30 * (x - x.new_tensor([0.4, 0.55])).square().sum(-1)), (24, 24), SQUARE
+    )
+    for count in (1, 3):
+        for entropy in (0.1, 0.0):
+            for strength in (0.1, 1.0, 10.0):
+                row = f"{count} square(s), {entropy} entropy, γ c = {strength:4}:"
+                for gamma in (0.02, 0.1, 1.0):
+                    functional = Squares(strength / gamma, count) + entropy * wprox.Entropy()
+                    step = wprox.SinkhornProx().step(functional, rho, gamma)
+                    row += f"  γ {gamma:g} {step.iterations} iterations" + ("" if step.converged else " (not settled)")
+                print(row)
 
 
 def heat_table() -> None:
@@ -228,7 +352,7 @@ def crowd_table() -> None:
     bound = float(crowd.density.max()) / 0.8
     door = torch.tensor([6.1, 3.0], dtype=torch.float64)
     way = wprox.PotentialEnergy(lambda x: torch.where(x[:, 0] < 6.1, (x - door).norm(dim=1), 6.1 - x[:, 0]))
-    solver = wprox.SinkhornProx(blur=0.25, heat_steps=20, tol=1e-5)
+    solver = wprox.SinkhornProx(blur=0.25, tol=1e-5)
     trajectory, wall, cpu = timed(lambda: wprox.jko(way + wprox.Congestion(bound), solver, crowd, 0.25, 27))
     over = max(float(rho.density.max()) for rho in trajectory.measures) / bound - 1
     drift = max(abs(float(rho.mass.sum()) - 1) for rho in trajectory.measures)
@@ -250,6 +374,9 @@ def main() -> None:
     aggregation_table()
     crowd_table()
     walls_table()
+    geodesic_table()
+    corridor_table()
+    coupled_table()
 
 
 if __name__ == "__main__":

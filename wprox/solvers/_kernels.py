@@ -1,14 +1,10 @@
-"""Gibbs kernels on grids: a separable Gaussian, and heat flow where walls are in the way."""
+"""Gibbs kernels on grids: what the scaling iteration asks of them, and the separable Gaussian."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-import numpy as np
-import scipy.sparse as sparse
 import torch
-from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from wprox.measures import Grid
@@ -135,62 +131,3 @@ class GaussianKernel(Kernel):
                 parts.append(sums + largest - ((block - centre).square() / 2)[:, None])
             result = torch.movedim(torch.cat(parts).reshape(lines.shape), 0, axis)
         return result.reshape(-1)
-
-
-class HeatKernel(Kernel):
-    r"""K = (I − t/k Δ)^{−k} with t = blur²/2: k implicit steps of heat flow among walls, with no flux through them.
-
-    By Varadhan's formula −blur² log K(x, y) → d(x, y)²/2 as blur → 0, with the distance d that goes around the walls
-    (Solomon et al. 2015, section 4). With k steps the kernel is Gaussian within about √(2k) blur, and exponential
-    beyond. The matrix is factorised once; it is an M-matrix, so that all its solutions are positive, and accurate entry
-    by entry.
-
-    Arguments:
-        grid: the cells, with walls.
-        blur: the standard deviation of the free kernel, in units of length.
-        steps: k.
-    """
-
-    reaches_everywhere = False
-
-    def __init__(self, grid: Grid, blur: float, steps: int) -> None:
-        self.steps = steps
-        n = len(grid)
-        walls = np.zeros(grid.shape, dtype=bool) if grid.mask is None else grid.mask.cpu().numpy()
-        number = np.full(grid.shape, -1)
-        number[~walls] = np.arange(n)
-        matrix = sparse.identity(n, format="coo")
-        for axis, width in enumerate(grid.cell_widths):
-            first = np.take(number, range(grid.shape[axis] - 1), axis).ravel()
-            second = np.take(number, range(1, grid.shape[axis]), axis).ravel()
-            open_face = (first >= 0) & (second >= 0)
-            first, second = first[open_face], second[open_face]
-            rate = np.full(len(first), blur**2 / (2 * steps * width**2))
-            rows = np.concatenate((first, second, first, second))
-            columns = np.concatenate((first, second, second, first))
-            values = np.concatenate((rate, rate, -rate, -rate))
-            matrix = matrix + sparse.coo_matrix((values, (rows, columns)), shape=(n, n))
-        count, labels = connected_components(matrix, directed=False)
-        if count > 1:
-            self.rooms = torch.as_tensor(labels, dtype=torch.long, device=grid.device)
-        # no pivoting: the matrix is symmetric and diagonally dominant, and without it positivity is kept
-        self.factor = splu(
-            sparse.csc_matrix(matrix),
-            permc_spec="MMD_AT_PLUS_A",
-            diag_pivot_thresh=0.0,
-            options={"SymmetricMode": True},
-        )
-
-    def apply(self, field: Tensor) -> Tensor:
-        values = field.detach().cpu().numpy().astype(np.float64)
-        for _ in range(self.steps):
-            values = self.factor.solve(values)
-        return torch.as_tensor(values).to(field)
-
-    def log_apply(self, log_field: Tensor) -> Tensor:
-        raise NotImplementedError("heat flow is solved in the kernel domain only")
-
-
-def make_kernel(grid: Grid, blur: float, heat_steps: int) -> Kernel:
-    """The Gaussian kernel on a free box, the heat kernel among walls."""
-    return GaussianKernel(grid, blur) if grid.mask is None else HeatKernel(grid, blur, heat_steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from wprox.solvers._grid_terms import GridTerms
@@ -17,6 +18,9 @@ INNER_RATIO = 0.1  # of the last change of mass: the violation down to which the
 CURVATURE = 0.8  # of the slope that a move starts with: beyond, the slope that it ends with has overshot
 SHORTEST, LONGEST = 0.1, 4.0  # factors by which the relaxation may change from one linearisation to the next
 SHORTEST_OF_ALL = 1e-6  # relaxation
+MEMORY = 8  # solutions besides the base that extrapolation draws on
+SHARPER = 0.1  # of the violations down to which models are solved: secants need more digits than slopes
+RIDGE = 1e-12  # of the normal equations, relative to unit diagonals
 
 
 @dataclass
@@ -48,6 +52,10 @@ class Linearisation:
     condition of Hager and Zhang, 2005), to where the secant of the slopes vanishes. The same secant gives the α of
     the next move (Barzilai and Borwein 1988, in the metric of J₀).
 
+    Where α < 1, which is where G is stiff, a secant in one direction is not enough: moves are extrapolated from the
+    last solutions, to where an affine combination of their residuals is least (Anderson's method of type II: Walker
+    and Ni 2011), or to a fraction of that where the same slopes tell that it overshoots.
+
     The diagonal D of the Hessian is modelled by a quadratic, which moves ½⟨D ρ, ρ⟩ from G to J₀: α = 1 is then Newton's
     method for functionals that are local.
 
@@ -65,6 +73,10 @@ class Linearisation:
         self.local, self.tol, self.relaxation, self.moved = terms.local, tol, 1.0, math.inf
         self.accepted = True
         self.base: Base | None = None
+        self.solved: list[tuple[Tensor, Tensor]] = []  # (n,) each, u and r
+        self.extrapolated = False  # the present model
+        self.fraction = 1.0  # of the way to what is extrapolated
+        self.direction = around
         if terms.smooth:
             gradient, self.diagonal = terms.first_variation(around)
             self.linear = gradient - self.diagonal * around
@@ -78,10 +90,10 @@ class Linearisation:
             return True
         before = self.around if self.base is None else self.base.mass
         length = float((mass - before).abs().sum())
-        floor = self.final_tol * min(1.0, self.relaxation)
-        if violation <= max(floor, RESOLVED * length):
+        floor, sharper = self._floor(), SHARPER if self.relaxation < 1 else 1.0
+        if violation <= max(floor, RESOLVED * sharper * length):
             return True
-        self.tol = max(floor, INNER_RATIO * length)
+        self.tol = max(floor, INNER_RATIO * sharper * length)
         return False
 
     def settles(self, mass: Tensor, violation: float, scalings: Tensor) -> bool:
@@ -100,7 +112,7 @@ class Linearisation:
         before = self.around if self.base is None else self.base.mass
         change = mass - before
         length = float(change.abs().sum())
-        floor = self.final_tol * min(1.0, self.relaxation)
+        self.solved = [*self.solved[-MEMORY:], (model, residual)]
         factor, judged = 1.0, False
         self.accepted = True
         if self.base is not None and length > NOISE * self.base.violation:
@@ -109,17 +121,34 @@ class Linearisation:
                 judged = True
                 factor = first / (first + last) if first + last > 0 else math.inf
                 self.accepted = last <= CURVATURE * first
+            elif self.extrapolated:
+                self.accepted = False
         if not judged and self.relaxation < 1:  # nothing says that the move could not be longer
             factor = LONGEST
-        self.moved = length * max(1.0, 1 / self.relaxation, min(factor, LONGEST))
-        arrived = self.relaxation >= 1 or factor < LONGEST
-        if arrived and violation <= floor and self.moved <= OUTER_RATIO * self.final_tol:
-            return True
-        self.relaxation *= min(max(factor, SHORTEST), LONGEST)
-        self.relaxation = min(1.0, max(SHORTEST_OF_ALL, self.relaxation))
+        if self.extrapolated:
+            self.moved, arrived, small = length, False, length <= OUTER_RATIO * self.final_tol
+        else:
+            self.moved = length * max(1.0, 1 / self.relaxation, min(factor, LONGEST))
+            arrived, small = self.relaxation >= 1 or factor < LONGEST, False
+            if arrived and violation <= self._floor() and self.moved <= OUTER_RATIO * self.final_tol:
+                return True
+            self.relaxation *= min(max(factor, SHORTEST), LONGEST)
+            self.relaxation = min(1.0, max(SHORTEST_OF_ALL, self.relaxation))
         if self.accepted:
-            self.base, self.diagonal = Base(mass, model, residual, scalings, violation), diagonal
-        self.tol = min(FIRST_TOL, max(self.final_tol * min(1.0, self.relaxation), INNER_RATIO * length))
+            base = self.base = Base(mass, model, residual, scalings, violation)
+            self.diagonal = diagonal
+            if self.extrapolated:
+                self.fraction = min(1.0, LONGEST * self.fraction)
+            # what moved little is followed by a plain move, which alone tells whether all has settled
+            self.extrapolated = self.relaxation < 1 and len(self.solved) > 1 and not small
+            if self.extrapolated:
+                self.direction = self._extrapolate(base)
+        elif self.extrapolated and judged and self.fraction > SHORTEST**2:
+            self.fraction *= min(max(factor, SHORTEST), 0.5)
+        else:
+            self.extrapolated = False
+        sharper = SHARPER if self.relaxation < 1 else 1.0
+        self.tol = min(FIRST_TOL, max(self._floor(), INNER_RATIO * sharper * length))
         self._move()
         return False
 
@@ -127,13 +156,34 @@ class Linearisation:
         """Whether there is a shorter move to try in place of one that cannot be solved for."""
         if self.base is None or self.relaxation < SHORTEST_OF_ALL:
             return False
-        self.relaxation *= SHORTEST
+        if not self.extrapolated:
+            self.relaxation *= SHORTEST
+        self.extrapolated = False
         self._move()
         return True
+
+    def _floor(self) -> float:
+        """The violation below which no model is solved."""
+        return self.final_tol * (1.0 if self.extrapolated else min(1.0, self.relaxation))
 
     def _move(self) -> None:
         base = self.base
         assert base is not None
         self.scalings = base.scalings
-        self.linear = base.model - self.diagonal * base.mass + self.relaxation * base.residual
+        move = self.fraction * self.direction if self.extrapolated else self.relaxation * base.residual
+        self.linear = base.model - self.diagonal * base.mass + move
         self.local = self.terms.modelled(self.linear, self.diagonal)
+
+    def _extrapolate(self, base: Base) -> Tensor:
+        """The way to the affine combination of all u + α r whose residual is the least, up to constants, (n,)."""
+        others = [pair for pair in self.solved if pair[0] is not base.model]
+        models = torch.stack([model - base.model for model, _ in others])
+        residuals = torch.stack([residual - base.residual for _, residual in others])
+        rows = torch.cat((residuals, base.residual[None]))
+        rows = (rows - (rows @ base.mass)[:, None]) * base.mass.sqrt()
+        sizes = rows[:-1].norm(dim=1).clamp(min=torch.finfo(rows.dtype).tiny)
+        rows[:-1] /= sizes[:, None]
+        normal = rows[:-1] @ rows[:-1].mT
+        normal.diagonal().add_(RIDGE)
+        coefficients = torch.linalg.solve(normal, rows[:-1] @ rows[-1]) / sizes
+        return self.relaxation * base.residual - coefficients @ (models + self.relaxation * residuals)

@@ -20,7 +20,7 @@ CONTINUES = 0.5  # a start whose violation is above this is no better than none
 LOST_FRACTION = 0.01  # of the tolerance: the mass that the kernel domain may misplace by underflow
 NEGLIGIBLE = 1e-20  # cells below this fraction of the largest mass are not extrapolated
 SELF_ITERATIONS = 200  # of the transport of a measure to itself, which takes about ten
-TOO_FAR = "heat flow does not reach where the mass should go; raise blur or heat_steps, or lower step_size"
+TOO_FAR = "implicit heat flow does not reach where the mass should go; set heat_steps=None, or raise blur"
 OVERFLOW = "F times γ/blur² overflows, and μ is returned as it was; lower step_size or raise blur"
 WHAT_TO_TRY = "raise iterations, or ease the problem with a larger blur or a smaller step_size"
 BISECTIONS = 70  # from a width of 2400 down to rounding
@@ -249,7 +249,7 @@ class ScalingIteration:
         return self._solution(current, iterations, False, f"{message}; {WHAT_TO_TRY}")
 
     def _solution(self, last: Iterate, count: int, converged: bool, message: str) -> Solution:
-        mass = self.normalised(last.log_mass).exp() if converged else self.within_bounds(last.log_mass)
+        mass = self.within_bounds(last.log_mass)
         if not message:
             domain = "log" if self.log_domain else "kernel"
             message = f"a violation of {last.violation:.2g} in mass after {count} iterations in the {domain} domain"

@@ -14,14 +14,15 @@ from wprox._checks import check_count, check_positive
 from wprox.functionals import Functional
 from wprox.measures import Grid, Measure
 from wprox.solvers._grid_terms import GridTerms, sort_terms
-from wprox.solvers._kernels import HeatKernel, Kernel, make_kernel
+from wprox.solvers._kernels import Kernel
 from wprox.solvers._scaling import ScalingIteration
+from wprox.solvers._wall_kernels import HeatKernel, make_kernel
 from wprox.solvers.base import Solver, Step
 
 DEBIAS = (None, "entropy", "sinkhorn")
 SMALLEST_BLUR = 0.25  # in cells: exp(−1/(2 · 0.25²)) = 3e-4 of the mass reaches a neighbour
 
-LONG_MOVE = 0.5  # the relative error of the transport cost among walls, to first order, beyond which to warn
+LONG_MOVE = 0.5  # the relative error of the transport cost by implicit heat flow, to first order, beyond which to warn
 COARSEST_BLUR = 0.125  # of the longest side: where the blur of a first step starts
 ANNEALING_TOL, ANNEALING_ITERATIONS = 1e-2, 50  # of each larger blur
 
@@ -52,7 +53,9 @@ class SinkhornProx(Solver):
     and ε = blur² (Peyré, *Entropic approximation of Wasserstein gradient flows*, 2015; Chizat, Peyré, Schmitzer and
     Vialard, *Scaling algorithms for unbalanced optimal transport problems*, 2018). Each iteration applies the kernel
     exp(−|x − y|²/(2 blur²)) twice, one axis after the other, and a KL proximal operator of F, and is accelerated by
-    Anderson's method. Where the grid has walls, mass goes around them: the kernel is some steps of implicit heat flow.
+    Anderson's method. Where the grid has walls, mass goes around them: the kernel is heat flow on the free cells
+    (Solomon et al., *Convolutional Wasserstein distances*, 2015), split into exact flows along the axes, so that its
+    tails are those of a Gaussian.
 
     Potentials, entropy, KL, power laws, bounds on the density and their sums are solved in closed form, internal
     energies by a Newton iteration. Interaction energies and functionals that define only `__call__` are linearised,
@@ -77,8 +80,9 @@ class SinkhornProx(Solver):
         memory: of Anderson acceleration; 0 is the plain scaling iteration.
         semi_implicit: linearise interactions and custom functionals once, around μ, in place of solving for them: the
             semi-implicit scheme, which costs less and is of the same order in γ.
-        heat_steps: steps of the heat flow among walls; more make distances more exact. A warning tells where the
-            moves of a step were too long for them.
+        heat_steps: take this number of implicit steps of heat flow among walls in the place of the split flow, as
+            Solomon et al. do. They are factorised once, on the CPU, know no log domain, and fall off too slowly for
+            moves beyond half a blur, of which a warning tells. Of no effect without walls.
         log_domain: iterate in the log domain from the start. It is slow, and needed only where the kernel domain
             underflows, which is noticed.
 
@@ -104,7 +108,7 @@ class SinkhornProx(Solver):
         iterations: int = 2000,
         memory: int = 5,
         semi_implicit: bool = False,
-        heat_steps: int = 10,
+        heat_steps: int | None = None,
         log_domain: bool = False,
     ) -> None:
         self.blur = None if blur is None else check_positive(blur, "blur")
@@ -115,7 +119,7 @@ class SinkhornProx(Solver):
         self.iterations = check_count(iterations, "iterations")
         self.memory = check_count(memory, "memory", least=0)
         self.semi_implicit = bool(semi_implicit)
-        self.heat_steps = check_count(heat_steps, "heat_steps")
+        self.heat_steps = None if heat_steps is None else check_count(heat_steps, "heat_steps")
         self.log_domain = bool(log_domain)
         self._kernel: tuple[Grid, float, Kernel] | None = None
 
@@ -138,8 +142,10 @@ class SinkhornProx(Solver):
         source = _as_grid(measure)
         if not isinstance(functional, Functional):
             raise TypeError(f"functional must be a wprox.Functional, got {type(functional).__name__}")
-        if self.log_domain and source.mask is not None:
-            raise ValueError("log_domain=True needs a grid without walls: heat flow is solved in the kernel domain")
+        if self.log_domain and self.heat_steps is not None and source.mask is not None:
+            raise ValueError(
+                "log_domain=True among walls needs heat_steps=None: implicit steps are solved in the kernel domain"
+            )
         grid = source.to(torch.float64)
         kernel, blur = self._kernel_of(grid)
         terms = sort_terms(functional, grid, gamma / blur**2, kernel.rooms, self.debias)
@@ -161,7 +167,7 @@ class SinkhornProx(Solver):
         divergence = iteration.divergence(solution, own_source, own_target)
         cost = (2 * blur**2 * divergence).clamp(min=0.0)  # ≥ 0, but for rounding
         if isinstance(kernel, HeatKernel):
-            _warn_of_long_moves(float(cost), blur, self.heat_steps, max(grid.cell_widths))
+            _warn_of_long_moves(float(cost), blur, kernel.steps, max(grid.cell_widths))
         result = grid.with_weights(solution.mass)
         return SinkhornStep(
             measure=source.with_weights(solution.mass.to(source.dtype)),
@@ -231,7 +237,7 @@ def _as_grid(measure: Measure) -> Grid:
 
 
 def _warn_of_long_moves(cost: float, blur: float, heat_steps: int, width: float) -> None:
-    r"""Warn where the kernel among walls makes the moves of a step far too cheap.
+    r"""Warn where implicit heat flow makes the moves of a step far too cheap.
 
     With θ = √cost/blur², k steps on cells of width w move mass by sinh(θw) blur²/w / (1 − θ² blur²/2k) in the place of
     θ blur²: the cost is off by a factor of about 1 + cost/blur² (1/k + w²/3blur²), to first order.
@@ -246,8 +252,9 @@ def _warn_of_long_moves(cost: float, blur: float, heat_steps: int, width: float)
     if lattice < 0.2:
         advice += f" or heat_steps to {math.ceil(moved / (0.25 - lattice))}"
     warnings.warn(
-        f"mass moved by {math.sqrt(moved):.3g} blurs in the quadratic mean: so far the kernel among walls falls off "
-        f"too slowly, and this step made moves too cheap and moved too much; {advice}, or lower step_size",
+        f"mass moved by {math.sqrt(moved):.3g} blurs in the quadratic mean: so far implicit heat flow falls off too "
+        f"slowly, and this step made moves too cheap and moved too much; set heat_steps=None, {advice}, or lower "
+        "step_size",
         RuntimeWarning,
         stacklevel=4,  # through the decorator of `step`
     )
