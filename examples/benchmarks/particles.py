@@ -1,8 +1,8 @@
 """Pair sums and steps at scale; MMD and KSD flows against descent. Run: python examples/benchmarks/particles.py
 
 Every number of docs/kernels.md, and the cost of a step in docs/particles.md, come from here. `--quick` leaves out
-50,000 particles, `--steps` all but the steps, `--keops` all but KeOps. Times are CPU seconds of one thread unless OMP_NUM_THREADS
-says otherwise.
+50,000 particles, `--steps` all but the steps, `--keops` all but KeOps. Times are CPU seconds of one
+thread unless OMP_NUM_THREADS says otherwise.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ DECREASE, CURVATURE = 1e-4, 0.9  # c₁ and c₂ of the Wolfe conditions, as Noc
 NOISE = 1e-12  # of a value, relative to it: closer than that, two values are equal and the slopes decide
 SEARCH_LIMIT = 40  # evaluations of one line search
 REACH = 1e3  # of a first trial, in steps of steepest descent: pairs that contradict each other may point astray
-PATIENCE = 50  # iterations in which the gradient must halve, or J fall by more than STALL of its descent so far
+PATIENCE = 100  # iterations in which the gradient must halve, or J fall by more than STALL of its descent so far
 STALL = 1e-4
 
 
