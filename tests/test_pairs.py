@@ -195,7 +195,6 @@ def test_a_radial_kernel_that_is_trained_keeps_its_graph():
         assert torch.allclose(torch.autograd.grad(value, kernel.rate)[0], value.detach() / 2)
 
 
-
 # --- random batches ---
 
 
