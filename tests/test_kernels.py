@@ -16,6 +16,7 @@ INTERACTIONS = [
     kernels.PowerLaw(2, 0),
     kernels.PowerLaw(0, -1),
     kernels.Morse(2.0, 0.5),
+    kernels.Morse(1.5, 0.7, 0.8),
     kernels.Logarithmic(),
 ]
 DISCREPANCIES = [

@@ -182,6 +182,19 @@ def test_a_kernel_that_is_trained_keeps_its_graph():
     assert torch.allclose(torch.autograd.grad(value, scale)[0], value / 2)
 
 
+def test_a_radial_kernel_that_is_trained_keeps_its_graph():
+    class Trained(kernels.RadialKernel):
+        smooth = True
+        rate = torch.tensor(2.0, dtype=F64, requires_grad=True)
+
+        def profile(self, s):
+            return self.rate * s
+
+    kernel, x, y = Trained(), normal(9, 2), normal(5, 2, seed=2)
+    for value in (base.pair_sum(kernel, x, weights(9)), base.potential(kernel, x, y, weights(5)).sum()):
+        assert torch.allclose(torch.autograd.grad(value, kernel.rate)[0], value.detach() / 2)
+
+
 # --- random batches ---
 
 

@@ -1,6 +1,7 @@
 """ParticleProx against closed forms and independent computations, and the blob energy of particles."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import ot
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import wprox
 from wprox.functionals.base import Functional
+from wprox.solvers._lbfgs import REACH, Minimiser
 
 F64 = torch.float64
 
@@ -499,3 +501,49 @@ def test_kernel_particles_keep_their_kernel():
 def test_particles_that_collapse_have_infinite_entropy():
     rho = wprox.Particles(normal(20)).with_kernel_density()
     assert float(wprox.Entropy()(rho.push(lambda x: x * torch.tensor([1.0, 0.0])))) == math.inf
+
+
+class CutOff(wprox.Functional):
+    def __call__(self, rho):
+        return rho.integrate(lambda x: x.detach().square().sum(-1))
+
+
+@pytest.mark.parametrize("solver", [wprox.ParticleProx(), wprox.ExplicitEuler()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_functional_cut_off_from_autograd_is_refused(solver, alone):
+    """It used to converge at once, where it was."""
+    functional = CutOff() if alone else CutOff() + wprox.PotentialEnergy(lambda x: x[:, 0])
+    rho = wprox.Particles(torch.randn(9, 2, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(ValueError, match=r"CutOff\(\) is cut off from autograd"):
+        solver.step(functional, rho, 0.5)
+    with pytest.raises(ValueError, match=r"CutOff\(\) is cut off from autograd"):
+        solver.step(functional, rho.with_kernel_density(), 0.5)
+    constant = wprox.PotentialEnergy(lambda x: torch.ones_like(x[:, 0]))
+    assert torch.equal(solver.step(constant, rho, 0.5).measure.points, rho.points)
+
+
+def test_steps_onto_the_cusps_of_a_kernel_end_where_nothing_becomes_smaller():
+    """Particles that reach samples under the Riesz kernel: long steps used to search for ever, or to run away."""
+    generator = torch.Generator().manual_seed(1)
+    target, start = (torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in (40, 40))
+    with pytest.warns(RuntimeWarning, match="kinks"):
+        trajectory = wprox.jko(wprox.MMD(target), wprox.ParticleProx(), wprox.Particles(start), 10.0, 2)
+    values = torch.stack(trajectory.values)
+    assert bool((values.diff() <= 1e-12).all())
+    for step in trajectory.steps:
+        assert not step.converged
+        assert "kinks" in step.message
+        assert step.iterations < 500
+
+
+def test_pairs_that_contradict_each_other_do_not_send_a_search_astray():
+    start = _lbfgs_point(torch.tensor([1.0, 1.0], dtype=torch.float64))
+    search = Minimiser(_lbfgs_point, start, lambda v: v, memory=5)
+    search.history.add(torch.tensor([1.0, 0.0]).double(), torch.tensor([1e-13, 1.0]).double())
+    assert float(search.history.apply(start.gradient, search.solve).norm()) > 1e6
+    assert float(search._direction().norm()) == pytest.approx(REACH * math.sqrt(2))
+    assert search.run(lambda point: float(point.gradient.norm()) < 1e-8, 20)
+
+
+def _lbfgs_point(position):
+    return SimpleNamespace(position=position, value=float(position.square().sum() / 2), gradient=position)

@@ -1,8 +1,8 @@
 """Pair sums and steps at scale; MMD and KSD flows against descent. Run: python examples/benchmarks/particles.py
 
 Every number of docs/kernels.md, and the cost of a step in docs/particles.md, come from here. `--quick` leaves out
-50,000 particles, `--steps` all but the steps. Times are CPU seconds of one thread unless OMP_NUM_THREADS
-says otherwise.
+50,000 particles, `--steps` all but the steps, `--keops` all but KeOps. Times are CPU seconds of one
+thread unless OMP_NUM_THREADS says otherwise.
 """
 
 from __future__ import annotations
@@ -128,25 +128,20 @@ def step_table(quick: bool) -> None:
 
 
 def keops_table() -> None:
-    """The Gaussian kernel by KeOps, where it is installed (pip install pykeops, and a C++ compiler)."""
+    """Two kernels by KeOps, where it is installed (pip install pykeops, and a C++ compiler), and in blocks."""
     if importlib.util.find_spec("pykeops") is None:
         print("\npykeops is not installed: no comparison with KeOps")
         return
-    from pykeops.torch import LazyTensor
-
-    def by_keops(x: Tensor) -> None:
-        points = x.clone().requires_grad_()
-        z = LazyTensor(points[:, None]) - LazyTensor(x[None])
-        (-(z**2).sum(-1) / 2).exp().sum(1).sum().backward()
-
-    for d in (2, 10):
-        x = normal(20_000, d)
-        compilation = -time.perf_counter()
-        by_keops(x[:10])
-        compilation += time.perf_counter()
-        mine = cpu_seconds(lambda x=x: value_and_gradient(wprox.InteractionEnergy(kernels.Gaussian()), x))
-        theirs = cpu_seconds(lambda x=x: by_keops(x))
-        print(f"Gaussian, d = {d}: KeOps {theirs:.2f} s after {compilation:.0f} s of compilation, wprox {mine:.2f} s")
+    print("\nValue and gradient: KeOps / blocks, in seconds")
+    for kernel in (kernels.Gaussian(), kernels.Laplace()):
+        for d in (2, 3, 10):
+            row = []
+            for n in (10, 1000, 5000, 20_000):  # the first compiles
+                x = normal(n, d)
+                energies = [wprox.InteractionEnergy(kernel.with_backend(backend)) for backend in ("keops", "blocks")]
+                times = [cpu_seconds(lambda x=x, energy=energy: value_and_gradient(energy, x)) for energy in energies]
+                row.append(f"{times[0]:.3f} / {times[1]:.3f}")
+            print(f"| {kernel}, d = {d} | " + " | ".join(row[1:]) + " |", flush=True)
 
 
 def descend(value: Callable[[Tensor], Tensor], x: Tensor, gamma: float, n_steps: int) -> tuple[float, float]:
@@ -211,14 +206,17 @@ def flows(quick: bool) -> None:
             value, mine = until(functional, solver, x, step, goal * scale)
             if value <= goal * scale:
                 best = min(best, mine / seconds)
-            print(f"  {label:36} {value / scale:.3e} in {mine:.2f} s = {mine / seconds:.2f} ×")
+            print(f"  {label:36} {value / scale:.3e} in {mine:.2f} s = {mine / seconds:.2f} ×", flush=True)
         verdict("  the quickest against plain descent, to its value", best, 0.5, "times")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    if "--steps" not in sys.argv:
+    only = {"--steps", "--keops"} & set(sys.argv)
+    if not only:
         flows("--quick" in sys.argv)
         scale_table("--quick" in sys.argv)
+    if not only or "--keops" in only:
         keops_table()
-    step_table("--quick" in sys.argv)
+    if not only or "--steps" in only:
+        step_table("--quick" in sys.argv)

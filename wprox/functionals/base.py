@@ -10,6 +10,8 @@ from torch import Tensor
 
 from wprox.measures import DensityUnknownError, Measure, Particles
 
+SHIFT = 1e-3  # of the points, relative to the farthest: whether a value that carries no gradient is a constant
+
 
 class Functional(ABC):
     r"""A functional F: P(R^d) → R, written once in `__call__` with the verbs of a measure.
@@ -56,6 +58,7 @@ class Functional(ABC):
         Raises:
             DensityUnknownError: where ∇ log ρ is needed and the measure does not know it.
             NotImplementedError: where F depends on the density in another way; override this method there.
+            ValueError: where F changes with the points but is cut off from autograd, as by `.detach()`.
         """
         if rho.density_follows_points:
             return gradient_in_points(self, rho)
@@ -64,9 +67,11 @@ class Functional(ABC):
             log_density = _density_or_none(rho)
             if log_density is not None:
                 log_density = log_density.detach().clone().requires_grad_()
-            value = self(Particles(points, rho.weights.detach(), log_density))
+            moved = Particles(points, rho.weights.detach(), log_density)
+            value = self(moved)
             inputs = [points] if log_density is None else [points, log_density]
             if not value.requires_grad:
+                refuse_cut_off(self, moved, value)
                 return torch.zeros_like(rho.points)
             by_points, *by_density = torch.autograd.grad(value, inputs, allow_unused=True)
         carriers = rho.weights > 0
@@ -150,13 +155,34 @@ def gradient_in_points(functional: Functional, rho: Measure) -> Tensor:
     """∂F/∂x_i over the weight w_i, (n, d), where the density of ρ is a function of its points; 0 where w_i is 0."""
     with torch.enable_grad():
         points = rho.points.detach().requires_grad_()
-        value = functional(rho.push(lambda _: points))
+        moved = rho.push(lambda _: points)
+        value = functional(moved)
         if not value.requires_grad:
+            refuse_cut_off(functional, moved, value)
             return torch.zeros_like(rho.points)
         (gradient,) = torch.autograd.grad(value, points, allow_unused=True)
     if gradient is None:
         return torch.zeros_like(rho.points)
     return torch.where(rho.weights[:, None] > 0, gradient / rho.weights[:, None], 0)
+
+
+def refuse_cut_off(functional: Functional, rho: Measure, value: Tensor) -> None:
+    """Raise `ValueError` where a value without a graph changes with the points of ρ, so that its gradient is not 0."""
+    points, log_density = rho.points.detach(), _density_or_none(rho)
+    noise = torch.randn(points.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(points)
+    elsewhere = points + SHIFT * (points.norm(dim=1).max() + 1) * noise
+    with torch.no_grad():
+        if rho.density_follows_points:
+            other = functional(rho.push(lambda _: elsewhere))
+        else:
+            other = functional(Particles(elsewhere, rho.weights.detach(), log_density))
+        gap = float((other - value).abs())
+    if gap > math.sqrt(torch.finfo(points.dtype).eps) * abs(float(value)):
+        raise ValueError(
+            f"{functional!r} is cut off from autograd: its value changes by {gap:.3g} when the points move, but "
+            "carries no gradient (is there a .detach(), .item(), float(...), NumPy or torch.no_grad() in it, or does "
+            "it count or round?); compute it with torch alone, or override wasserstein_gradient"
+        )
 
 
 def check_scalar(value: object, functional: Functional) -> Tensor:

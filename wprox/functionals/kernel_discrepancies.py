@@ -138,6 +138,8 @@ class KSD(Functional):
                 f"the Stein kernel needs second derivatives at 0, which {self.kernel!r} is not known to have; take "
                 "wprox.kernels.InverseMultiquadric or Gaussian, or a RadialKernel of your own with smooth = True"
             )
+        if self.kernel.backend == "keops":
+            raise ValueError('the Stein kernel is summed in blocks only: give a kernel of backend "auto" or "blocks"')
 
     def __call__(self, rho: Measure) -> Tensor:
         if self.dim is not None and rho.dim != self.dim:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wprox.kernels import RadialKernel
+from wprox.measures._keops import keops_sums
 
 SIDE = 256  # of a block of pairs on a CPU: its few temporaries stay in the second-level cache
 SIDE_GPU = 4096
@@ -102,7 +103,12 @@ def self_sums(
     Raises:
         ValueError: where two particles coincide and the kernel is singular; it names them.
     """
-    cloud, w = Cloud(points, centre_of(points)), weights.detach().double()
+    w = weights.detach().double()
+    if (by_keops := keops_sums(kernel, points, points, weights, gradient, own=True)) is not None:
+        if kernel.singular:
+            refuse_coinciding(kernel, points)
+        return w @ by_keops[0], by_keops[1], by_keops[0] if potential else None
+    cloud = Cloud(points, centre_of(points))
     weighted = cloud.weighted(w)
     total, sums, potentials = w.new_zeros(()), torch.zeros_like(weighted), torch.zeros_like(w)
     blocks = cloud.rows()
@@ -130,6 +136,8 @@ def cross_sums(
     kernel: RadialKernel, points: Tensor, others: Tensor, weights: Tensor, gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """u_i = Σ_j v_j k(x_i − y_j), (n,), and where `gradient` ∂u_i/∂x_i, (n, d); in float64."""
+    if (by_keops := keops_sums(kernel, points, others, weights, gradient)) is not None:
+        return by_keops
     centre = centre_of(points, others)
     x, y, v = Cloud(points, centre), Cloud(others, centre), weights.detach().double()
     weighted = y.weighted(v)

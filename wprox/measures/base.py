@@ -167,6 +167,8 @@ def pair_sum(
         if not bool(torch.isfinite(total.detach())):
             _explain(k, points)
         return total
+    if _has_parameters(k, points):
+        return _pair_sum(k, points, weights, others, other_weights)
     if others is None or other_weights is None:
         return SelfSum.apply(k, partial(_pair_sum, k), points, weights)
     return weights @ potential(k, points, others, other_weights)
@@ -174,7 +176,7 @@ def pair_sum(
 
 def potential(k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor, weights: Tensor) -> Tensor:
     """(k ∗ ν)(x_i) = Σ_j v_j k(x_i − y_j) of ν = Σ_j v_j δ_{y_j}, (n,), in blocks of rows."""
-    if isinstance(k, RadialKernel):
+    if isinstance(k, RadialKernel) and not _has_parameters(k, points):
         return CrossSum.apply(k, partial(_pair_sum, k), points, others, weights)
 
     def by_autodiff(points: Tensor) -> Tensor:

@@ -12,6 +12,9 @@ from torch import Tensor
 DECREASE, CURVATURE = 1e-4, 0.9  # c₁ and c₂ of the Wolfe conditions, as Nocedal and Wright advise for quasi-Newton
 NOISE = 1e-12  # of a value, relative to it: closer than that, two values are equal and the slopes decide
 SEARCH_LIMIT = 40  # evaluations of one line search
+REACH = 1e3  # of a first trial, in steps of steepest descent: pairs that contradict each other may point astray
+PATIENCE = 100  # iterations in which the gradient must halve, or J fall by more than STALL of its descent so far
+STALL = 1e-4
 
 
 class Point(Protocol):
@@ -67,6 +70,7 @@ class Minimiser(Generic[P]):
         point: the best point.
         outside: the last position tried that was outside of the domain.
         iterations: steps taken.
+        stalled: whether the last run ended because neither J nor its gradient became smaller, as at a kink.
     """
 
     def __init__(
@@ -80,11 +84,14 @@ class Minimiser(Generic[P]):
         self.history = History(memory)
         self.outside: Tensor | None = None
         self.iterations = 0
+        self.stalled = False
 
     def run(self, is_done: Callable[[P], bool], iterations: int) -> bool:
         """Iterate until done; whether descent went on until then, or until `iterations` in all were made."""
+        self.stalled = False
+        values, gradients = [self.point.value], [float(self.point.gradient.norm())]
         while not is_done(self.point) and self.iterations < iterations:
-            found = self._search(-self.history.apply(self.point.gradient, self.solve))
+            found = self._search(self._direction())
             if found is None and self.history.pairs:  # pairs from elsewhere may mislead: once more without them
                 self.history.pairs.clear()
                 found = self._search(-self.solve(self.point.gradient))
@@ -93,7 +100,20 @@ class Minimiser(Generic[P]):
             self.iterations += 1
             self.history.add(found.position - self.point.position, found.gradient - self.point.gradient)
             self.point = found
+            values.append(found.value)
+            gradients.append(min(gradients[-1], float(found.gradient.norm())))
+            if len(values) > PATIENCE and gradients[-1] > 0.5 * gradients[-1 - PATIENCE]:
+                self.stalled = values[-1 - PATIENCE] - values[-1] < STALL * (values[0] - values[-1])
+                if self.stalled:
+                    return False
         return True
+
+    def _direction(self) -> Tensor:
+        """−H⁻¹∇J, no longer than REACH times the step of the initial metric."""
+        direction = -self.history.apply(self.point.gradient, self.solve)
+        longest = REACH * float(self.solve(self.point.gradient).norm())
+        length = float(direction.norm())
+        return direction if length <= longest else direction * (longest / length)
 
     def _search(self, direction: Tensor) -> P | None:
         """A point along the direction that satisfies the strong Wolfe conditions, or at least lowers J."""

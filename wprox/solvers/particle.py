@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wprox._checks import check_count, check_non_negative, check_positive
 from wprox.functionals import Functional
+from wprox.functionals.base import Sum, refuse_cut_off
 from wprox.functionals.pieces import apply, check_precision, split
 from wprox.measures import DensityUnknownError, Measure, Particles
 from wprox.measures._radial import CoincidingError
@@ -23,6 +24,10 @@ from wprox.solvers.base import Solver, Step, StepFailedError
 COUPLINGS = ("identity", "exact", "sinkhorn")
 PLANS = 100  # updates of the plan in one step
 FAR = 1e12  # how far a step may look for its minimum, relative to the particles and to an explicit step
+STALLED = (
+    "neither the objective nor its gradient becomes smaller, as where the functional has kinks (a cusp of a kernel "
+    "where particles meet its target): a larger tolerance would accept this"
+)
 NO_DESCENT = "the line search found no descent; is the functional smooth there, and its gradient that of its value?"
 
 
@@ -69,6 +74,7 @@ class ParticleProx(Solver):
 
     Raises:
         TypeError: for a measure other than Particles.
+        ValueError: where a term of F changes with the particles but is cut off from autograd.
         DensityUnknownError: where F needs a density and the particles have no kernel density.
         StepFailedError: where F or its gradient is not finite, naming the term, and where F + C/(2γ) has no minimum.
 
@@ -132,6 +138,7 @@ class ParticleProx(Solver):
                 ending = self._alternate(problem, search)
             else:
                 ending = "" if search.run(self._is_done(step_size), self.iterations) else NO_DESCENT
+                ending = STALLED if search.stalled else ending
         except KeyboardInterrupt:
             interrupted = True
         best = search.point if problem.accepted is None else problem.accepted
@@ -176,7 +183,7 @@ class ParticleProx(Solver):
             if search.iterations >= self.iterations:
                 return ""
             if not descending:
-                return NO_DESCENT
+                return STALLED if search.stalled else NO_DESCENT
             tenth = float(point.gradient.norm()) / 10  # while the plan moves, more would be wasted
             descending = search.run(self._is_done(gamma, tenth), self.iterations)
         return f"the plan was still changing after {PLANS} updates"
@@ -232,7 +239,7 @@ class _Problem:
         """J where the particles are, checked."""
         here = self.measure(torch.zeros_like(self.points).reshape(-1))
         try:
-            apply(self.functional, here)  # says what is missing, where F does not apply
+            self._check(here)
         except DensityUnknownError as error:
             raise DensityUnknownError(
                 f"{self.functional!r} needs the density, which moved particles do not have: smooth them with "
@@ -243,6 +250,17 @@ class _Problem:
         if not (math.isfinite(point.value) and bool(torch.isfinite(point.gradient).all())):
             raise StepFailedError(non_finite(self.functional, here))
         return point
+
+    def _check(self, here: Particles) -> None:
+        """Raise where F does not apply, or a term of it moves without a gradient."""
+        terms = self.functional.terms if isinstance(self.functional, Sum) else [(1.0, self.functional)]
+        with torch.enable_grad():
+            points = here.points.detach().requires_grad_()
+            rho = here.push(lambda _: points)
+            for _, term in terms:
+                value = apply(term, rho)
+                if not value.requires_grad:
+                    refuse_cut_off(term, rho, value)
 
     def displacement(self, position: Tensor) -> Tensor:
         """y − x, (n, d)."""
