@@ -1,6 +1,6 @@
 """Which map? Every map of NeuralProx × densities: likelihood, invertibility, optimality and time.
 
-    python examples/benchmarks/maps.py [--maps spline convex] [--data two_moons mixture_10] [--seconds 40] [--out FILE]
+    python examples/benchmarks/maps.py [--maps spline convex] [--data two_moons mixture_10] [--seconds 25] [--out FILE]
     python examples/benchmarks/maps.py --iterations 50 --rows 2000 --data two_moons     # a quick look
     python examples/benchmarks/maps.py --out FILE --table                               # FILE as Markdown
 
@@ -43,7 +43,7 @@ JOINT = 1 / 3  # of the time
 HELD_OUT = 2000
 LOOK_EVERY = 25  # iterations, as JKOFlow does
 MATCHING = 3  # iterations of flow matching, which cost a tenth, for one of the JKO objective; for maps that are flows
-GRIDS = (300, 600, 1200)  # cells a side, for the mass
+GRIDS = (200, 400, 800)  # cells a side, for the mass
 
 
 class Mixture:
@@ -271,11 +271,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--maps", nargs="+", choices=list(MAPS), default=list(MAPS))
     parser.add_argument("--data", nargs="+", choices=list(densities()), default=list(densities()), metavar="NAME")
-    parser.add_argument("--seconds", type=float, default=40, help="of CPU time for training a map on a density")
+    parser.add_argument("--seconds", type=float, default=25, help="of CPU time for training a map on a density")
     parser.add_argument("--iterations", type=int, help="a block and of joint training, in place of --seconds")
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--step-size", type=float, default=1.0)
-    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--map-options", type=json.loads, default={}, help='as JSON: {"convex": {"pieces": 128}}')
     parser.add_argument("--out", type=Path, help="a JSON file for the results, continued where it exists")
