@@ -12,7 +12,7 @@ from wprox import datasets
 from wprox._checks import seeded
 from wprox.maps._linear_algebra import log_det, newton_inverse, spectral_bound, symmetric_log_det
 from wprox.maps.convex import lanczos
-from wprox.maps.residual import _jacobian
+from wprox.maps.residual import _jacobian, _SineCosine
 
 F64 = torch.float64
 RESIDUAL, CONVEX = wprox.ResidualMap, wprox.ConvexMap
@@ -83,6 +83,12 @@ def test_symmetric_log_det_survives_a_rounding_error_that_makes_it_indefinite():
 
 def test_log_det_of_a_singular_matrix_is_not_a_number():
     assert not bool(torch.isfinite(log_det(torch.zeros(1, 3, 3))).any())
+
+
+def test_sine_and_cosine_have_their_derivatives():
+    z = (3 * randn(3, 4)).requires_grad_()
+    assert torch.autograd.gradcheck(_SineCosine.apply, (z,))
+    assert torch.autograd.gradgradcheck(_SineCosine.apply, (z,))
 
 
 def spd(n, d):
