@@ -100,14 +100,14 @@ def test_a_stiff_map_has_its_inverse_too(factory):
         assert float((map.inverse(map(x)[0]) - x).abs().max()) < 1e-7
 
 
-def test_log_det_is_that_of_the_autodiff_jacobian(factory, dim):
-    map = build(factory, dim)
-    x = points(6, dim, torch.float64)
+def test_log_det_is_that_of_the_autodiff_jacobian(factory, dim, dtype):
+    map = build(factory, dim, dtype)
+    x = points(6, dim, dtype)
     # rows do not depend on one another, so the Jacobian of the sum holds every row's own
     jacobian = torch.autograd.functional.jacobian(lambda x: map(x)[0].sum(0), x, vectorize=True).transpose(0, 1)
     sign, log_det = torch.linalg.slogdet(jacobian)
     assert bool((sign > 0).all())
-    assert torch.allclose(map(x)[1], log_det, atol=1e-8)
+    assert torch.allclose(map(x)[1], log_det, atol=TOLERANCE[dtype])
 
 
 def test_a_batch_of_one_is_a_row_of_the_batch(factory, dim, dtype):

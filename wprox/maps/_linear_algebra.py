@@ -46,6 +46,30 @@ def log_det(matrix: Tensor) -> Tensor:
     return _LogDet.apply(matrix)
 
 
+class _SymmetricLogDet(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return grad[:, None, None] * torch.cholesky_inverse(factor), None
+
+
+def symmetric_log_det(matrix: Tensor) -> Tensor:
+    """log det of symmetric positive definite (n, d, d) matrices, (n,), by Cholesky factors: half the time of `log_det`.
+
+    Where rounding has made one indefinite, it is `log_det` for all.
+    """
+    if matrix.shape[-1] <= 2:
+        return log_det(matrix)
+    factor, info = torch.linalg.cholesky_ex(matrix.detach())
+    return log_det(matrix) if bool(info.any()) else _SymmetricLogDet.apply(matrix, factor)
+
+
 class _SchattenNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, squarings: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wprox._checks import check_count, check_fraction, check_positive
-from wprox.maps._linear_algebra import in_chunks, log_det, newton_inverse, tolerance_of, with_derivative
+from wprox.maps._linear_algebra import in_chunks, newton_inverse, symmetric_log_det, tolerance_of, with_derivative
 from wprox.maps.base import TransportMap
 
 EXACT_DIM = 32  # up to which "auto" takes log det ∇²ψ exactly in training
@@ -134,7 +134,7 @@ class ConvexMap(TransportMap):
 
     def _exact(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y, hessian = self._jacobian(x)
-        return y, log_det(hessian)
+        return y, symmetric_log_det(hessian)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         stochastic = self.log_det == "stochastic" or (self.log_det == "auto" and self.dim > EXACT_DIM)

@@ -153,7 +153,8 @@ class _ResidualBlocks(TransportMap):
             frequency = (self.get_buffer(f"log_frequency_{layer}") + SPEED * parameter).exp()
             weights[layer], biases[layer] = weights[layer] * frequency[:, :, None], biases[layer] * frequency
             weights[layer + 1] = weights[layer + 1] / frequency[:, None]
-        return [[(w[k], b[k]) for w, b in zip(weights, biases, strict=True)] for k in range(self.blocks)], bound
+        by_layer = [zip(w.unbind(), b.unbind(), strict=True) for w, b in zip(weights, biases, strict=True)]
+        return [list(layers) for layers in zip(*by_layer, strict=True)], bound
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         blocks, bounds = self.layers()
@@ -215,20 +216,34 @@ def _value(layers: Layers, x: Tensor) -> Tensor:
     return torch.addmm(layers[-1][1], x, layers[-1][0].mT)
 
 
+class _SineCosine(torch.autograd.Function):
+    """sin z and cos z, which are each other's derivatives: autograd would compute both again."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+        sine, cosine = z.sin(), z.cos()
+        ctx.save_for_backward(sine, cosine)
+        return sine, cosine
+
+    @staticmethod
+    def backward(ctx: Any, of_sine: Tensor, of_cosine: Tensor) -> Tensor:
+        sine, cosine = ctx.saved_tensors
+        return of_sine * cosine - of_cosine * sine
+
+
 def _slopes(layers: Layers, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """f(x), (n, d), and the slopes in each hidden layer, (n, width)."""
     slopes = []
     for weight, bias in layers[:-1]:
-        z = torch.addmm(bias, x, weight.mT)
-        x = z.sin()
-        slopes.append(z.cos())
+        x, slope = _SineCosine.apply(torch.addmm(bias, x, weight.mT))
+        slopes.append(slope)
     return torch.addmm(layers[-1][1], x, layers[-1][0].mT), slopes
 
 
 def _jacobian(layers: Layers, x: Tensor) -> tuple[Tensor, Tensor]:
     """x + f(x), (n, d), and I + ∇f(x), (n, d, d)."""
     value, slopes = _slopes(layers, x)
-    tangents = layers[0][0].mT * slopes[0][:, None]
+    tangents = layers[0][0].mT.contiguous() * slopes[0][:, None]  # else the product is laid out as Wᵀ, six times slower
     for (weight, _), slope in zip(layers[1:-1], slopes[1:], strict=True):
         tangents = (tangents @ weight.mT) * slope[:, None]
     jacobian = (tangents @ layers[-1][0].mT).mT
