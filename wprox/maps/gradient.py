@@ -23,6 +23,8 @@ class GradientStepMap(TransportMap):
         potential: φ, maps points (n, d) to (n,), twice differentiable in torch.
         step_size: γ > 0.
         batch_size: points whose Jacobians are formed at once.
+        tolerance: of |T(x) − y| / (1 + |y|) in the inverse, which goes on as long as it gets better; 1e-10 in float64,
+            else 1e-4. A potential that computes in less precision than its points needs a larger one.
 
     Example:
         >>> import torch
@@ -34,13 +36,19 @@ class GradientStepMap(TransportMap):
     """
 
     def __init__(
-        self, dim: int, potential: Callable[[Tensor], Tensor], step_size: float, batch_size: int = 4096
+        self,
+        dim: int,
+        potential: Callable[[Tensor], Tensor],
+        step_size: float,
+        batch_size: int = 4096,
+        tolerance: float | None = None,
     ) -> None:
         super().__init__()
         self.dim = check_count(dim, "dim")
         self.potential = potential
         self.step_size = check_positive(step_size, "step_size")
         self.batch_size = check_count(batch_size, "batch_size")
+        self.tolerance = tolerance if tolerance is None else check_positive(tolerance, "tolerance")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         parts = [self._expand(batch) for batch in x.split(self.batch_size)]
@@ -57,7 +65,7 @@ class GradientStepMap(TransportMap):
     @torch.no_grad()
     def _invert(self, y: Tensor) -> Tensor:
         try:
-            return newton_inverse(self._expand, y, tolerance_of(None, y.dtype), "x − γ∇φ(x)")
+            return newton_inverse(self._expand, y, tolerance_of(self.tolerance, y.dtype), "x − γ∇φ(x)")
         except InverseError as error:
             raise ValueError(
                 f"{error}: the map may fold there; it is invertible for step_size below 1/L, L the largest eigenvalue "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wprox.maps import GradientStepMap, TransportMap
+from wprox.maps._linear_algebra import tolerance_of
 from wprox.maps.base import apply_in_batches, invert_in_batches
 from wprox.measures import Particles
 
@@ -74,10 +75,13 @@ class ForwardStep(GradientStepMap):
         dim: d.
         log_target: log g, (n, d) → (n,), twice differentiable in torch.
         step_size: γ.
+        dtype: in which log g computes, whatever u has.
     """
 
-    def __init__(self, dim: int, log_target: Callable[[Tensor], Tensor], step_size: float) -> None:
-        super().__init__(dim, lambda u: -log_target(u), step_size)
+    def __init__(
+        self, dim: int, log_target: Callable[[Tensor], Tensor], step_size: float, dtype: torch.dtype = torch.float64
+    ) -> None:
+        super().__init__(dim, lambda u: -log_target(u), step_size, tolerance=tolerance_of(None, dtype))
 
     @property
     def config(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from wprox.io import load_folder, save_folder
 from wprox.maps import AffineMap, ConvexMap, ODEMap, ResidualMap, SplineMap, TransportMap
 from wprox.measures import Gaussian
-from wprox.models.chain import ForwardStep, RejectionStep
+from wprox.models.chain import RejectionStep
 from wprox.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def read_sampler(
             if layer["class"] == "RejectionStep":
                 sampler.layers_.append(RejectionStep(**layer["config"]))
             elif layer["class"] == "ForwardStep":
-                sampler.layers_.append(ForwardStep(sampler.dim, sampler._log_target, **layer["config"]))
+                sampler.layers_.append(sampler._forward_step(**layer["config"]))
             else:
                 sampler.layers_.append(_rebuilt(layer, _part(tensors, f"layers.{k}."), known, folder))
         sampler.history_ = config["history"]

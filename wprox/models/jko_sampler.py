@@ -278,11 +278,11 @@ class JKOSampler:
         for _ in range(self.forward_steps):
             start = time.perf_counter()
             probe = particles.points[:CURVATURE_POINTS]
-            curvature = 1 - ForwardStep(self.dim, self._log_target, 1.0).least_stretch(probe)  # of V, at most
+            curvature = 1 - self._forward_step(1.0).least_stretch(probe)  # of V, at most
             if curvature <= 0:
                 break
             step_size = FORWARD_SHRINKAGE / curvature
-            self.layers_.append(ForwardStep(self.dim, self._log_target, step_size))
+            self.layers_.append(self._forward_step(step_size))
             after = self._draw(self.n_particles, generator)
             if not self._kl(particles) - self._kl(after) >= self.tol:
                 self.layers_.pop()
@@ -290,6 +290,9 @@ class JKOSampler:
             self._log("forward step", after, start, step_size=step_size)
             particles = after
         return particles
+
+    def _forward_step(self, step_size: float) -> ForwardStep:
+        return ForwardStep(self.dim, self._log_target, step_size, self.initial_.dtype)
 
     def _train_block(self, k: int, step_size: float, particles: Particles, generator: torch.Generator) -> Particles:
         """Add a block, where it makes KL smaller by `tol`; else the draws are returned as they came."""
