@@ -63,9 +63,12 @@ class JKOSampler:
     `corrections` rejection–resampling steps move mass between modes, at distances over which maps do not (Hertrich and
     Gruhlke, *Importance corrected neural JKO sampling*, 2025; see `wprox.models.chain.RejectionStep`), and
     `corrected_blocks` rounds of one more JKO step and as many corrections follow. Only modes that the initial Gaussian
-    reaches can be found: give a wide `initial` where you expect several. Where there are many modes in many dimensions,
-    blocks alone may lose some; correct from the first block on (`n_blocks=1, corrected_blocks=5, corrections=1`, small
-    first steps, no fine-tuning).
+    reaches can be found: give a wide `initial` where you expect several, and see `for_modes` for settings.
+
+    The potential V = −log g can be followed first, by `forward_steps` of forward–backward splitting (Salim, Korba and
+    Luise 2020), T(u) = u − γ∇V(u), which need no training and leave in every mode what lies in its basin. γ is half of
+    what would make the map fold where V is curved most, and they end when one gains less than `tol`. As many
+    `corrections` as after the blocks follow them.
 
     Distances are measured in units of the initial Gaussian N(m, LLᵀ): the blocks act on u = L⁻¹(x − m), and γ with them
     (for N(m, σ²I) they are σ⁻² times the γ of x). Networks compute in float32 in training, and in the dtype of the
@@ -81,7 +84,7 @@ class JKOSampler:
         map_options: arguments of the named map; for splines 4 "transforms" and a "bound" of 4, unless given.
         step_sizes: γ_k: a number, a sequence with one entry a block, or a callable; by default
             0.02 · 4^k, and 4^k where the initial Gaussian is fitted.
-        n_blocks: the largest number of blocks.
+        n_blocks: the largest number of blocks; 0 leaves forward and rejection steps alone.
         iterations: the largest number of gradient steps a block.
         batch_size: draws in a minibatch.
         learning_rate: Adam's for a block; 5e-3 up to sixteen dimensions, else 2e-3.
@@ -91,10 +94,13 @@ class JKOSampler:
         fine_tune_iterations: the largest number of gradient steps of it.
         fine_tune_learning_rate: Adam's in it.
         fine_tune_batch_size: draws in its minibatches.
-        corrections: the largest number of rejection steps at the end, and after each corrected block; fewer where the
-            effective part of a sample reaches 99.9 %. Sampling takes 1 + r times longer with each.
+        corrections: the largest number of rejection steps at the end, after forward steps and after each corrected
+            block; fewer where the effective part of a sample reaches 99.9 %. Sampling takes 1 + r times longer with
+            each.
         rejection_rate: r, the part of the draws that a rejection step replaces.
         corrected_blocks: further rounds of a block and corrections.
+        forward_steps: the largest number of steps along the potential before the first block; the target's log-density
+            must be twice differentiable.
         memory_budget: bytes that activations may take in fine-tuning (minibatches are made small enough); 512 MB.
         seed: of everything random in `run`.
         progress: show progress bars.
@@ -102,9 +108,9 @@ class JKOSampler:
     Attributes:
         initial_: the Gaussian that the chain starts from.
         layers_: the maps and rejection steps, in order, on u = L⁻¹(x − m).
-        history_: a dict a stage with "stage" ("block", "fine-tuning", "rejection"), kl (KL(ρ ‖ π) − log Z in nats, an
-            estimate from fresh draws), ess (the effective part of a sample), iterations and seconds; blocks have
-            step_size and transport_cost too.
+        history_: a dict a stage with "stage" ("forward step", "block", "fine-tuning", "rejection"), kl
+            (KL(ρ ‖ π) − log Z in nats, an estimate from draws that were not trained on), ess (the effective part of a
+            sample) and seconds; blocks have iterations, step_size and transport_cost too, forward steps step_size.
         interrupted_: whether Ctrl-C ended the training early.
 
     Raises:
@@ -270,8 +276,8 @@ class JKOSampler:
             bar.close()
         return self
 
-    # Each stage takes draws of the chain and returns new ones, of the chain as it is then: networks of this size learn
-    # by heart the draws that they are trained on, which then no longer tell what the next stage needs to know.
+    # Each stage takes draws of the chain and returns draws of the chain as it is then, on which no network was trained:
+    # networks of this size learn draws by heart, which then no longer tell what the next stage needs to know.
 
     def _descend(self, particles: Particles, generator: torch.Generator) -> Particles:
         """Forward steps along the potential, as long as each makes KL smaller by `tol`."""
@@ -615,7 +621,7 @@ def _warn_if_useless(log_weights: Tensor) -> None:
         warnings.warn(
             f"the effective sample size is {effective:.3g} of {len(log_weights)} draws: importance weights and what is "
             "computed with them mean nothing. Try more blocks or iterations, corrections=5 or more (rejection steps), "
-            "or an initial Gaussian that covers the target",
+            "JKOSampler.for_modes where there are several modes, or an initial Gaussian that covers the target",
             RuntimeWarning,
             stacklevel=3,
         )
