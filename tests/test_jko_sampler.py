@@ -361,6 +361,14 @@ def test_a_potential_without_wells_has_no_forward_steps():
     assert not sampler.layers_
 
 
+def test_second_derivatives_that_are_not_finite_are_named():
+    def log_bumps(x):  # the derivative of the weights of logaddexp is ∞/∞ where its arguments are far apart
+        return torch.logaddexp(-20 * (x - 1).square().sum(-1), -20 * (x + 1).square().sum(-1))
+
+    with pytest.raises(ValueError, match=r"second derivatives .* not finite at \d+ of \d+ points.*logsumexp"):
+        JKOSampler.for_modes(log_bumps, WIDE, n_particles=1000).run()
+
+
 def test_settings_for_modes_find_weights_in_six_dimensions_and_can_be_changed():
     """Masses 0.9 and 0.1 at distance 8, a start that puts half on either side; 0.02 is four standard errors."""
     start = Gaussian(torch.zeros(6), 9 * torch.eye(6))

@@ -54,10 +54,13 @@ class GradientStepMap(TransportMap):
         parts = [self._expand(batch) for batch in x.split(self.batch_size)]
         return torch.cat([y for y, _ in parts]), torch.cat([jacobian.slogdet().logabsdet for _, jacobian in parts])
 
+    def jacobian(self, x: Tensor) -> Tensor:
+        """∇T = I − γ∇²φ at points (n, d), (n, d, d), without a graph."""
+        return torch.cat([self._expand(batch)[1] for batch in x.detach().split(self.batch_size)])
+
     def least_stretch(self, x: Tensor) -> float:
-        """The smallest eigenvalue of ∇T = I − γ∇²φ at points (n, d); T folds where it is not positive."""
-        jacobians = (self._expand(batch)[1] for batch in x.detach().split(self.batch_size))
-        return min(float(torch.linalg.eigvalsh(jacobian).min()) for jacobian in jacobians)
+        """The smallest eigenvalue of ∇T at points (n, d); T folds where it is not positive."""
+        return min(float(torch.linalg.eigvalsh(self.jacobian(part)).min()) for part in x.split(self.batch_size))
 
     def inverse(self, y: Tensor) -> Tensor:
         return torch.cat([self._invert(batch) for batch in y.split(self.batch_size)])

@@ -208,7 +208,8 @@ class JKOSampler:
         Example:
             >>> import torch, wprox
             >>> def log_two_bumps(x):
-            ...     return torch.logaddexp(-2 * (x[:, 0] - 3).square(), -2 * (x[:, 0] + 3).square() - 1)
+            ...     bumps = torch.cat((-2 * (x - 3).square(), -2 * (x + 3).square() - 1), dim=1)
+            ...     return bumps.logsumexp(1)
             >>> wide = wprox.Gaussian(torch.zeros(1), 16 * torch.eye(1))
             >>> sampler = wprox.JKOSampler.for_modes(log_two_bumps, wide, n_particles=5000, iterations=25).run()
             >>> bool((sampler.sample(5000, seed=0) > 0).double().mean() > 0.65)  # 1/(1 + 1/e) = 0.73
@@ -283,19 +284,33 @@ class JKOSampler:
         """Forward steps along the potential, as long as each makes KL smaller by `tol`."""
         for _ in range(self.forward_steps):
             start = time.perf_counter()
-            probe = particles.points[:CURVATURE_POINTS]
-            curvature = 1 - self._forward_step(1.0).least_stretch(probe)  # of V, at most
+            curvature = self._greatest_curvature(particles.points[:CURVATURE_POINTS])
             if curvature <= 0:
                 break
             step_size = FORWARD_SHRINKAGE / curvature
             self.layers_.append(self._forward_step(step_size))
             after = self._draw(self.n_particles, generator)
-            if not self._kl(particles) - self._kl(after) >= self.tol:
+            gain = self._kl(particles) - self._kl(after)
+            if math.isnan(gain):
+                self._greatest_curvature(particles.points)  # which says where
+            if not gain >= self.tol:
                 self.layers_.pop()
                 break
             self._log("forward step", after, start, step_size=step_size)
             particles = after
         return particles
+
+    def _greatest_curvature(self, u: Tensor) -> float:
+        """The largest eigenvalue of ∇²V at points (n, d)."""
+        jacobian = self._forward_step(1.0).jacobian(u)
+        bad = ~torch.isfinite(jacobian).flatten(1).all(1)
+        if bool(bad.any()):
+            raise ValueError(
+                "the second derivatives of the target's log-density, which forward steps take, are not finite "
+                f"{_where(bad, self._to_x(u))}; torch.logaddexp is such where its arguments are far apart, and "
+                "torch.logsumexp is not; else give forward_steps=0"
+            )
+        return 1 - float(torch.linalg.eigvalsh(jacobian).min())
 
     def _forward_step(self, step_size: float) -> ForwardStep:
         return ForwardStep(self.dim, self._log_target, step_size, self.initial_.dtype)
