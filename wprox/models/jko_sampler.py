@@ -197,8 +197,7 @@ class JKOSampler:
     ) -> JKOSampler:
         """The sampler with settings for targets of several modes, all of which `initial` must cover.
 
-        Forward steps, rejection steps, one long block, and rejection steps again: up to six of each up to eight
-        dimensions, where the basins of modes differ less, and eight above.
+        Up to six forward steps, up to six rejection steps, one long block, and rejection steps again.
 
         Arguments:
             target: π, as for the sampler itself; its log-density must be twice differentiable.
@@ -223,7 +222,7 @@ class JKOSampler:
             "batch_size": 512,
             "n_particles": 20_000,
             "fine_tune": False,
-            "corrections": 6 if initial.dim <= 8 else 8,
+            "corrections": 6,
         }
         return cls(target, initial=initial, **(settings | options))
 
