@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from zuko.nn import MaskedMLP
-from zuko.transforms import MonotonicRQSTransform
+from zuko.nn import MaskedLinear, MaskedMLP
 
 from wprox._checks import check_count, check_positive
+from wprox.maps._rational_quadratic import inverse_spline, spline
 from wprox.maps.affine import AffineMap
 from wprox.maps.base import ComposedMap, TransportMap
 
@@ -134,9 +134,15 @@ def _splits(dim: int, transforms: int) -> list[tuple[_Axes, int]]:
     return result[:transforms]
 
 
-def _spline(parameters: Tensor, bins: int, bound: float) -> MonotonicRQSTransform:
-    widths, heights, derivatives = parameters.split((bins, bins, bins - 1), dim=-1)
-    return MonotonicRQSTransform(widths, heights, derivatives, bound=bound)
+def _by_columns(network: nn.Sequential, features: Tensor) -> Tensor:
+    """The network on points that are columns, (features, n) → (outputs, n): splines want their parameters in rows."""
+    for layer in network:
+        if isinstance(layer, nn.Linear):
+            weight = layer.mask * layer.weight if isinstance(layer, MaskedLinear) else layer.weight
+            features = torch.addmm(layer.bias[:, None], weight, features)
+        else:
+            features = layer(features)
+    return features
 
 
 def _zero_last_layer(network: nn.Sequential) -> nn.Sequential:
@@ -155,11 +161,13 @@ class _ElementwiseSpline(TransportMap):
         self.parameters_ = nn.Parameter(torch.zeros(1, 3 * bins - 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y, log_slope = _spline(self.parameters_.expand(*x.shape, -1), self.bins, self.bound).call_and_ladj(x)
-        return y, log_slope.sum(-1)
+        parameters = self.parameters_[..., None].expand(-1, -1, len(x))
+        y, log_slope = spline(x.mT, parameters, self.bins, self.bound)
+        return y.mT, log_slope[0]
 
     def inverse(self, y: Tensor) -> Tensor:
-        return _spline(self.parameters_.expand(*y.shape, -1), self.bins, self.bound).inv(y)
+        parameters = self.parameters_[..., None].expand(-1, -1, len(y))
+        return inverse_spline(y.mT, parameters, self.bins, self.bound).mT
 
 
 class _CouplingSpline(TransportMap):
@@ -191,26 +199,25 @@ class _CouplingSpline(TransportMap):
         layers.append(nn.Linear(widths[-1], moved * (3 * bins - 1)))
         self.network = _zero_last_layer(nn.Sequential(*layers))
 
-    def _transform(self, x: Tensor, axes: Tensor) -> tuple[Tensor, Tensor, MonotonicRQSTransform]:
-        x = x @ axes
-        fixed, moved = x[:, : self.kept], x[:, self.kept :]
+    def _parameters_of(self, fixed: Tensor) -> Tensor:
+        """The splines' parameters, (moved, 3 bins − 1, n), where the kept coordinates are the columns (kept, n)."""
         features = fixed
         if len(self.octaves):
-            phases = (fixed[..., None] * self.octaves).flatten(1)
-            features = torch.cat((fixed, phases.sin(), phases.cos()), dim=1)
-        parameters = self.network(features).unflatten(-1, (moved.shape[1], 3 * self.bins - 1))
-        return fixed, moved, _spline(parameters, self.bins, self.bound)
+            phases = (fixed[:, None] * self.octaves[:, None]).flatten(0, 1)
+            features = torch.cat((fixed, phases.sin(), phases.cos()))
+        return _by_columns(self.network, features).unflatten(0, (-1, 3 * self.bins - 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         axes = self.axes()
-        fixed, moved, spline = self._transform(x, axes)
-        moved, log_slope = spline.call_and_ladj(moved)
-        return torch.cat((fixed, moved), dim=1) @ axes.mT, log_slope.sum(-1)
+        fixed, moved = (axes.mT @ x.mT).split((self.kept, self.dim - self.kept))
+        moved, log_slope = spline(moved, self._parameters_of(fixed), self.bins, self.bound)
+        return (axes @ torch.cat((fixed, moved))).mT, log_slope.sum(0)
 
     def inverse(self, y: Tensor) -> Tensor:
         axes = self.axes()
-        fixed, moved, spline = self._transform(y, axes)
-        return torch.cat((fixed, spline.inv(moved)), dim=1) @ axes.mT
+        fixed, moved = (axes.mT @ y.mT).split((self.kept, self.dim - self.kept))
+        moved = inverse_spline(moved, self._parameters_of(fixed), self.bins, self.bound)
+        return (axes @ torch.cat((fixed, moved))).mT
 
 
 class _AutoregressiveSpline(TransportMap):
@@ -224,19 +231,19 @@ class _AutoregressiveSpline(TransportMap):
         adjacency = before.repeat_interleave(3 * bins - 1, dim=0)
         self.network = _zero_last_layer(MaskedMLP(adjacency, hidden, activation=nn.SiLU))
 
-    def _spline_of(self, z: Tensor) -> MonotonicRQSTransform:
-        return _spline(self.network(z).unflatten(-1, (z.shape[1], 3 * self.bins - 1)), self.bins, self.bound)
+    def _parameters_of(self, z: Tensor) -> Tensor:
+        return _by_columns(self.network, z).unflatten(0, (-1, 3 * self.bins - 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         axes = self.axes()
-        z = x @ axes
-        z, log_slope = self._spline_of(z).call_and_ladj(z)
-        return z @ axes.mT, log_slope.sum(-1)
+        z = axes.mT @ x.mT
+        z, log_slope = spline(z, self._parameters_of(z), self.bins, self.bound)
+        return (axes @ z).mT, log_slope.sum(0)
 
     def inverse(self, y: Tensor) -> Tensor:
         axes = self.axes()
-        y = y @ axes
+        y = axes.mT @ y.mT
         z = torch.zeros_like(y)
-        for _ in range(y.shape[1]):  # pass k makes coordinate k final
-            z = self._spline_of(z).inv(y)
-        return z @ axes.mT
+        for _ in range(len(y)):  # pass k makes coordinate k final
+            z = inverse_spline(y, self._parameters_of(z), self.bins, self.bound)
+        return (axes @ z).mT
