@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 
 import wprox
 from wprox import Gaussian, JKOSampler
-from wprox.models.chain import Chain, RejectionStep
+from wprox.models.chain import Chain, ForwardStep, RejectionStep
 from wprox.solvers import StepFailedError
 
 QUICK = {"n_blocks": 2, "iterations": 60, "fine_tune_iterations": 20, "n_particles": 4000}
@@ -275,6 +275,117 @@ def test_rejection_steps_find_weights_that_the_flow_does_not():
     assert right(corrected) == pytest.approx(0.9, abs=0.02)  # 4 standard errors: false alarms 6e-5
 
 
+def test_masses_estimate_the_integral_of_a_density_with_wrong_rates(chain):
+    """The integral of the line by quadrature, to four standard errors of the estimate: false alarms 6e-5."""
+    layers = [
+        layer._replace(rejection_rate=layer.rejection_rate + 0.05) if isinstance(layer, RejectionStep) else layer
+        for layer in chain.layers
+    ]
+    wrong = Chain(1, layers, log_two_bumps)
+    axis = torch.linspace(-8, 8, 20_001, dtype=torch.float64)[:, None]
+    integral = float(torch.trapezoid(wrong.log_prob(axis).exp(), axis[:, 0]))
+    assert integral > 1.1
+    masses = wrong.masses(20_000, torch.Generator().manual_seed(0), axis)
+    assert float(masses.mean()) == pytest.approx(integral, abs=4 * float(masses.std()) / math.sqrt(20_000))
+
+
+def test_log_z_does_not_feel_errors_of_rates():
+    """Four standard errors: false alarms 6e-5. Rates that are off by 0.03 would shift log Z by about 0.09."""
+    target = two_modes(2.0, 0.8)
+    sampler = JKOSampler.for_modes(target, WIDE, n_blocks=0, n_particles=4000, seed=0).run()
+    wrong = copy.copy(sampler)
+    wrong.layers_ = [
+        layer._replace(rejection_rate=layer.rejection_rate + 0.03) if isinstance(layer, RejectionStep) else layer
+        for layer in sampler.layers_
+    ]
+    assert sum(isinstance(layer, RejectionStep) for layer in wrong.layers_) >= 4
+    for either in (sampler, wrong):
+        value, error = either.log_normalizer(20_000, seed=0)
+        assert 0 < error < 0.015
+        assert abs(value) < 4 * error
+
+
+def test_draws_that_rejection_steps_keep_follow_the_new_law():
+    """Those in training, of which most are kept, against fresh ones: their density, and the mass of a mode."""
+    sampler = JKOSampler(two_modes(2.0, 0.8), initial=WIDE, forward_steps=6, n_blocks=0, n_particles=8000).run()
+    particles = sampler._correct(3, sampler._draw(8000, torch.Generator().manual_seed(0)), torch.Generator())
+    assert len(sampler.layers_) >= 4
+    expected = sampler._chain(torch.float32).log_prob(particles.points[:500])
+    assert torch.allclose(particles.log_density()[:500], expected, atol=1e-3)
+    right = [float((x[:, 0] > 0).double().mean()) for x in (particles.points, sampler.sample(8000, seed=0))]
+    assert right[0] == pytest.approx(right[1], abs=4 * math.sqrt(2 * 0.25 / 8000))  # false alarms: 6e-5
+
+
+# forward steps
+
+
+def test_forward_steps_to_a_gaussian_follow_the_closed_form():
+    """From N(0, 16 I) to N(0, I) each halves the deviation, so that two are exact and no third helps."""
+    start = Gaussian(torch.zeros(3).double(), 16 * torch.eye(3).double())
+    sampler = JKOSampler(
+        lambda x: -x.square().sum(-1) / 2, initial=start, forward_steps=6, n_blocks=0, n_particles=1000
+    ).run()
+    assert [stage["stage"] for stage in sampler.history_] == ["forward step"] * 2
+    assert [stage["step_size"] for stage in sampler.history_] == pytest.approx([0.5 / 16] * 2)  # in units of N(0, 16 I)
+    x = sampler.sample(100, seed=0)
+    assert torch.allclose(sampler.log_prob(x), -x.square().sum(-1) / 2 - 1.5 * math.log(2 * math.pi))
+    assert sampler.log_normalizer(seed=0) == pytest.approx((1.5 * math.log(2 * math.pi), 0), abs=1e-9)
+
+
+def test_forward_steps_leave_in_each_mode_what_lies_in_its_basin():
+    """Modes at (±5, 0) that are mirror images but for their mass: the basins are half-planes, up to the mass."""
+    target = two_modes(5.0, 0.6)
+    start = Gaussian(torch.zeros(2), 9 * torch.eye(2))
+    sampler = JKOSampler(target, initial=start, forward_steps=6, n_blocks=0, n_particles=1000).run()
+    noise = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+    x = noise
+    for layer in sampler.layers_:
+        assert isinstance(layer, ForwardStep)
+        x, _ = layer(x)
+    far = noise[:, 0].abs() > 0.05
+    assert torch.equal(x[far, 0] > 0, noise[far, 0] > 0)
+    assert float(((x[far] * 3)[:, 0].abs() - 5).abs().mean()) < 1
+
+
+def test_forward_steps_that_gain_nothing_are_left_out():
+    target = Gaussian(torch.zeros(2), torch.eye(2))
+    assert not JKOSampler(target, initial=target, forward_steps=3, n_blocks=0, n_particles=500).run().layers_
+
+
+def test_a_potential_without_wells_has_no_forward_steps():
+    """V = −log cosh x₁ is concave, and no start in its tails would end: only the first look at it is tested."""
+    start = Gaussian(torch.zeros(2), torch.eye(2))
+    sampler = JKOSampler(
+        lambda x: x.cosh().log().sum(-1), initial=start, forward_steps=3, n_blocks=0, n_particles=500
+    ).run()
+    assert not sampler.layers_
+
+
+def test_second_derivatives_that_are_not_finite_are_named():
+    def log_bumps(x):  # the derivative of the weights of logaddexp is ∞/∞ where its arguments are far apart
+        return torch.logaddexp(-20 * (x - 1).square().sum(-1), -20 * (x + 1).square().sum(-1))
+
+    with pytest.raises(ValueError, match=r"second derivatives .* not finite at \d+ of \d+ points.*logsumexp"):
+        JKOSampler.for_modes(log_bumps, WIDE, n_particles=1000).run()
+
+
+def test_settings_for_modes_find_weights_in_six_dimensions_and_can_be_changed():
+    """Masses 0.9 and 0.1 at distance 8, a start that puts half on either side; 0.02 is four standard errors."""
+    start = Gaussian(torch.zeros(6), 9 * torch.eye(6))
+    options = {"iterations": 40, "n_particles": 4000, "corrections": 5, "fine_tune": True, "fine_tune_iterations": 5}
+    small = {"transforms": 2, "hidden": (32,)}
+    sampler = JKOSampler.for_modes(two_modes(4.0, 0.9, 6), start, map_options=small, seed=0, **options).run()
+    assert sampler.corrections == 5
+    assert JKOSampler.for_modes(two_modes(4.0, 0.9, 6), start).corrections == 6
+    stages = [stage["stage"] for stage in sampler.history_]
+    blocks = stages.index("block")
+    assert "rejection" in stages[:blocks]
+    assert stages[blocks : blocks + 3] == ["block", "fine-tuning", "rejection"]
+    x = sampler.sample(4000, seed=0)
+    assert float((x[:, 0] > 0).double().mean()) == pytest.approx(0.9, abs=0.02)  # false alarms: 6e-5
+    assert sampler.effective_sample_size(x) > 0.8 * len(x)
+
+
 # files
 
 
@@ -291,6 +402,16 @@ def test_save_and_load(sampler, tmp_path):
     with pytest.raises(ValueError, match="overwrite"):
         sampler.save(tmp_path / "model")
     sampler.save(tmp_path / "model", overwrite=True)
+
+
+def test_forward_steps_are_saved(tmp_path):
+    sampler = JKOSampler.for_modes(two_modes(), WIDE, n_blocks=0, n_particles=1000, seed=0).run()
+    sampler.save(tmp_path / "model")
+    loaded = JKOSampler.load(tmp_path / "model", two_modes())
+    x = sampler.sample(20, seed=0)
+    assert isinstance(loaded.layers_[0], ForwardStep)
+    assert torch.equal(loaded.sample(20, seed=0), x)
+    assert torch.equal(loaded.log_prob(x), sampler.log_prob(x))
 
 
 def test_foreign_files_are_refused(sampler, tmp_path):
@@ -364,7 +485,8 @@ def test_dimensions_must_be_known_and_agree():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_blocks": 0}, "n_blocks"),
+        ({"n_blocks": -1}, "n_blocks"),
+        ({"forward_steps": -1}, "forward_steps"),
         ({"rejection_rate": 1.0}, "rejection_rate"),
         ({"corrections": -1}, "corrections"),
         ({"tol": math.nan}, "tol"),

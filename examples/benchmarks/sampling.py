@@ -1,31 +1,39 @@
 """JKO sampling and Fokker–Planck flows against published numbers.
 
-    python examples/benchmarks/sampling.py [--part mixtures ou evidence] [--dims 2 4 …] [--seeds 5] [--threads 2]
-        [--options '{"corrections": 6}'] [--out results.json]
+    python examples/benchmarks/sampling.py [--part mixtures ou splines evidence] [--dims 2 4 …] [--seeds 0 1 …]
+        [--threads 1] [--options '{"corrections": 10}'] [--out results.jsonl]
 
 The settings and the numbers to compare with are those of Mokrov, Korotin, Li, Genevay, Solomon and Burnaev,
 *Large-scale Wasserstein gradient flows* (NeurIPS 2021), whose results are shipped with their code. symKL is
-KL(ρ ‖ π) + KL(π ‖ ρ), each the mean over 8,192 draws with exact densities; means over seeds.
+KL(ρ ‖ π) + KL(π ‖ ρ), each the mean over 8,192 draws with exact densities; means over seeds. Seconds are CPU seconds of
+this process, which is one thread by default. Rows are appended to the file of --out as they are found, and those that
+it has already are not computed again.
 
-mixtures: centres uniform in [−5, 5]^d, unit variance, equal weights, from N(0, 16 I). "flow" is the sampler after joint
-    fine-tuning (from d = 6 without it, but with a rejection step after each block), "corrected" after its last
-    rejection steps. "worst mode" is the largest relative error of the mass in the
-    Voronoi cell of a centre, on 50,000 draws against 200,000 of the target. "seconds" are of training and corrections.
+mixtures: centres uniform in [−5, 5]^d, unit variance, equal weights, from N(0, 16 I), by `JKOSampler.for_modes` as it
+    is. "worst mode" is the largest relative error of the mass in the Voronoi cell of a centre, on 50,000 draws against
+    200,000 of the target; "noise" is the standard error that this has from the 50,000, at the smallest mode.
 ou: the law at t = 1 of the Ornstein–Uhlenbeck process from N(0, I) with stationary law N(b, Σ), b ~ N(0, I) and Σ of
     scikit-learn's make_spd_matrix, γ = 0.05: `GaussianProx` has the error of the discretisation alone, `NeuralProx`
     (affine maps, 50,000 particles) that of training too; its symKL is in closed form, its maps being affine.
-evidence: log Z of a mixture (Z = 1) over seeds. If |error|/standard error were that of a normal law, 18 or more of 20
-    would lie within two with probability 0.94.
+splines: the same at d = 2 with small splines in place of affine maps, for 50,000 and for 200,000 particles: what they
+    add is the noise of the particles. symKL from 20,000 draws each way.
+evidence: log Z of a mixture of d = 2 (Z = 1) over seeds. If |error|/standard error were that of a normal law, 18 or
+    more of 20 would lie within two with probability 0.94.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +42,6 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 
 import wprox
 from wprox.maps import TransportMap
-from wprox.models.chain import RejectionStep
 
 # d: number of centres, symKL of ICNN-JKO, seconds of its training, symKL of Euler–Maruyama with 50,000 particles
 MIXTURES = {
@@ -47,19 +54,9 @@ MIXTURES = {
 }
 OU = {1: 0.0009, 2: 0.0037, 4: 0.0081, 6: 0.0104, 8: 0.0141, 10: 0.0157, 12: 0.0162}  # d: symKL of ICNN-JKO
 DRAWS = 8192
-# the largest number of rejection steps at the end: a mode whose mass is wrong by a factor f takes log f / log 1.3
-CORRECTIONS = {2: 4, 4: 6, 6: 6, 8: 6, 10: 8, 12: 8}
-# from d = 6: at d = 12 blocks alone lose modes, and a rejection step after each keeps them
-INTERLEAVED = {
-    "n_blocks": 1,
-    "corrected_blocks": 5,
-    "corrections": 1,
-    "step_sizes": [0.01, 0.03, 0.1, 0.4, 2.0, 10.0],
-    "iterations": 250,
-    "batch_size": 512,
-    "n_particles": 20_000,
-    "fine_tune": False,
-}
+MODE_DRAWS = 50_000
+PARTS = ["mixtures", "ou", "splines", "evidence"]
+Row = dict[str, Any]
 
 
 def mixture(d: int, seed: int) -> MixtureSameFamily:
@@ -72,77 +69,52 @@ def target_draws(target: MixtureSameFamily, n: int, seed: int) -> torch.Tensor:
     return wprox.Particles.from_distribution(target, n, seed).points
 
 
-def symmetric_kl(sampler: wprox.JKOSampler, target: MixtureSameFamily, seed: int) -> float:
-    x, y = sampler.sample(DRAWS, seed=seed), target_draws(target, DRAWS, seed)
-    backward = (sampler.log_prob(x) - target.log_prob(x)).mean()
-    return float(backward + (target.log_prob(y) - sampler.log_prob(y)).mean())
+def mode_masses(x: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    return torch.bincount(torch.cdist(x, centres).argmin(1), minlength=len(centres)) / len(x)
 
 
-def worst_mode(sampler: wprox.JKOSampler, target: MixtureSameFamily, seed: int) -> float:
-    centres = target.component_distribution.mean
-
-    def masses(x: torch.Tensor) -> torch.Tensor:
-        return torch.bincount(torch.cdist(x, centres).argmin(1), minlength=len(centres)) / len(x)
-
-    expected = masses(target_draws(target, 200_000, seed))
-    return float((masses(sampler.sample(50_000, seed=seed)) / expected - 1).abs().max())
-
-
-def run_mixture(d: int, seed: int, options: dict) -> dict[str, float]:
+def mixture_row(d: int, seed: int, options: dict[str, Any]) -> Row:
     target = mixture(d, seed)
+    start = time.process_time()
     initial = wprox.Gaussian(torch.zeros(d), 16 * torch.eye(d))
-    options = (INTERLEAVED if d >= 6 else {}) | options
-    start, cpu = time.perf_counter(), time.process_time()
-    sampler = wprox.JKOSampler(target, initial=initial, seed=seed, **options).run()
-    flow_seconds, cpu_flow = time.perf_counter() - start, time.process_time() - cpu
-    blocks = sum(isinstance(layer, TransportMap) for layer in sampler.layers_)
-    flow = symmetric_kl(sampler, target, 10_000 + seed)
-    flow_worst = worst_mode(sampler, target, 10_000 + seed)
-    again, cpu_again = time.perf_counter(), time.process_time()
-    sampler.correct(CORRECTIONS[d])
-    seconds, cpu_seconds = flow_seconds + time.perf_counter() - again, cpu_flow + time.process_time() - cpu_again
+    sampler = wprox.JKOSampler.for_modes(target, initial, seed=seed, **options).run()
+    seconds = time.process_time() - start
+    x, y = sampler.sample(MODE_DRAWS, seed=10_000 + seed), target_draws(target, 200_000, 10_000 + seed)
+    expected = mode_masses(y, target.component_distribution.mean)
+    mass = mode_masses(x, target.component_distribution.mean)
+    x, y = x[:DRAWS], y[:DRAWS]
+    backward = float((sampler.log_prob(x) - target.log_prob(x)).mean())
+    forward = float((target.log_prob(y) - sampler.log_prob(y)).mean())
+    stages = [stage["stage"] for stage in sampler.history_]
     return {
-        "flow": flow,
-        "flow_worst_mode": flow_worst,
-        "flow_seconds": flow_seconds,
-        "corrected": symmetric_kl(sampler, target, 20_000 + seed),
-        "worst_mode": worst_mode(sampler, target, 20_000 + seed),
+        "symkl": backward + forward,
+        "worst_mode": float((mass / expected - 1).abs().max()),
+        "noise": math.sqrt(float((1 / expected.min() - 1) / MODE_DRAWS)),
         "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
-        "blocks": blocks,
-        "corrections": sum(isinstance(layer, RejectionStep) for layer in sampler.layers_),
+        "evaluation_seconds": time.process_time() - start - seconds,
         "ess": sampler.history_[-1]["ess"],
+        "blocks": stages.count("block"),
+        "rejections": stages.count("rejection"),
     }
 
 
-def mixtures(dims: list[int], seeds: int, options: dict) -> dict[str, dict]:
-    print("\nmixtures, from N(0, 16 I): symKL to the target, mean (worst) over seeds")
+def print_mixtures(rows: list[Row]) -> None:
+    print("\nmixtures, from N(0, 16 I): symKL to the target and seconds of a run, mean (worst) over seeds")
     print(
-        f"{'d':>3}{'ICNN-JKO':>10}{'EM + KDE':>10}{'flow':>9}{'corrected':>18}{'worst mode':>12}{'s':>9}{'theirs':>8}"
+        f"{'d':>3}{'seeds':>6}{'ICNN-JKO':>10}{'EM + KDE':>10}{'JKOSampler':>19}{'worst mode':>12}{'noise':>7}"
+        f"{'ESS':>7}{'seconds':>16}{'theirs':>8}{'a fifth':>9}"
     )
-    results: dict[str, dict] = {}
-    for d in dims:
-        runs = []
-        for seed in range(seeds):
-            runs.append(run_mixture(d, seed, dict(options)))
-            print(f"d = {d}, seed {seed}: {runs[-1]}", file=sys.stderr, flush=True)
-        _, published, published_seconds, particles = MIXTURES[d]
-        corrected = [run["corrected"] for run in runs]
-        results[str(d)] = {"runs": runs, "published": published}
-        print(
-            f"{d:>3}{published:>10.4f}{particles:>10.3f}{mean(runs, 'flow'):>9.4f}"
-            f"{statistics.fmean(corrected):>10.4f} ({max(corrected):.4f})"
-            f"{max(run['worst_mode'] for run in runs):>11.1%}{mean(runs, 'seconds'):>9.0f}{published_seconds:>8.0f}"
-            f"   flow alone: worst mode {max(run['flow_worst_mode'] for run in runs):.0%}, "
-            f"{mean(runs, 'flow_seconds'):.0f} s; {mean(runs, 'blocks'):.1f} blocks, {mean(runs, 'corrections'):.1f} "
-            f"corrections, CPU {mean(runs, 'cpu_seconds'):.0f} s, ESS {mean(runs, 'ess'):.1%}",
-            flush=True,
-        )
-    return results
-
-
-def mean(runs: list[dict], name: str) -> float:
-    return statistics.fmean(run[name] for run in runs)
+    for d, (_, published, published_seconds, particles) in MIXTURES.items():
+        runs = [row for row in rows if row["d"] == d]
+        if runs:
+            symkl, seconds = [run["symkl"] for run in runs], [run["seconds"] for run in runs]
+            print(
+                f"{d:>3}{len(runs):>6}{published:>10.4f}{particles:>10.3f}{statistics.fmean(symkl):>10.4f} "
+                f"({max(symkl):.4f}){max(run['worst_mode'] for run in runs):>11.1%}"
+                f"{max(run['noise'] for run in runs):>7.1%}{statistics.fmean(run['ess'] for run in runs):>7.1%}"
+                f"{statistics.fmean(seconds):>9.0f} ({max(seconds):>4.0f}){published_seconds:>8}"
+                f"{published_seconds / 5:>9.0f}"
+            )
 
 
 def ornstein_uhlenbeck(b: torch.Tensor, covariance: torch.Tensor, t: float) -> wprox.Gaussian:
@@ -166,76 +138,126 @@ def push_gaussian(law: wprox.Gaussian, map: TransportMap | None) -> wprox.Gaussi
     return law
 
 
-def ou(dims: list[int], seeds: int, step_size: float = 0.05) -> dict[str, dict]:
-    print(f"\nOrnstein–Uhlenbeck, symKL to the true law at t = 1, γ = {step_size}: mean (worst) over seeds")
-    print(f"{'d':>3}{'ICNN-JKO':>10}{'half':>9}{'GaussianProx':>20}{'NeuralProx':>20}{'seconds':>9}")
-    results: dict[str, dict] = {}
-    for d in dims:
-        exact, neural, seconds = [], [], []
-        for seed in range(seeds):
-            rng = np.random.RandomState(seed)
-            covariance = torch.tensor(make_spd_matrix(d, random_state=rng))
-            b = torch.tensor(rng.randn(d))
-            functional = wprox.KL(wprox.Gaussian(b, covariance))
-            start = wprox.Gaussian(torch.zeros(d).double(), torch.eye(d).double())
-            truth = ornstein_uhlenbeck(b, covariance, 1.0)
-            final = wprox.jko(functional, wprox.GaussianProx(), start, step_size, until=1.0).final
-            exact.append(gaussian_symmetric_kl(final, truth))
-            clock = time.perf_counter()
-            solver = wprox.NeuralProx(
-                map=wprox.AffineMap, learning_rate=0.02, iterations=200, batch_size=2048, seed=seed
+def ou_problem(d: int, seed: int) -> tuple[wprox.Gaussian, wprox.Gaussian, wprox.Gaussian]:
+    """The stationary law, the start and the law at t = 1."""
+    rng = np.random.RandomState(seed)
+    covariance = torch.tensor(make_spd_matrix(d, random_state=rng))
+    b = torch.tensor(rng.randn(d))
+    start = wprox.Gaussian(torch.zeros(d).double(), torch.eye(d).double())
+    return wprox.Gaussian(b, covariance), start, ornstein_uhlenbeck(b, covariance, 1.0)
+
+
+def ou_row(d: int, seed: int, step_size: float = 0.05) -> Row:
+    stationary, start, truth = ou_problem(d, seed)
+    functional = wprox.KL(stationary)
+    exact = wprox.jko(functional, wprox.GaussianProx(), start, step_size, until=1.0).final
+    assert isinstance(exact, wprox.Gaussian)
+    clock = time.process_time()
+    solver = wprox.NeuralProx(map=wprox.AffineMap, learning_rate=0.02, iterations=200, batch_size=2048, seed=seed)
+    trajectory = wprox.jko(functional, solver, start.to_particles(50_000, seed), step_size, until=1.0)
+    return {
+        "exact": gaussian_symmetric_kl(exact, truth),
+        "neural": gaussian_symmetric_kl(push_gaussian(start, trajectory.map), truth),
+        "seconds": time.process_time() - clock,
+    }
+
+
+def splines_row(d: int, seed: int, n: int, iterations: int, batch_size: int) -> Row:
+    stationary, start, truth = (wprox.Gaussian(p.loc.float(), p.covariance_matrix.float()) for p in ou_problem(d, seed))
+    clock = time.process_time()
+    options = {"frequencies": 0, "bins": 8, "hidden": (32,)}
+    solver = wprox.NeuralProx("spline", options, iterations=iterations, batch_size=batch_size, seed=seed)
+    trajectory = wprox.jko(wprox.KL(stationary), solver, start.to_particles(n, seed), 0.05, until=1.0)
+    seconds = time.process_time() - clock
+    u, y = start.sample(20_000, seed=10_000 + seed), truth.sample(20_000, seed=20_000 + seed)
+    assert trajectory.map is not None
+    with torch.no_grad():
+        x, log_det = trajectory.map(u)
+        backward = start.log_prob(u) - log_det - truth.log_prob(x)
+        forward = truth.log_prob(y) - trajectory.log_prob(y, initial=start)
+    error = math.sqrt(float(backward.var() + forward.var()) / len(x))
+    return {"symkl": float(backward.mean() + forward.mean()), "standard_error": error, "seconds": seconds}
+
+
+def print_splines(rows: list[Row]) -> None:
+    print("\nOrnstein–Uhlenbeck, d = 2, by splines: symKL to the true law at t = 1, mean (worst) over seeds")
+    for n in (50_000, 200_000):
+        runs = [row for row in rows if row["n"] == n]
+        if runs:
+            symkl, seconds = [run["symkl"] for run in runs], statistics.fmean(run["seconds"] for run in runs)
+            error = math.sqrt(sum(run["standard_error"] ** 2 for run in runs)) / len(runs)
+            print(f"{n:>8,} particles: {statistics.fmean(symkl):.5f} ± {error:.5f} ({max(symkl):.5f}), {seconds:.0f} s")
+
+
+def print_ou(rows: list[Row]) -> None:
+    print("\nOrnstein–Uhlenbeck, symKL to the true law at t = 1, γ = 0.05: mean (worst) over seeds")
+    print(f"{'d':>3}{'seeds':>6}{'ICNN-JKO':>10}{'half':>9}{'GaussianProx':>20}{'NeuralProx':>20}{'seconds':>9}")
+    for d, published in OU.items():
+        runs = [row for row in rows if row["d"] == d]
+        if runs:
+            exact, neural = [run["exact"] for run in runs], [run["neural"] for run in runs]
+            print(
+                f"{d:>3}{len(runs):>6}{published:>10.4f}{published / 2:>9.5f}{statistics.fmean(exact):>10.5f} "
+                f"({max(exact):.5f}){statistics.fmean(neural):>10.5f} ({max(neural):.5f})"
+                f"{statistics.fmean(run['seconds'] for run in runs):>9.0f}"
             )
-            trajectory = wprox.jko(functional, solver, start.to_particles(50_000, seed), step_size, until=1.0)
-            seconds.append(time.perf_counter() - clock)
-            neural.append(gaussian_symmetric_kl(push_gaussian(start, trajectory.map), truth))
-        results[str(d)] = {"exact": exact, "neural": neural, "published": OU[d]}
-        print(
-            f"{d:>3}{OU[d]:>10.4f}{OU[d] / 2:>9.5f}{statistics.fmean(exact):>10.5f} ({max(exact):.5f})"
-            f"{statistics.fmean(neural):>10.5f} ({max(neural):.5f}){statistics.fmean(seconds):>9.1f}",
-            flush=True,
-        )
-    return results
 
 
-def evidence(seeds: int, options: dict) -> dict[str, object]:
-    print("\nlog Z of the mixture of d = 2 (Z = 1), 10,000 draws, a sampler a seed")
-    within, pairs = 0, []
-    for seed in range(seeds):
-        initial = wprox.Gaussian(torch.zeros(2), 16 * torch.eye(2))
-        quick = {"n_blocks": 2, "iterations": 150, "fine_tune": False, "corrections": 3, "n_particles": 20_000}
-        sampler = wprox.JKOSampler(mixture(2, seed), initial=initial, seed=seed, **(quick | options)).run()
-        estimate = sampler.log_normalizer(10_000, seed=seed)
-        within += abs(estimate.value) <= 2 * estimate.standard_error
-        pairs.append(tuple(estimate))
-        print(f"{seed:>3}  log Z {estimate.value:+.5f} ± {estimate.standard_error:.5f}", flush=True)
-    print(f"within two standard errors: {within} of {seeds}")
-    return {"within": within, "estimates": pairs}
+def evidence_row(d: int, seed: int, options: dict[str, Any]) -> Row:
+    initial = wprox.Gaussian(torch.zeros(d), 16 * torch.eye(d))
+    sampler = wprox.JKOSampler.for_modes(mixture(d, seed), initial, seed=seed, **options).run()
+    return sampler.log_normalizer(10_000, seed=seed)._asdict()
+
+
+def print_evidence(rows: list[Row]) -> None:
+    within = sum(abs(row["value"]) <= 2 * row["standard_error"] for row in rows)
+    error = statistics.fmean(row["standard_error"] for row in rows)
+    worst = max(abs(row["value"]) / row["standard_error"] for row in rows)
+    print(
+        f"\nlog Z of the mixtures of d = 2 (Z = 1), 10,000 draws: within two standard errors for {within} of", len(rows)
+    )
+    print(f"seeds; the mean standard error is {error:.4f}, the worst estimate {worst:.1f} of its own off")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--part", nargs="+", choices=["mixtures", "ou", "evidence"], default=["mixtures", "ou", "evidence"]
-    )
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--dims", type=int, nargs="+", help="all of the published ones by default")
-    parser.add_argument("--seeds", type=int, help="5 by default, 20 for evidence")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", help="0 to 4 by default, to 19 for evidence")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--options", type=json.loads, default={}, help="arguments of JKOSampler, as JSON")
-    parser.add_argument("--out", help="a JSON file for the results")
+    parser.add_argument("--out", type=Path, help="a file of one JSON object a row, which is continued")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
-    results: dict[str, object] = {}
-    if "mixtures" in arguments.part:
-        dims = [d for d in MIXTURES if arguments.dims is None or d in arguments.dims]
-        results["mixtures"] = mixtures(dims, arguments.seeds or 5, arguments.options)
-    if "ou" in arguments.part:
-        results["ou"] = ou([d for d in OU if arguments.dims is None or d in arguments.dims], arguments.seeds or 5)
-    if "evidence" in arguments.part:
-        results["evidence"] = evidence(arguments.seeds or 20, arguments.options)
-    if arguments.out:
-        with open(arguments.out, "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=2)
+    rows: list[Row] = []
+    if arguments.out and arguments.out.exists():
+        rows = [json.loads(line) for line in arguments.out.read_text(encoding="utf-8").splitlines()]
+    options = arguments.options
+    given_dims = arguments.dims or list(OU)
+    jobs: list[tuple[str, int, Row, int, Callable[[int, int], Row]]] = [
+        *(("mixtures", d, {"options": options}, 5, partial(mixture_row, options=options)) for d in MIXTURES),
+        *(("ou", d, {}, 5, ou_row) for d in OU),
+        ("splines", 2, {"n": 50_000}, 5, partial(splines_row, n=50_000, iterations=100, batch_size=2048)),
+        ("splines", 2, {"n": 200_000}, 5, partial(splines_row, n=200_000, iterations=150, batch_size=4096)),
+        ("evidence", 2, {"options": options}, 20, partial(evidence_row, options=options)),
+    ]
+    for part, d, settings, seeds, row_of in jobs:
+        if part not in arguments.part or d not in given_dims:
+            continue
+        for seed in arguments.seeds or range(seeds):
+            key = {"part": part, "d": d, "seed": seed, **settings}
+            if any(row | key == row for row in rows):
+                continue
+            rows.append(key | row_of(d, seed))
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            if arguments.out:
+                with arguments.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+    printers = {"mixtures": print_mixtures, "ou": print_ou, "splines": print_splines, "evidence": print_evidence}
+    for part, print_part in printers.items():
+        if of_part := [row for row in rows if row["part"] == part]:
+            print_part(of_part)
 
 
 if __name__ == "__main__":

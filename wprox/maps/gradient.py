@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from wprox._checks import check_count, check_positive
-from wprox.maps.base import TransportMap
-
-NEWTON_STEPS = 100
+from wprox.maps._linear_algebra import newton_inverse, tolerance_of
+from wprox.maps.base import InverseError, TransportMap
 
 
 class GradientStepMap(TransportMap):
@@ -24,6 +23,8 @@ class GradientStepMap(TransportMap):
         potential: φ, maps points (n, d) to (n,), twice differentiable in torch.
         step_size: γ > 0.
         batch_size: points whose Jacobians are formed at once.
+        tolerance: of |T(x) − y| / (1 + |y|) in the inverse, which goes on as long as it gets better; 1e-10 in float64,
+            else 1e-4. A potential that computes in less precision than its points needs a larger one.
 
     Example:
         >>> import torch
@@ -35,61 +36,44 @@ class GradientStepMap(TransportMap):
     """
 
     def __init__(
-        self, dim: int, potential: Callable[[Tensor], Tensor], step_size: float, batch_size: int = 1024
+        self,
+        dim: int,
+        potential: Callable[[Tensor], Tensor],
+        step_size: float,
+        batch_size: int = 4096,
+        tolerance: float | None = None,
     ) -> None:
         super().__init__()
         self.dim = check_count(dim, "dim")
         self.potential = potential
         self.step_size = check_positive(step_size, "step_size")
         self.batch_size = check_count(batch_size, "batch_size")
+        self.tolerance = tolerance if tolerance is None else check_positive(tolerance, "tolerance")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         parts = [self._expand(batch) for batch in x.split(self.batch_size)]
         return torch.cat([y for y, _ in parts]), torch.cat([jacobian.slogdet().logabsdet for _, jacobian in parts])
 
+    def jacobian(self, x: Tensor) -> Tensor:
+        """∇T = I − γ∇²φ at points (n, d), (n, d, d), without a graph."""
+        return torch.cat([self._expand(batch)[1] for batch in x.detach().split(self.batch_size)])
+
     def least_stretch(self, x: Tensor) -> float:
-        """The smallest eigenvalue of ∇T = I − γ∇²φ at points (n, d); T folds where it is not positive."""
-        jacobians = (self._expand(batch)[1] for batch in x.detach().split(self.batch_size))
-        return min(float(torch.linalg.eigvalsh(jacobian).min()) for jacobian in jacobians)
+        """The smallest eigenvalue of ∇T at points (n, d); T folds where it is not positive."""
+        return min(float(torch.linalg.eigvalsh(self.jacobian(part)).min()) for part in x.split(self.batch_size))
 
     def inverse(self, y: Tensor) -> Tensor:
         return torch.cat([self._invert(batch) for batch in y.split(self.batch_size)])
 
     @torch.no_grad()
     def _invert(self, y: Tensor) -> Tensor:
-        """Newton's method for T(x) = y, with the step halved at the points where the error does not fall."""
-        x = y.clone()
-        image, jacobian = self._expand(x)
-        error = (image - y).norm(dim=1)
-        tolerance = 16 * torch.finfo(y.dtype).eps * (1 + y.norm(dim=1) + (image - y).norm(dim=1))
-        for _ in range(NEWTON_STEPS):
-            if bool((error <= tolerance).all()):
-                return x
-            direction = torch.linalg.solve(jacobian, y - image)
-            length = torch.ones_like(error)
-            for _ in range(20):
-                trial = x + length[:, None] * direction
-                trial_image, trial_jacobian = self._expand(trial)
-                trial_error = (trial_image - y).norm(dim=1)
-                worse = ~(trial_error < error) & (error > tolerance)
-                if not bool(worse.any()):
-                    break
-                length = torch.where(worse, length / 2, length)
-            better = trial_error < error
-            if not bool(better.any()):
-                break
-            x = torch.where(better[:, None], trial, x)
-            image = torch.where(better[:, None], trial_image, image)
-            jacobian = torch.where(better[:, None, None], trial_jacobian, jacobian)
-            error = torch.where(better, trial_error, error)
-        slack = 1e4 * tolerance  # rounding of ∇φ itself may keep the error from falling further
-        if not bool((error <= slack).all()):
+        try:
+            return newton_inverse(self._expand, y, tolerance_of(self.tolerance, y.dtype), "x − γ∇φ(x)")
+        except InverseError as error:
             raise ValueError(
-                f"x − γ∇φ(x) = y has no solution that Newton's method finds at {int((error > slack).sum())} of "
-                f"{len(y)} points: the map folds there; it is invertible for step_size below 1/L, L the largest "
-                f"eigenvalue of ∇²φ, and step_size is {self.step_size:g}"
-            )
-        return x
+                f"{error}: the map may fold there; it is invertible for step_size below 1/L, L the largest eigenvalue "
+                f"of ∇²φ, and step_size is {self.step_size:g}"
+            ) from None
 
     def _expand(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """T(x), (n, d), and ∇T(x), (n, d, d); with a graph where x has one."""

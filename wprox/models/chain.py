@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from wprox.maps import TransportMap
+from wprox.maps import GradientStepMap, TransportMap
+from wprox.maps._linear_algebra import tolerance_of
 from wprox.maps.base import apply_in_batches, invert_in_batches
 from wprox.measures import Particles
 
@@ -64,6 +65,29 @@ class RejectionStep(NamedTuple):
         return (self.acceptance(log_ratio) + self.rejection_rate).log()
 
 
+class ForwardStep(GradientStepMap):
+    r"""T(u) = u + γ∇log g(u), the forward step along the potential −log g (Salim, Korba and Luise 2020).
+
+    It follows the basins of attraction, so that modes keep what lies in theirs, and has nothing to train. It is
+    injective while γ∇²(−log g) ≺ I, which bounds the curvature in wells only, not that of the ridges between them.
+
+    Arguments:
+        dim: d.
+        log_target: log g, (n, d) → (n,), twice differentiable in torch.
+        step_size: γ.
+        dtype: in which log g computes, whatever u has.
+    """
+
+    def __init__(
+        self, dim: int, log_target: Callable[[Tensor], Tensor], step_size: float, dtype: torch.dtype = torch.float64
+    ) -> None:
+        super().__init__(dim, lambda u: -log_target(u), step_size, tolerance=tolerance_of(None, dtype))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"step_size": self.step_size}
+
+
 Layer = TransportMap | RejectionStep
 
 
@@ -81,7 +105,8 @@ class Chain:
 
     def to(self, dtype: torch.dtype) -> Chain:
         """A copy with its maps in another precision."""
-        layers = [copy.deepcopy(layer).to(dtype) if isinstance(layer, TransportMap) else layer for layer in self.layers]
+        fixed = RejectionStep | ForwardStep
+        layers = [layer if isinstance(layer, fixed) else copy.deepcopy(layer).to(dtype) for layer in self.layers]
         return Chain(self.dim, layers, self.log_target)
 
     @torch.no_grad()
@@ -116,6 +141,22 @@ class Chain:
             points[rows], log_density[rows] = x, log_rho
             waiting = torch.cat(sent_back) if sent_back else waiting[:0]
         return Particles(points, log_density=log_density)
+
+    @torch.no_grad()
+    def masses(self, n: int, generator: torch.Generator, like: Tensor) -> Tensor:
+        """Independent estimates of the integral of `log_prob`'s density, (n,), which is 1 up to the errors of rates.
+
+        It is the product of all α + r along the maps, in the mean over noise, whatever is rejected on the way.
+        """
+        x = torch.randn(n, self.dim, generator=generator, dtype=like.dtype, device=like.device)
+        log_maps, log_factors = standard_normal_log_prob(x), like.new_zeros(n)
+        for layer in self.layers:
+            if isinstance(layer, TransportMap):
+                x, log_det = apply_in_batches(layer, x)
+                log_maps = log_maps - log_det
+            else:
+                log_factors = log_factors + layer.log_factor(self.log_target(x) - log_maps - log_factors)
+        return log_factors.exp()
 
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:

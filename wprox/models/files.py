@@ -119,12 +119,14 @@ def read_sampler(
         initial.scale_tril = scale_tril  # not the factor of the product, which is rounded
         sampler = cls(target, initial=initial, **config["parameters"])
         sampler.initial_ = initial
-        sampler.layers_ = [
-            RejectionStep(**layer["config"])
-            if layer["class"] == "RejectionStep"
-            else _rebuilt(layer, _part(tensors, f"layers.{k}."), known, folder)
-            for k, layer in enumerate(config["layers"])
-        ]
+        sampler.layers_ = []
+        for k, layer in enumerate(config["layers"]):
+            if layer["class"] == "RejectionStep":
+                sampler.layers_.append(RejectionStep(**layer["config"]))
+            elif layer["class"] == "ForwardStep":
+                sampler.layers_.append(sampler._forward_step(**layer["config"]))
+            else:
+                sampler.layers_.append(_rebuilt(layer, _part(tensors, f"layers.{k}."), known, folder))
         sampler.history_ = config["history"]
         sampler.interrupted_ = config["interrupted"]
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:

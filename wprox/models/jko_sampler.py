@@ -30,7 +30,7 @@ from wprox.functionals import KL
 from wprox.jko import jko_steps
 from wprox.maps import ComposedMap, TransportMap
 from wprox.measures import Gaussian, Particles
-from wprox.models.chain import Chain, Layer, RejectionStep
+from wprox.models.chain import Chain, ForwardStep, Layer, RejectionStep
 from wprox.models.files import read_sampler, write_sampler
 from wprox.solvers import GaussianProx, NeuralProx, StepFailedError
 from wprox.solvers.neural import MapFactory
@@ -39,6 +39,8 @@ FIRST_STEP, GROWTH = 0.02, 4.0  # γ_k = 0.02 · 4^k, in units of the initial Ga
 SCALE_STEPS = [0.1 * 16.0**k for k in range(8)]  # γ of the Gaussian that is fitted to the target: it may be far or wide
 USEFUL = 0.01  # the effective part of a sample under which importance weights say nothing
 FEW_DIMENSIONS = 16  # up to which learning rates are higher
+CURVATURE_POINTS = 4096  # draws at which the curvature of the potential is looked at
+FORWARD_SHRINKAGE = 0.5  # by how much a forward step shrinks where the curvature is greatest
 ENOUGH = 0.999  # the effective part of a sample that needs no further correction
 
 
@@ -61,9 +63,12 @@ class JKOSampler:
     `corrections` rejection–resampling steps move mass between modes, at distances over which maps do not (Hertrich and
     Gruhlke, *Importance corrected neural JKO sampling*, 2025; see `wprox.models.chain.RejectionStep`), and
     `corrected_blocks` rounds of one more JKO step and as many corrections follow. Only modes that the initial Gaussian
-    reaches can be found: give a wide `initial` where you expect several. Where there are many modes in many dimensions,
-    blocks alone may lose some; correct from the first block on (`n_blocks=1, corrected_blocks=5, corrections=1`, small
-    first steps, no fine-tuning).
+    reaches can be found: give a wide `initial` where you expect several, and see `for_modes` for settings.
+
+    The potential V = −log g can be followed first, by `forward_steps` of forward–backward splitting (Salim, Korba and
+    Luise 2020), T(u) = u − γ∇V(u), which need no training and leave in every mode what lies in its basin. γ is half of
+    what would make the map fold where V is curved most, and they end when one gains less than `tol`. As many
+    `corrections` as after the blocks follow them.
 
     Distances are measured in units of the initial Gaussian N(m, LLᵀ): the blocks act on u = L⁻¹(x − m), and γ with them
     (for N(m, σ²I) they are σ⁻² times the γ of x). Networks compute in float32 in training, and in the dtype of the
@@ -79,7 +84,7 @@ class JKOSampler:
         map_options: arguments of the named map; for splines 4 "transforms" and a "bound" of 4, unless given.
         step_sizes: γ_k: a number, a sequence with one entry a block, or a callable; by default
             0.02 · 4^k, and 4^k where the initial Gaussian is fitted.
-        n_blocks: the largest number of blocks.
+        n_blocks: the largest number of blocks; 0 leaves forward and rejection steps alone.
         iterations: the largest number of gradient steps a block.
         batch_size: draws in a minibatch.
         learning_rate: Adam's for a block; 5e-3 up to sixteen dimensions, else 2e-3.
@@ -89,10 +94,13 @@ class JKOSampler:
         fine_tune_iterations: the largest number of gradient steps of it.
         fine_tune_learning_rate: Adam's in it.
         fine_tune_batch_size: draws in its minibatches.
-        corrections: the largest number of rejection steps at the end, and after each corrected block; fewer where the
-            effective part of a sample reaches 99.9 %. Sampling takes 1 + r times longer with each.
+        corrections: the largest number of rejection steps at the end, after forward steps and after each corrected
+            block; fewer where the effective part of a sample reaches 99.9 %. Sampling takes 1 + r times longer with
+            each.
         rejection_rate: r, the part of the draws that a rejection step replaces.
         corrected_blocks: further rounds of a block and corrections.
+        forward_steps: the largest number of steps along the potential before the first block; the target's log-density
+            must be twice differentiable.
         memory_budget: bytes that activations may take in fine-tuning (minibatches are made small enough); 512 MB.
         seed: of everything random in `run`.
         progress: show progress bars.
@@ -100,9 +108,9 @@ class JKOSampler:
     Attributes:
         initial_: the Gaussian that the chain starts from.
         layers_: the maps and rejection steps, in order, on u = L⁻¹(x − m).
-        history_: a dict a stage with "stage" ("block", "fine-tuning", "rejection"), kl (KL(ρ ‖ π) − log Z in nats, an
-            estimate from fresh draws), ess (the effective part of a sample), iterations and seconds; blocks have
-            step_size and transport_cost too.
+        history_: a dict a stage with "stage" ("forward step", "block", "fine-tuning", "rejection"), kl
+            (KL(ρ ‖ π) − log Z in nats, an estimate from draws that were not trained on), ess (the effective part of a
+            sample) and seconds; blocks have iterations, step_size and transport_cost too, forward steps step_size.
         interrupted_: whether Ctrl-C ended the training early.
 
     Raises:
@@ -141,6 +149,7 @@ class JKOSampler:
         corrections: int = 0,
         rejection_rate: float = 0.3,
         corrected_blocks: int = 0,
+        forward_steps: int = 0,
         memory_budget: int = 2**29,
         seed: int = 0,
         progress: bool = False,
@@ -161,7 +170,7 @@ class JKOSampler:
         self.map = map
         self.map_options = map_options
         self.step_sizes = step_sizes
-        self.n_blocks = check_count(n_blocks, "n_blocks")
+        self.n_blocks = check_count(n_blocks, "n_blocks", least=0)
         self.iterations = check_count(iterations, "iterations")
         self.batch_size = check_count(batch_size, "batch_size")
         default_rate = 5e-3 if self.dim <= FEW_DIMENSIONS else 2e-3
@@ -177,9 +186,45 @@ class JKOSampler:
         self.corrections = check_count(corrections, "corrections", least=0)
         self.rejection_rate = check_fraction(rejection_rate, "rejection_rate")
         self.corrected_blocks = check_count(corrected_blocks, "corrected_blocks", least=0)
+        self.forward_steps = check_count(forward_steps, "forward_steps", least=0)
         self.memory_budget = check_count(memory_budget, "memory_budget")
         self.seed = check_seed(seed)
         self.progress = progress
+
+    @classmethod
+    def for_modes(
+        cls, target: Distribution | Gaussian | Callable[[Tensor], Tensor], initial: Gaussian, **options: Any
+    ) -> JKOSampler:
+        """The sampler with settings for targets of several modes, all of which `initial` must cover.
+
+        Up to six forward steps, up to six rejection steps, one long block, and rejection steps again.
+
+        Arguments:
+            target: π, as for the sampler itself; its log-density must be twice differentiable.
+            initial: the Gaussian to start from.
+            options: arguments of the sampler, which replace these settings.
+
+        Example:
+            >>> import torch, wprox
+            >>> def log_two_bumps(x):
+            ...     bumps = torch.cat((-2 * (x - 3).square(), -2 * (x + 3).square() - 1), dim=1)
+            ...     return bumps.logsumexp(1)
+            >>> wide = wprox.Gaussian(torch.zeros(1), 16 * torch.eye(1))
+            >>> sampler = wprox.JKOSampler.for_modes(log_two_bumps, wide, n_particles=5000, iterations=25).run()
+            >>> bool((sampler.sample(5000, seed=0) > 0).double().mean() > 0.65)  # 1/(1 + 1/e) = 0.73
+            True
+        """
+        settings: dict[str, Any] = {
+            "forward_steps": 6,
+            "n_blocks": 1,
+            "step_sizes": 1.0,
+            "iterations": 250,
+            "batch_size": 512,
+            "n_particles": 20_000,
+            "fine_tune": False,
+            "corrections": 6,
+        }
+        return cls(target, initial=initial, **(settings | options))
 
     # training
 
@@ -201,15 +246,19 @@ class JKOSampler:
         self._check_target(self.initial_.sample(1000, generator))
         bar = tqdm(total=self.n_blocks + self.corrected_blocks, desc="blocks", disable=not self.progress)
         try:
-            particles = self._draw(self.n_particles, generator)
+            particles = self._descend(self._draw(self.n_particles, generator), generator)
+            if self.layers_:
+                particles = self._correct(self.corrections, particles, generator)
+            fixed = len(self.layers_)
             for k in range(self.n_blocks):
                 before, particles = particles, self._train_block(k, gamma(k), particles, generator)
                 bar.update()
                 if particles is before:
                     break
-            if self.fine_tune and self.layers_:
-                particles = self._train_together(generator)
-            particles = self._correct(self.corrections, particles, generator)
+            if self.fine_tune and len(self.layers_) > fixed:
+                particles = self._train_together(fixed, generator)
+            if self.n_blocks:
+                particles = self._correct(self.corrections, particles, generator)
             for k in range(self.n_blocks, self.n_blocks + self.corrected_blocks):
                 particles = self._train_block(k, gamma(k), particles, generator)
                 particles = self._correct(self.corrections, particles, generator)
@@ -227,8 +276,43 @@ class JKOSampler:
             bar.close()
         return self
 
-    # Each stage takes draws of the chain and returns new ones, of the chain as it is then: networks of this size learn
-    # by heart the draws that they are trained on, which then no longer tell what the next stage needs to know.
+    # Each stage takes draws of the chain and returns draws of the chain as it is then, on which no network was trained:
+    # networks of this size learn draws by heart, which then no longer tell what the next stage needs to know.
+
+    def _descend(self, particles: Particles, generator: torch.Generator) -> Particles:
+        """Forward steps along the potential, as long as each makes KL smaller by `tol`."""
+        for _ in range(self.forward_steps):
+            start = time.perf_counter()
+            curvature = self._greatest_curvature(particles.points[:CURVATURE_POINTS])
+            if curvature <= 0:
+                break
+            step_size = FORWARD_SHRINKAGE / curvature
+            self.layers_.append(self._forward_step(step_size))
+            after = self._draw(self.n_particles, generator)
+            gain = self._kl(particles) - self._kl(after)
+            if math.isnan(gain):
+                self._greatest_curvature(particles.points)  # which says where
+            if not gain >= self.tol:
+                self.layers_.pop()
+                break
+            self._log("forward step", after, start, step_size=step_size)
+            particles = after
+        return particles
+
+    def _greatest_curvature(self, u: Tensor) -> float:
+        """The largest eigenvalue of ∇²V at points (n, d)."""
+        jacobian = self._forward_step(1.0).jacobian(u)
+        bad = ~torch.isfinite(jacobian).flatten(1).all(1)
+        if bool(bad.any()):
+            raise ValueError(
+                "the second derivatives of the target's log-density, which forward steps take, are not finite "
+                f"{_where(bad, self._to_x(u))}; torch.logaddexp is such where its arguments are far apart, and "
+                "torch.logsumexp is not; else give forward_steps=0"
+            )
+        return 1 - float(torch.linalg.eigvalsh(jacobian).min())
+
+    def _forward_step(self, step_size: float) -> ForwardStep:
+        return ForwardStep(self.dim, self._log_target, step_size, self.initial_.dtype)
 
     def _train_block(self, k: int, step_size: float, particles: Particles, generator: torch.Generator) -> Particles:
         """Add a block, where it makes KL smaller by `tol`; else the draws are returned as they came."""
@@ -252,7 +336,8 @@ class JKOSampler:
         )
         return after
 
-    def _train_together(self, generator: torch.Generator) -> Particles:
+    def _train_together(self, fixed: int, generator: torch.Generator) -> Particles:
+        """Train all blocks, which are the layers after the first `fixed` ones."""
         start = time.perf_counter()
         solver = self._solver(
             0,
@@ -261,9 +346,11 @@ class JKOSampler:
             batch_size=self.fine_tune_batch_size,
             patience=self.fine_tune_iterations,  # at the top of the schedule the objective often rises before it falls
         )
-        standard = Gaussian(torch.zeros(self.dim), torch.eye(self.dim))
-        blocks = ComposedMap([layer for layer in self.layers_ if isinstance(layer, TransportMap)])
-        outcome = solver.fine_tune(blocks, self._scaled_functional, standard, memory_budget=self.memory_budget)
+        start_law: Gaussian | Particles = Gaussian(torch.zeros(self.dim), torch.eye(self.dim))
+        if fixed:
+            start_law = self._draw(self.n_particles, generator, layers=fixed)
+        blocks = ComposedMap([layer for layer in self.layers_[fixed:] if isinstance(layer, TransportMap)])
+        outcome = solver.fine_tune(blocks, self._scaled_functional, start_law, memory_budget=self.memory_budget)
         if outcome.interrupted:
             raise KeyboardInterrupt
         particles = self._draw(self.n_particles, generator)
@@ -283,8 +370,16 @@ class JKOSampler:
             if _effective(log_weights) >= ENOUGH * len(log_weights):
                 break
             start = time.perf_counter()
-            self.layers_.append(RejectionStep.fit(log_weights, self.rejection_rate))
-            particles = self._draw(self.n_particles, generator)
+            step = RejectionStep.fit(log_weights, self.rejection_rate)
+            dice = torch.rand(len(log_weights), generator=generator).to(log_weights.device)
+            rejected = dice >= step.acceptance(log_weights)
+            points, log_density = particles.points.clone(), particles.log_density() + step.log_factor(log_weights)
+            if bool(rejected.any()):  # the rest are draws of the new law as they are, and none has been trained on
+                fresh = self._draw(int(rejected.sum()), generator)
+                points[rejected] = fresh.points
+                log_density[rejected] = fresh.log_density() + step.log_factor(self._log_weights(fresh))
+            self.layers_.append(step)
+            particles = Particles(points, log_density=log_density)
             self._log("rejection", particles, start)
         return particles
 
@@ -425,16 +520,21 @@ class JKOSampler:
     def log_normalizer(self, n: int = 10_000, seed: Seed = None) -> LogNormalizer:
         r"""log Z, Z = ∫ g dx, as the log of the mean of g/ρ over n draws, with its standard error.
 
-        The error is that of the mean, by the delta method, and of the rejection rates, added in squares.
+        What the errors of rejection rates add to the mass of ρ is estimated on n more draws of noise, and taken out.
+        The error is that of both means, by the delta method.
         """
         self._check_run()
-        particles = self._draw(check_count(n, "n", least=2), make_generator(seed, self.initial_.device), torch.float64)
+        generator = make_generator(seed, self.initial_.device)
+        particles = self._draw(check_count(n, "n", least=2), generator, torch.float64)
         log_weights = self._log_weights(particles)
         _warn_if_useless(log_weights)
         value = float(log_weights.logsumexp(0)) - math.log(n)
-        relative = (log_weights - value).exp()
-        rates = [layer.standard_error**2 for layer in self.layers_ if isinstance(layer, RejectionStep)]
-        return LogNormalizer(value, math.sqrt(float(relative.var()) / n + sum(rates)))
+        variance = float((log_weights - value).exp().var()) / n
+        if any(isinstance(layer, RejectionStep) for layer in self.layers_):
+            masses = self._chain(torch.float64).masses(n, generator, particles.points)
+            value += math.log(float(masses.mean()))
+            variance += float(masses.var() / masses.mean().square()) / n
+        return LogNormalizer(value, math.sqrt(variance))
 
     def _log_ratio(self, x: Any) -> Tensor:
         x = as_points(x, "x", self.dim)
@@ -443,13 +543,16 @@ class JKOSampler:
             points = x.to(self.initial_.dtype)
             return _checked(self.functional.log_target(points), points).to(x) - log_prob
 
-    def _chain(self, dtype: torch.dtype) -> Chain:
-        chain = Chain(self.dim, self.layers_, self._log_target)
+    def _chain(self, dtype: torch.dtype, layers: int | None = None) -> Chain:
+        chain = Chain(self.dim, self.layers_[:layers], self._log_target)
         return chain if dtype == torch.float32 else chain.to(dtype)
 
-    def _draw(self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Particles:
+    def _draw(
+        self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32, layers: int | None = None
+    ) -> Particles:
+        """Draws of the chain, or of its first `layers`."""
         like = torch.empty(0, dtype=dtype, device=self.initial_.device)
-        return self._chain(dtype).draw(check_count(n, "n"), generator, like)
+        return self._chain(dtype, layers).draw(check_count(n, "n"), generator, like)
 
     @torch.no_grad()
     def _log_weights(self, particles: Particles) -> Tensor:
@@ -532,7 +635,7 @@ def _warn_if_useless(log_weights: Tensor) -> None:
         warnings.warn(
             f"the effective sample size is {effective:.3g} of {len(log_weights)} draws: importance weights and what is "
             "computed with them mean nothing. Try more blocks or iterations, corrections=5 or more (rejection steps), "
-            "or an initial Gaussian that covers the target",
+            "JKOSampler.for_modes where there are several modes, or an initial Gaussian that covers the target",
             RuntimeWarning,
             stacklevel=3,
         )
