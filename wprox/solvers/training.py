@@ -85,7 +85,7 @@ def train(
         StepFailedError: where the objective or its gradient is not finite.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     device = parameters[0].device
     best, best_iteration, best_state = _held_out(module, held_out_objective), 0, copy.deepcopy(module.state_dict())
     if not math.isfinite(best):
