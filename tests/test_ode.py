@@ -12,7 +12,7 @@ import wprox
 from wprox._checks import seeded
 from wprox.datasets import TwoMoons
 from wprox.maps._runge_kutta import SCHEMES, adaptive, fixed
-from wprox.maps._velocity import ACTIVATIONS
+from wprox.maps._velocity import ACTIVATIONS, _TwoLayers
 from wprox.solvers.flow_matching import relaxation
 
 F64 = torch.float64
@@ -52,10 +52,36 @@ def test_fixed_schemes_have_their_order(method, order):
     errors = []
     for n in (8, 16, 32):
         times = [(k / n) ** 1.5 for k in range(n + 1)]
-        y = fixed(lambda t, y: y * t.cos(), torch.ones(1, 1, dtype=F64), times, method)
+        (y,) = fixed(lambda t, y: (y * math.cos(t),), torch.ones(1, 1, dtype=F64), times, method)
         errors.append(abs(float(y) - math.exp(math.sin(1.0))))
     assert math.log2(errors[1] / errors[2]) == pytest.approx(order, abs=0.3)
     assert set(SCHEMES) == {"midpoint", "heun", "rk4"}
+
+
+@pytest.mark.parametrize(("method", "order"), [("midpoint", 3), ("heun", 3), ("rk4", 5)])
+def test_error_estimates_vanish_with_the_step(method, order):
+    """Squares of O(h²) or O(h³) a step, of the path and of its integral; nothing where the field is constant."""
+    x = torch.ones(1, 1, dtype=F64)
+
+    def error(n, rates):
+        times = [k / n for k in range(n + 1)]
+        return float(fixed(lambda t, y: rates(t, y), x, times, method, with_error=True)[-1])
+
+    for rates in (
+        lambda t, y: (y * math.cos(t), torch.zeros(1, dtype=F64)),
+        lambda t, y: (torch.ones_like(y), y[:, 0].exp()),
+    ):
+        assert math.log2(error(16, rates) / error(32, rates)) == pytest.approx(order, abs=0.3)
+    assert error(4, lambda t, y: (torch.ones_like(y), torch.ones(1, dtype=F64))) < 1e-28
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_the_written_out_gradient_is_that_of_the_formula(activation):
+    """Of value and divergence, by finite differences."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (5, 3), (7, 3), (7,), (6, 7), (6,), (7, 6)
+    inputs = [torch.randn(shape, generator=generator, dtype=F64, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(lambda *inputs: _TwoLayers.apply(*inputs, ACTIVATIONS[activation]), inputs)
 
 
 def test_adaptive_is_scipy_and_rows_do_not_see_one_another():
@@ -172,7 +198,7 @@ def test_penalties_are_the_integrals_they_say():
     x = points(30, 2)
 
     def penalty(**options):
-        map = wprox.ODEMap(2, steps=8, **options).double().train()
+        map = wprox.ODEMap(2, steps=8, **({"error": 0.0} | options)).double().train()
         with torch.no_grad():
             map.network.linear[0] = torch.diag(eigenvalues)
         map(x)
@@ -213,7 +239,7 @@ def test_penalties_reach_the_training():
 def test_a_coarse_discretisation_is_refined_and_reported():
     x = torch.cat((cloud(300, (-2.0, 0.0), 0.1), cloud(300, (2.0, 0.0), 0.1)))
     rho, F = wprox.Particles(x), wprox.KL(standard_normal(2, torch.float32))
-    options = {"steps": 1, "method": "heun", "hidden": (16, 16)}
+    options = {"steps": 1, "method": "heun", "hidden": (16, 16), "error": 0.0}
     solver = wprox.NeuralProx("ode", options, iterations=40, gap_tolerance=0.02)
     step = solver.step(F, rho, 5.0, held_out=rho)
     assert "1 → 2 steps" in step.message
@@ -224,6 +250,25 @@ def test_a_coarse_discretisation_is_refined_and_reported():
     assert not hopeless.converged
     assert "the discretised objective is off by" in hopeless.message
     assert "off by" not in wprox.NeuralProx(iterations=2).step(F, rho, 5.0).message
+
+
+def test_the_error_penalty_keeps_the_discretisation_true():
+    """One step a block: without the penalty the objective in training leaves the true one behind."""
+    x = torch.cat((cloud(300, (-2.0, 0.0), 0.1), cloud(300, (2.0, 0.0), 0.1)))
+    rho, F = wprox.Particles(x), wprox.KL(standard_normal(2, torch.float32))
+    options = {"steps": 1, "hidden": (16, 16)}
+
+    def gap(error):
+        solver = wprox.NeuralProx(
+            "ode", options | {"error": error}, iterations=80, learning_rate=1e-2, gap_tolerance=1e9
+        )
+        map = solver.step(F, rho, 5.0, held_out=rho).map
+        with torch.no_grad():
+            value = float(F(rho.relative().push(map)))
+            with map.discretised():
+                return abs(float(F(rho.relative().push(map))) - value)
+
+    assert gap(3.0) < 0.3 * gap(0.0)
 
 
 def test_the_step_is_reproducible_and_leaves_the_generator_alone():
@@ -349,6 +394,7 @@ def test_the_density_integrates_to_one():
         ({"method": "euler"}, ValueError, "method must be one of .* got 'euler'"),
         ({"tolerance": 0.0}, ValueError, "tolerance must be positive"),
         ({"exact_dim": -1}, ValueError, "exact_dim must be at least 0"),
+        ({"error": -1.0}, ValueError, "error must be finite and not negative"),
         ({"kinetic": -1.0}, ValueError, "kinetic must be finite and not negative"),
         ({"jacobian": -1.0}, ValueError, "jacobian must be finite and not negative"),
         ({"frequency": 0.0}, ValueError, "frequency must be positive"),

@@ -10,11 +10,17 @@ from torch import Tensor
 
 Field = Callable[[Tensor, Tensor], Tensor]
 
-# nodes c, rows of the matrix a, weights b (Hairer, Nørsett, Wanner, *Solving ordinary differential equations I*, II.1)
-SCHEMES: dict[str, tuple[list[float], list[list[float]], list[float]]] = {
-    "midpoint": ([0, 0.5], [[], [0.5]], [0, 1]),
-    "heun": ([0, 1], [[], [1]], [0.5, 0.5]),
-    "rk4": ([0, 0.5, 0.5, 1], [[], [0.5], [0, 0.5], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
+# nodes c, rows of the matrix a, weights b (Hairer, Nørsett, Wanner, *Solving ordinary differential equations I*, II.1),
+# and combinations of the slopes that vanish with the step, as does the difference of a scheme of lower order
+SCHEMES: dict[str, tuple[list[float], list[list[float]], list[float], list[list[float]]]] = {
+    "midpoint": ([0, 0.5], [[], [0.5]], [0, 1], [[1, -1]]),
+    "heun": ([0, 1], [[], [1]], [0.5, 0.5], [[0.5, -0.5]]),
+    "rk4": (
+        [0, 0.5, 0.5, 1],
+        [[], [0.5], [0, 0.5], [0, 0, 1]],
+        [1 / 6, 1 / 3, 1 / 3, 1 / 6],
+        [[1 / 6, -1 / 6, -1 / 6, 1 / 6], [0, 1 / 6, -1 / 6, 0]],
+    ),
 }
 
 # Dormand and Prince (1980), of order 5 with an error estimate of order 4; the last row of the matrix holds the weights
@@ -38,16 +44,52 @@ def combine(x: Tensor, step: Tensor | float, coefficients: Sequence[float], slop
     return x + step * sum(terms[1:], terms[0]) if terms else x
 
 
-def fixed(field: Field, y: Tensor, times: Sequence[float], method: str) -> Tensor:
-    """y at the last of the times, from y at the first, one step between neighbours."""
-    nodes, matrix, weights = SCHEMES[method]
+def stages(times: Sequence[float], method: str) -> list[float]:
+    """Where `fixed` asks for the field."""
+    nodes = SCHEMES[method][0]
+    return [start + node * (end - start) for start, end in pairwise(times) for node in nodes]
+
+
+def fixed(
+    field: Callable[[float, Tensor], tuple[Tensor, ...]],
+    x: Tensor,
+    times: Sequence[float],
+    method: str,
+    with_error: bool = False,
+) -> list[Tensor]:
+    r"""x at the last of the times, from x at the first, and integrals along its path, one step between neighbours.
+
+    Arguments:
+        field: (t, x) → dx/dt, (n, d), and the integrands, (n,) each; t is one of the `stages`.
+        with_error: whether the sum over the steps of the squares of h Σ_j e_j k_j is given last, (n,), with the slopes
+            of x and of the first integral as k_j: it vanishes with the scheme's local errors.
+    """
+    _, matrix, weights, errors = SCHEMES[method]
+    where = iter(stages(times, method))
+    rates: list[tuple[Tensor, ...]] = []
+    squares: list[Tensor] = []
     for start, end in pairwise(times):
-        step = end - start
         slopes: list[Tensor] = []
-        for node, row in zip(nodes, matrix, strict=True):
-            slopes.append(field(y.new_tensor(start + node * step), combine(y, step, row, slopes)))
-        y = combine(y, step, weights, slopes)
-    return y
+        for row in matrix:
+            slope, *others = field(next(where), _move(x, end - start, row, slopes))
+            slopes.append(slope)
+            rates.append(tuple(others))
+        x = _move(x, end - start, weights, slopes)
+        if with_error:
+            coefficients = (end - start) * x.new_tensor(errors)
+            of_x = torch.tensordot(coefficients, torch.stack(slopes), 1)
+            of_integral = torch.stack([first for first, *_ in rates[-len(slopes) :]], 1) @ coefficients.mT
+            squares.append(of_x.square().sum((0, 2)) + of_integral.square().sum(1))
+    each = x.new_tensor([(end - start) * weight for start, end in pairwise(times) for weight in weights])
+    integrals = [torch.stack(rate, 1) @ each for rate in zip(*rates, strict=True)]
+    return [x, *integrals, torch.stack(squares).sum(0)] if with_error else [x, *integrals]
+
+
+def _move(x: Tensor, step: float, coefficients: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    for c, slope in zip(coefficients, slopes, strict=False):
+        if c:
+            x = torch.add(x, slope, alpha=step * c)
+    return x
 
 
 def adaptive(field: Field, y: Tensor, tolerance: float, first_step: float) -> Tensor:

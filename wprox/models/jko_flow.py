@@ -71,7 +71,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         n_blocks: the largest number of blocks.
         iterations: the largest number of gradient steps a block.
         batch_size: rows in a minibatch; 1,024 up to eight columns, else 256.
-        learning_rate: Adam's for a block; 5e-3 up to eight columns, else 2e-3; twice that for "ode".
+        learning_rate: Adam's for a block; 5e-3 up to eight columns, else 2e-3; 2e-2 for "ode".
         weight_decay: AdamW's; 1 where there are fewer than 1,000 rows a column, else 0.
         jitter: the standard deviation of Gaussian noise on the training points, in standardised units, which keeps a
             flow from learning a small sample by heart (Rothfuss et al. 2019). Where there are fewer than 1,000 rows a
@@ -366,7 +366,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             "map_options": options,
             "iterations": self.iterations,
             "batch_size": self._batch_size(training),
-            "learning_rate": (5e-3 if small else 2e-3) * (2 if self.map == "ode" else 1)
+            "learning_rate": (2e-2 if self.map == "ode" else 5e-3 if small else 2e-3)
             if self.learning_rate is None
             else self.learning_rate,
             "weight_decay": float(few) if self.weight_decay is None else self.weight_decay,

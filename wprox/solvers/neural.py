@@ -63,7 +63,7 @@ class NeuralProx(Solver):
         map_options: arguments of the named map, such as `{"transforms": 4}`.
         iterations: the largest number of gradient steps.
         batch_size: particles in a minibatch.
-        learning_rate: Adam's, at the top of its schedule.
+        learning_rate: Adam's, at the top of its schedule; flow matching has its own.
         weight_decay: AdamW's.
         clip: gradients of a larger norm are scaled down to it.
         check_every: iterations between two looks at the held-out objective.
@@ -292,7 +292,10 @@ class NeuralProx(Solver):
             if found <= self.gap_tolerance or outcome.interrupted:
                 break
             note += f"; the discretised objective was off by {found:.2g}: {map.refine()}"
-            again = replace(settings, iterations=max(1, settings.iterations // 2))
+            # an iteration costs twice as much now, and a trained state must not be lost to a large rate
+            again = replace(
+                settings, iterations=max(1, settings.iterations // 4), learning_rate=0.3 * settings.learning_rate
+            )
             more = train(map, penalised, look, training.weights, again, generator, describe, self.progress)
             outcome = replace(
                 more,
