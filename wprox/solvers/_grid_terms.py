@@ -237,7 +237,7 @@ def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[
             weights = mass.detach().requires_grad_()
             value = functional(grid.with_weights(weights))
             if not value.requires_grad:
-                return weight * float(value), torch.zeros_like(mass), torch.zeros_like(mass)
+                return weight * float(value.detach()), torch.zeros_like(mass), torch.zeros_like(mass)
             (gradient,) = torch.autograd.grad(value, weights, create_graph=True)
             diagonal = torch.zeros_like(mass)
             if gradient.requires_grad:
@@ -255,7 +255,7 @@ def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[
                 f"the first variation of {functional!r} is NaN or infinite at {bad} of {len(mass)} cells; its value "
                 "must be differentiable at every positive density (to keep mass out, use a mask in place of ∞)"
             )
-        return weight * float(value), weight * gradient, weight * diagonal
+        return weight * float(value.detach()), weight * gradient, weight * diagonal
 
     return expansion
 
