@@ -29,19 +29,23 @@ from wprox.solvers.base import StepFailedError
 ROUNDING = 1e-12  # of sums of masses
 
 
+Expansion = tuple[float, Tensor, Tensor]  # a value, the first variation (n,) and the diagonal of the Hessian (n,)
+
+
 @dataclass
 class GridTerms:
-    """A functional on a grid: local terms, and smooth ones that are known by their first variation only.
+    """A functional on a grid: local terms, and smooth ones that are known by their values and derivatives only.
 
     Attributes:
         grid: the cells.
         local: what the KL proximal operator solves exactly.
-        smooth: functions of the masses (n,) that return the first variation (n,) and the diagonal of the Hessian (n,).
+        smooth: functions of the masses (n,) that return the value, the first variation (n,) and the diagonal of the
+            Hessian (n,).
     """
 
     grid: Grid
     local: LocalTerms
-    smooth: list[Callable[[Tensor], tuple[Tensor, Tensor]]] = field(default_factory=list)
+    smooth: list[Callable[[Tensor], Expansion]] = field(default_factory=list)
 
     def add_potential(self, values: Tensor) -> None:
         """Add ∫ V dρ, with V at the support points."""
@@ -57,14 +61,14 @@ class GridTerms:
         """The same functional with another γ/ε."""
         return replace(self, local=replace(self.local, strength=strength))
 
-    def first_variation(self, mass: Tensor) -> tuple[Tensor, Tensor]:
-        """The first variation of the smooth terms at masses (n,), and the diagonal of their Hessian, as far as ≥ 0."""
+    def expansion(self, mass: Tensor) -> Expansion:
+        """The smooth terms at masses (n,): value, first variation, and the diagonal of the Hessian, as far as ≥ 0."""
         positive = mass.clamp(min=torch.finfo(mass.dtype).tiny)  # they are differentiated at positive masses only
-        gradient, diagonal = torch.zeros_like(mass), torch.zeros_like(mass)
+        value, gradient, diagonal = 0.0, torch.zeros_like(mass), torch.zeros_like(mass)
         for term in self.smooth:
-            g, d = term(positive)
-            gradient, diagonal = gradient + g, diagonal + d.clamp(min=0.0)
-        return gradient, diagonal
+            v, g, d = term(positive)
+            value, gradient, diagonal = value + v, gradient + g, diagonal + d.clamp(min=0.0)
+        return value, gradient, diagonal
 
     def modelled(self, linear: Tensor, diagonal: Tensor) -> LocalTerms:
         """The local terms with ⟨l, p⟩ + ½⟨D p, p⟩ in the place of the smooth ones; the quadratic is a power m = 2."""
@@ -209,14 +213,15 @@ def _(functional: InteractionEnergy, weight: float, terms: GridTerms) -> None:
     spectrum = kernel_spectrum(grid, functional.kernel).real
     no_curvature = grid.weights.new_zeros(len(grid))
 
-    def first_variation(mass: Tensor) -> tuple[Tensor, Tensor]:
-        return weight * grid.flatten(convolve(grid.unflatten(mass), spectrum)), no_curvature
+    def expansion(mass: Tensor) -> Expansion:
+        gradient = weight * grid.flatten(convolve(grid.unflatten(mass), spectrum))
+        return float(mass @ gradient) / 2, gradient, no_curvature
 
-    terms.smooth.append(first_variation)
+    terms.smooth.append(expansion)
 
 
-def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The first variation of c F and an estimate of the diagonal of its Hessian, from nothing but the value of F.
+def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[[Tensor], Expansion]:
+    """c F, its first variation and an estimate of the diagonal of its Hessian, from nothing but the value of F.
 
     The estimate is z ⊙ (H z) for signs z that alternate like a chessboard (Tang and Saad, *A probing method for
     computing the diagonal of a matrix inverse*, 2012): exact for functionals that are local. Where entries of H change
@@ -227,12 +232,12 @@ def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[
     signs = grid.flatten(1.0 - 2.0 * (torch.stack(index).sum(0) % 2)).to(grid.weights)
     count = _neighbours(grid, torch.ones_like(signs))
 
-    def first_variation(mass: Tensor) -> tuple[Tensor, Tensor]:
+    def expansion(mass: Tensor) -> Expansion:
         with torch.enable_grad():
             weights = mass.detach().requires_grad_()
             value = functional(grid.with_weights(weights))
             if not value.requires_grad:
-                return torch.zeros_like(mass), torch.zeros_like(mass)
+                return weight * float(value.detach()), torch.zeros_like(mass), torch.zeros_like(mass)
             (gradient,) = torch.autograd.grad(value, weights, create_graph=True)
             diagonal = torch.zeros_like(mass)
             if gradient.requires_grad:
@@ -250,9 +255,9 @@ def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[
                 f"the first variation of {functional!r} is NaN or infinite at {bad} of {len(mass)} cells; its value "
                 "must be differentiable at every positive density (to keep mass out, use a mask in place of ∞)"
             )
-        return weight * gradient, weight * diagonal
+        return weight * float(value.detach()), weight * gradient, weight * diagonal
 
-    return first_variation
+    return expansion
 
 
 def _neighbours(grid: Grid, field: Tensor) -> Tensor:

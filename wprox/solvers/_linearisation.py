@@ -18,6 +18,7 @@ INNER_RATIO = 0.1  # of the last change of mass: the violation down to which the
 CURVATURE = 0.8  # of the slope that a move starts with: beyond, the slope that it ends with has overshot
 SHORTEST, LONGEST = 0.1, 4.0  # factors by which the relaxation may change from one linearisation to the next
 SHORTEST_OF_ALL = 1e-6  # relaxation
+ROUNDING = 1e-12  # of values of G, relative
 MEMORY = 8  # solutions besides the base that extrapolation draws on
 SHARPER = 0.1  # of the violations down to which models are solved: secants need more digits than slopes
 RIDGE = 1e-12  # of the normal equations, relative to unit diagonals
@@ -25,9 +26,10 @@ RIDGE = 1e-12  # of the normal equations, relative to unit diagonals
 
 @dataclass
 class Base:
-    """The last accepted solution, and the first variation of G less that of its model there."""
+    """The last accepted solution, the value of G there, and the first variation of G less that of its model."""
 
     mass: Tensor
+    value: float
     model: Tensor
     residual: Tensor
     scalings: Tensor
@@ -48,9 +50,11 @@ class Linearisation:
     γ times the Hessian that G has in Wasserstein space, whatever the grid.
 
     The constant is not known. r is the derivative of the objective, so that the slopes −⟨r, ρ⁺ − ρ⟩ and ⟨r⁺, ρ⁺ − ρ⟩
-    tell without any value of F whether a move overshoots: then it is undone and α shortened (the approximate Wolfe
-    condition of Hager and Zhang, 2005), to where the secant of the slopes vanishes. The same secant gives the α of
-    the next move (Barzilai and Borwein 1988, in the metric of J₀).
+    tell whether a move overshoots: then it is undone and α shortened (the approximate Wolfe condition of Hager and
+    Zhang, 2005), to where the secant of the slopes vanishes. The same secant gives the α of the next move (Barzilai and
+    Borwein 1988, in the metric of J₀). Where G is not convex a move may cross a hump and end where the slope is fine:
+    it is undone too where the objective rises for sure, by no less than  G(ρ⁺) − G(ρ) − ⟨u, ρ⁺ − ρ⟩,  since J₀ is
+    convex and −u its derivative at ρ.
 
     Where α < 1, which is where G is stiff, a secant in one direction is not enough: moves are extrapolated from the
     last solutions, to where an affine combination of their residuals is least (Anderson's method of type II: Walker
@@ -64,7 +68,7 @@ class Linearisation:
         tol: the violation at which to look whether to linearise anew.
         scalings: (k, n), where to go on.
         moved: the change of mass by the last linearisation, in units in which α = 1.
-        accepted: whether that change lowers the objective, as far as the slopes tell, or is to be undone.
+        accepted: whether that change lowers the objective, as far as slopes and values tell, or is to be undone.
     """
 
     def __init__(self, terms: GridTerms, around: Tensor, repeat: bool, tol: float) -> None:
@@ -78,7 +82,7 @@ class Linearisation:
         self.fraction = 1.0  # of the way to what is extrapolated
         self.direction = around
         if terms.smooth:
-            gradient, self.diagonal = terms.first_variation(around)
+            _, gradient, self.diagonal = terms.expansion(around)
             self.linear = gradient - self.diagonal * around
             self.local = terms.modelled(self.linear, self.diagonal)
         if self.repeat:
@@ -107,7 +111,7 @@ class Linearisation:
         if not self.repeat:
             return True
         model = self.linear + self.diagonal * mass
-        gradient, diagonal = self.terms.first_variation(mass)
+        value, gradient, diagonal = self.terms.expansion(mass)
         residual = gradient - model
         before = self.around if self.base is None else self.base.mass
         change = mass - before
@@ -121,6 +125,10 @@ class Linearisation:
                 judged = True
                 factor = first / (first + last) if first + last > 0 else math.inf
                 self.accepted = last <= CURVATURE * first
+                rise = value - self.base.value - float(self.base.model @ change)
+                if rise > first / NOISE + ROUNDING * (abs(value) + abs(self.base.value)):
+                    self.accepted = False
+                    factor = min(factor, 0.5)
             elif self.extrapolated:
                 self.accepted = False
         if not judged and self.relaxation < 1:  # nothing says that the move could not be longer
@@ -135,7 +143,7 @@ class Linearisation:
             self.relaxation *= min(max(factor, SHORTEST), LONGEST)
             self.relaxation = min(1.0, max(SHORTEST_OF_ALL, self.relaxation))
         if self.accepted:
-            base = self.base = Base(mass, model, residual, scalings, violation)
+            base = self.base = Base(mass, value, model, residual, scalings, violation)
             self.diagonal = diagonal
             if self.extrapolated:
                 self.fraction = min(1.0, LONGEST * self.fraction)

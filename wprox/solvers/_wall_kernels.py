@@ -16,7 +16,9 @@ from wprox.measures import Grid
 from wprox.solvers._kernels import MISLED, GaussianKernel, Kernel
 
 FINEST = 0.6  # cells: the standard deviation of a factor down to which a sampled Gaussian is one
-FEWEST, MOST = 3, 7  # factors of the first axis: paths of two turns at least; more hardly change the distances
+# factors of the first axis: paths of two turns at least. More than the most hardly change moves of up to 2 blurs; of
+# those by 5 blurs around a pillar 11 lower the error by a seventh, for 1.6 times the products
+FEWEST, MOST = 3, 7
 TURN = 0.2  # cells: the standard deviation of factors that are there only for rooms of many turns
 BLOCK = 2**22  # entries of one block of the log domain
 
