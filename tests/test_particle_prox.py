@@ -530,10 +530,58 @@ def test_steps_onto_the_cusps_of_a_kernel_end_where_nothing_becomes_smaller():
         trajectory = wprox.jko(wprox.MMD(target), wprox.ParticleProx(), wprox.Particles(start), 10.0, 2)
     values = torch.stack(trajectory.values)
     assert bool((values.diff() <= 1e-12).all())
+    assert values[-1] < 0.1 * values[0]
     for step in trajectory.steps:
         assert not step.converged
         assert "kinks" in step.message
         assert step.iterations < 500
+    rounded = wprox.ParticleProx().step(wprox.MMD(target, Rounded()), wprox.Particles(start), 10.0)
+    assert rounded.converged
+    first = trajectory.steps[0]
+    least = wprox.MMD(target)(rounded.measure) + rounded.transport_cost / 20
+    assert first.value + first.transport_cost / 20 < 1.005 * least
+
+
+class Rounded(wprox.kernels.RadialKernel):
+    """The Riesz kernel without its cusp."""
+
+    smooth = True
+
+    def profile(self, s):
+        return -(s + 1e-6).sqrt()
+
+
+STIFFNESS = torch.logspace(0, 6, 30, dtype=F64)
+SLOW = {
+    "blob": lambda: (
+        wprox.KL(wprox.Gaussian(torch.zeros(2, dtype=F64), torch.tensor([1.0, 0.25], dtype=F64).diag())),
+        wprox.Particles(0.3 * normal(60) + 2).with_kernel_density(0.2),
+        4.0,
+        1e-2,
+    ),
+    "valley": lambda: (
+        wprox.PotentialEnergy(lambda x: 1e4 * (x[:, 1] - x[:, 0] ** 2) ** 2 + (1 - x[:, 0]) ** 2),
+        wprox.Particles(normal(50)),
+        100.0,
+        1e-6,
+    ),
+    "stiff": lambda: (
+        wprox.PotentialEnergy(lambda x: x.square() @ STIFFNESS / 2),
+        wprox.Particles(normal(10, 30)),
+        1.0,
+        1e-3,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SLOW)
+def test_smooth_functionals_are_never_given_up(case):
+    """Searches that are slow for their condition number used to end as if they were at kinks."""
+    functional, start, gamma, tolerance = SLOW[case]()
+    step = wprox.ParticleProx(tolerance=tolerance, iterations=10_000).step(functional, start, gamma)
+    assert step.converged, step.message
+    if case == "stiff":
+        assert torch.allclose(step.measure.points, start.points / (1 + STIFFNESS), atol=1e-3)
 
 
 def test_pairs_that_contradict_each_other_do_not_send_a_search_astray():
