@@ -328,6 +328,14 @@ def test_a_gradient_that_is_not_finite_names_its_term():
         wprox.ParticleProx().step(wprox.PotentialEnergy(half_square) + wprox.PotentialEnergy(cusp), start, 1.0)
 
 
+def test_of_terms_that_read_alike_the_number_is_told():
+    smooth, singular = (
+        wprox.PotentialEnergy(f) for f in (lambda x: x[:, 0], lambda x: (x - x.detach()).norm(dim=1).sqrt())
+    )
+    with pytest.raises(wprox.StepFailedError, match="term 2 of 2, is not finite"):
+        wprox.ParticleProx().step(smooth + singular, wprox.Particles(normal(5)), 1.0)
+
+
 def test_a_value_that_is_not_finite_names_its_term():
     F = wprox.PotentialEnergy(half_square) + wprox.PotentialEnergy(lambda x: x[:, 0] * math.inf)
     with pytest.raises(wprox.StepFailedError, match="PotentialEnergy"):
@@ -519,7 +527,12 @@ def test_a_functional_cut_off_from_autograd_is_refused(solver, alone):
     with pytest.raises(ValueError, match=r"CutOff\(\) is cut off from autograd"):
         solver.step(functional, rho.with_kernel_density(), 0.5)
     constant = wprox.PotentialEnergy(lambda x: torch.ones_like(x[:, 0]))
-    assert torch.equal(solver.step(constant, rho, 0.5).measure.points, rho.points)
+    farthest = float(rho.points.norm(dim=1).max())
+    indicator = wprox.PotentialEnergy(
+        lambda x: torch.where(x.norm(dim=1) <= farthest + 1e-6, 0 * x[:, 0].detach(), math.inf)
+    )
+    for functional in (constant, indicator):
+        assert torch.equal(solver.step(functional, rho, 0.5).measure.points, rho.points)
 
 
 def test_steps_onto_the_cusps_of_a_kernel_end_where_nothing_becomes_smaller():
