@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +82,64 @@ def test_where_keops_is_missing(monkeypatch):
 def test_a_cpu_sums_in_blocks_unless_it_is_told_otherwise(monkeypatch):
     monkeypatch.setattr(_keops, "is_ready", lambda: True)
     x, w = normal(5, 2), weights(5)
+    assert _keops.keops_sums(kernels.Gaussian(), x, x, w, gradient=True) is None
+
+
+class Lazy:
+    """Stands in for a LazyTensor of KeOps whose formulas do not compile."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __sub__(self, *_):
+        return self
+
+    __pow__ = __mul__ = exp = concat = grad = __sub__
+
+    def sum(self, axis):
+        if axis == 1:
+            raise ImportError("no module named pykeops_formula")
+        return self
+
+
+class OnGpu(torch.Tensor):
+    """On a CPU, but says otherwise."""
+
+    device = SimpleNamespace(type="cuda")
+
+
+@pytest.fixture
+def lazy(monkeypatch):
+    module = ModuleType("pykeops.torch")
+    module.LazyTensor = Lazy
+    monkeypatch.setitem(sys.modules, "pykeops", ModuleType("pykeops"))
+    monkeypatch.setitem(sys.modules, "pykeops.torch", module)
+    monkeypatch.setattr(_keops, "find_spec", lambda _: True)
+    monkeypatch.setattr(_keops, "which", lambda _: "/usr/bin/g++")
+
+
+@pytest.mark.usefixtures("lazy")
+def test_a_gpu_sums_in_blocks_what_keops_does_not_know():
+    x, w = normal(5, 2).as_subclass(OnGpu), weights(5)
+    assert _keops.keops_sums(Opaque(), x, x, w, gradient=True) is None
+    assert _keops.keops_sums(kernels.Gaussian().with_backend("blocks"), x, x, w, gradient=True) is None
+    with pytest.raises(_keops.NoFormulaError, match=r"no formula of KeOps.*operators and methods"):
+        _keops.keops_sums(Opaque().with_backend("keops"), x, x, w, gradient=True)
+
+
+@pytest.mark.usefixtures("lazy")
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_formula_that_does_not_compile_says_what_is_needed(gradient):
+    x, w = normal(5, 2), weights(5)
+    for kernel, points in ((kernels.Gaussian(), x.as_subclass(OnGpu)), (kernels.Gaussian().with_backend("keops"), x)):
+        with pytest.raises(RuntimeError, match=r"could not compile Gaussian.*C\+\+ compiler.*backend=\"blocks\""):
+            _keops.keops_sums(kernel, points, points, w, gradient)
+
+
+@pytest.mark.usefixtures("lazy")
+def test_a_gpu_without_a_compiler_sums_in_blocks(monkeypatch):
+    monkeypatch.setattr(_keops, "which", lambda _: None)
+    x, w = normal(5, 2).as_subclass(OnGpu), weights(5)
     assert _keops.keops_sums(kernels.Gaussian(), x, x, w, gradient=True) is None
 
 

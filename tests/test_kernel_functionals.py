@@ -100,6 +100,45 @@ def test_mmd_runs_on_every_measure():
         assert float(value) == pytest.approx((1 - math.exp(-1 / 6)) / math.sqrt(3), rel=1e-3)
 
 
+class Decay(kernels.RadialKernel):
+    smooth = True
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def profile(self, s):
+        return torch.exp(-self.rate * s)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("radial", [True, False])
+def test_mmd_of_a_kernel_that_is_trained(radial, unbiased):
+    """The target's own pairs have a gradient too, and follow the kernel as it is trained."""
+    x, y = wprox.Particles(normal(8, 2)), normal(6, 2, seed=2) + 1
+
+    def functional(rate):
+        kernel = Decay(rate) if radial else lambda z: torch.exp(-rate * z.square().sum(-1))
+        return wprox.MMD(y, kernel, unbiased)
+
+    rate = torch.tensor(0.7, dtype=F64, requires_grad=True)
+    mine = functional(rate)
+    change = (functional(rate.detach() + 1e-5)(x) - functional(rate.detach() - 1e-5)(x)) / 2e-5
+    assert torch.allclose(torch.autograd.grad(mine(x), rate)[0], change, rtol=1e-7)
+    with torch.no_grad():
+        rate.fill_(1.4)
+        assert torch.allclose(mine(x), functional(rate.detach())(x))
+
+
+def test_ksd_refuses_a_kernel_that_is_trained():
+    """Its gradient in the kernel would be missing."""
+    rate = torch.tensor(0.7, dtype=F64, requires_grad=True)
+    rho, functional = wprox.Particles(normal(8, 2)), wprox.KSD(lambda x: -x.square().sum(-1) / 2, Decay(rate))
+    with pytest.raises(ValueError, match=r"not differentiable in the parameters.*requires_grad_\(False\)"):
+        functional(rho)
+    rate.requires_grad_(False)
+    assert float(functional(rho)) > 0
+
+
 def test_mmd_bad_input():
     with pytest.raises(ValueError, match="the target lives in dimension 2, the measure in dimension 3"):
         wprox.MMD(normal(4, 2))(wprox.Particles(normal(4, 3)))

@@ -328,6 +328,14 @@ def test_a_gradient_that_is_not_finite_names_its_term():
         wprox.ParticleProx().step(wprox.PotentialEnergy(half_square) + wprox.PotentialEnergy(cusp), start, 1.0)
 
 
+def test_of_terms_that_read_alike_the_number_is_told():
+    smooth, singular = (
+        wprox.PotentialEnergy(f) for f in (lambda x: x[:, 0], lambda x: (x - x.detach()).norm(dim=1).sqrt())
+    )
+    with pytest.raises(wprox.StepFailedError, match="term 2 of 2, is not finite"):
+        wprox.ParticleProx().step(smooth + singular, wprox.Particles(normal(5)), 1.0)
+
+
 def test_a_value_that_is_not_finite_names_its_term():
     F = wprox.PotentialEnergy(half_square) + wprox.PotentialEnergy(lambda x: x[:, 0] * math.inf)
     with pytest.raises(wprox.StepFailedError, match="PotentialEnergy"):
@@ -519,7 +527,12 @@ def test_a_functional_cut_off_from_autograd_is_refused(solver, alone):
     with pytest.raises(ValueError, match=r"CutOff\(\) is cut off from autograd"):
         solver.step(functional, rho.with_kernel_density(), 0.5)
     constant = wprox.PotentialEnergy(lambda x: torch.ones_like(x[:, 0]))
-    assert torch.equal(solver.step(constant, rho, 0.5).measure.points, rho.points)
+    farthest = float(rho.points.norm(dim=1).max())
+    indicator = wprox.PotentialEnergy(
+        lambda x: torch.where(x.norm(dim=1) <= farthest + 1e-6, 0 * x[:, 0].detach(), math.inf)
+    )
+    for functional in (constant, indicator):
+        assert torch.equal(solver.step(functional, rho, 0.5).measure.points, rho.points)
 
 
 def test_steps_onto_the_cusps_of_a_kernel_end_where_nothing_becomes_smaller():
@@ -530,10 +543,58 @@ def test_steps_onto_the_cusps_of_a_kernel_end_where_nothing_becomes_smaller():
         trajectory = wprox.jko(wprox.MMD(target), wprox.ParticleProx(), wprox.Particles(start), 10.0, 2)
     values = torch.stack(trajectory.values)
     assert bool((values.diff() <= 1e-12).all())
+    assert values[-1] < 0.1 * values[0]
     for step in trajectory.steps:
         assert not step.converged
         assert "kinks" in step.message
         assert step.iterations < 500
+    rounded = wprox.ParticleProx().step(wprox.MMD(target, Rounded()), wprox.Particles(start), 10.0)
+    assert rounded.converged
+    first = trajectory.steps[0]
+    least = wprox.MMD(target)(rounded.measure) + rounded.transport_cost / 20
+    assert first.value + first.transport_cost / 20 < 1.005 * least
+
+
+class Rounded(wprox.kernels.RadialKernel):
+    """The Riesz kernel without its cusp."""
+
+    smooth = True
+
+    def profile(self, s):
+        return -(s + 1e-6).sqrt()
+
+
+STIFFNESS = torch.logspace(0, 6, 30, dtype=F64)
+SLOW = {
+    "blob": lambda: (
+        wprox.KL(wprox.Gaussian(torch.zeros(2, dtype=F64), torch.tensor([1.0, 0.25], dtype=F64).diag())),
+        wprox.Particles(0.3 * normal(60) + 2).with_kernel_density(0.2),
+        4.0,
+        1e-2,
+    ),
+    "valley": lambda: (
+        wprox.PotentialEnergy(lambda x: 1e4 * (x[:, 1] - x[:, 0] ** 2) ** 2 + (1 - x[:, 0]) ** 2),
+        wprox.Particles(normal(50)),
+        100.0,
+        1e-6,
+    ),
+    "stiff": lambda: (
+        wprox.PotentialEnergy(lambda x: x.square() @ STIFFNESS / 2),
+        wprox.Particles(normal(10, 30)),
+        1.0,
+        1e-3,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SLOW)
+def test_smooth_functionals_are_never_given_up(case):
+    """Searches that are slow for their condition number used to end as if they were at kinks."""
+    functional, start, gamma, tolerance = SLOW[case]()
+    step = wprox.ParticleProx(tolerance=tolerance, iterations=10_000).step(functional, start, gamma)
+    assert step.converged, step.message
+    if case == "stiff":
+        assert torch.allclose(step.measure.points, start.points / (1 + STIFFNESS), atol=1e-3)
 
 
 def test_pairs_that_contradict_each_other_do_not_send_a_search_astray():

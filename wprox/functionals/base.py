@@ -167,7 +167,10 @@ def gradient_in_points(functional: Functional, rho: Measure) -> Tensor:
 
 
 def refuse_cut_off(functional: Functional, rho: Measure, value: Tensor) -> None:
-    """Raise `ValueError` where a value without a graph changes with the points of ρ, so that its gradient is not 0."""
+    """Raise `ValueError` where a value without a graph changes with the points of ρ, so that its gradient is not 0.
+
+    An indicator, 0 or +∞, is no such value.
+    """
     points, log_density = rho.points.detach(), _density_or_none(rho)
     noise = torch.randn(points.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(points)
     elsewhere = points + SHIFT * (points.norm(dim=1).max() + 1) * noise
@@ -177,7 +180,7 @@ def refuse_cut_off(functional: Functional, rho: Measure, value: Tensor) -> None:
         else:
             other = functional(Particles(elsewhere, rho.weights.detach(), log_density))
         gap = float((other - value).abs())
-    if gap > math.sqrt(torch.finfo(points.dtype).eps) * abs(float(value)):
+    if math.isfinite(gap) and gap > math.sqrt(torch.finfo(points.dtype).eps) * abs(float(value)):
         raise ValueError(
             f"{functional!r} is cut off from autograd: its value changes by {gap:.3g} when the points move, but "
             "carries no gradient (is there a .detach(), .item(), float(...), NumPy or torch.no_grad() in it, or does "

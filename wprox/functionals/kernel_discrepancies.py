@@ -15,7 +15,7 @@ from wprox.functionals.base import Functional
 from wprox.functionals.divergences import log_density_of
 from wprox.kernels import EvenKernel, InverseMultiquadric, RadialKernel, Riesz
 from wprox.measures import Gaussian, Measure, Particles
-from wprox.measures.base import evaluate, potential
+from wprox.measures.base import evaluate, has_parameters, potential
 
 
 class MMD(Functional):
@@ -30,7 +30,8 @@ class MMD(Functional):
         target: ν: a measure, samples (m, d), or a torch `Distribution` over R^d. Of distributions and of a
             `wprox.Gaussian`, `n_samples` draws are taken.
         kernel: k, a kernel of `wprox.kernels` or a function of differences (m, d) → (m,), even and conditionally
-            positive definite; `wprox.kernels.Riesz(1)`, the energy distance, by default.
+            positive definite; `wprox.kernels.Riesz(1)`, the energy distance, by default. It may be trained: the value
+            is differentiable in tensors of its own that want a gradient.
         unbiased: leave out the pairs i = j, of particles and of samples, as the U-statistic of Gretton et al. (2012,
             lemma 6) does: the mean over samples is then exact, and single values may be negative. Particles only.
         n_samples: how many draws to take of a distribution.
@@ -64,8 +65,10 @@ class MMD(Functional):
             )
         self.target = _sampled(target, check_count(n_samples, "n_samples"), seed)
         self.unbiased = bool(unbiased)
+        with torch.enable_grad():
+            self._trained = has_parameters(self.kernel, self.target.points)
         with torch.no_grad():
-            self._constant = self._pairs(self.target, self.unbiased and isinstance(self.target, Particles))
+            self._constant = self._target_pairs()
 
     def __call__(self, rho: Measure) -> Tensor:
         if rho.dim != self.target.dim:
@@ -74,7 +77,12 @@ class MMD(Functional):
             raise TypeError(f"unbiased=True counts pairs of particles; a {type(rho).__name__} needs unbiased=False")
         samples, weights = self.target.points.to(rho.points), self.target.weights.to(rho.points)
         cross = rho.integrate(lambda x: potential(self.kernel, x, samples, weights))
-        return self._pairs(rho, self.unbiased) / 2 - cross + self._constant.to(rho.points) / 2
+        constant = self._target_pairs() if self._trained else self._constant
+        return self._pairs(rho, self.unbiased) / 2 - cross + constant.to(rho.points) / 2
+
+    def _target_pairs(self) -> Tensor:
+        """∬ k dν dν, which a kernel in training changes."""
+        return self._pairs(self.target, self.unbiased and isinstance(self.target, Particles))
 
     def _pairs(self, rho: Measure, unbiased: bool) -> Tensor:
         """∬ k dρ dρ, or its U-statistic Σ_{i≠j} w_i w_j k_ij / (1 − Σ w_i²)."""
@@ -111,7 +119,7 @@ class KSD(Functional):
 
     Raises:
         TypeError: for a kernel that is not smooth at 0, where k_π would be infinite; without target and score.
-        ValueError: for a measure of another dimension, or a score of another shape.
+        ValueError: for a measure of another dimension, a score of another shape, or a kernel that is being trained.
 
     Example:
         >>> import torch, wprox
@@ -144,6 +152,11 @@ class KSD(Functional):
     def __call__(self, rho: Measure) -> Tensor:
         if self.dim is not None and rho.dim != self.dim:
             raise ValueError(f"the target lives in dimension {self.dim}, the measure in dimension {rho.dim}")
+        if has_parameters(self.kernel, rho.points):
+            raise ValueError(
+                f"KSD is not differentiable in the parameters of its kernel, but {self.kernel} has some that want a "
+                "gradient: freeze them (requires_grad_(False)), or train the kernel with MMD"
+            )
         return SteinSum.apply(self.kernel, rho.points, self.score(rho.points), rho.weights) / 2
 
     def score(self, x: Tensor) -> Tensor:

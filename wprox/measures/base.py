@@ -155,7 +155,7 @@ def pair_sum(
     A singular kernel then leaves i = j out.
     """
     if not isinstance(k, RadialKernel):
-        if others is not None or _has_parameters(k, points):
+        if others is not None or has_parameters(k, points):
             return _pair_sum(k, points, weights, others, other_weights)
 
         def checked(z: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def pair_sum(
         if not bool(torch.isfinite(total.detach())):
             _explain(k, points)
         return total
-    if _has_parameters(k, points):
+    if has_parameters(k, points):
         return _pair_sum(k, points, weights, others, other_weights)
     if others is None or other_weights is None:
         return SelfSum.apply(k, partial(_pair_sum, k), points, weights)
@@ -176,14 +176,14 @@ def pair_sum(
 
 def potential(k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor, weights: Tensor) -> Tensor:
     """(k ∗ ν)(x_i) = Σ_j v_j k(x_i − y_j) of ν = Σ_j v_j δ_{y_j}, (n,), in blocks of rows."""
-    if isinstance(k, RadialKernel) and not _has_parameters(k, points):
+    if isinstance(k, RadialKernel) and not has_parameters(k, points):
         return CrossSum.apply(k, partial(_pair_sum, k), points, others, weights)
 
     def by_autodiff(points: Tensor) -> Tensor:
         blocks = _blocks(k, points, others)
         return torch.cat([_run(_rows, len(blocks) > 1, k, points, others, weights, rows, False) for rows in blocks])
 
-    if others.requires_grad or weights.requires_grad or _has_parameters(k, points):
+    if others.requires_grad or weights.requires_grad or has_parameters(k, points):
         return by_autodiff(points)
     checked = partial(_evaluate_kernel, k)
     return FunctionPotential.apply(checked, by_autodiff, _side(k, points), points, others, weights)
@@ -279,7 +279,7 @@ def _evaluate_kernel(k: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     return evaluate(k, z, "k")
 
 
-def _has_parameters(k: Callable[[Tensor], Tensor], points: Tensor) -> bool:
+def has_parameters(k: Callable[[Tensor], Tensor], points: Tensor) -> bool:
     """Whether the kernel has tensors of its own that want a gradient."""
     return torch.is_grad_enabled() and evaluate(k, torch.ones_like(points[:1]), "k").requires_grad
 

@@ -26,7 +26,10 @@ def checked_gradient(functional: Functional, rho: Measure) -> Tensor:
 def non_finite(functional: Functional, rho: Measure) -> str:
     """One sentence on which term of F has a value or gradient that is not finite at ρ, and at which point."""
     terms = functional.terms if isinstance(functional, Sum) else [(1.0, functional)]
-    for _, term in terms:
+    for k, (_, term) in enumerate(terms):
+        name = repr(term)
+        if sum(repr(other) == name for _, other in terms) > 1:  # two potentials that are lambdas
+            name = f"{name}, term {k + 1} of {len(terms)},"
         with torch.no_grad():
             value = term(rho)
         gradient = term.wasserstein_gradient(rho)
@@ -34,11 +37,11 @@ def non_finite(functional: Functional, rho: Measure) -> str:
         if len(rows):
             i = int(rows[0])
             return (
-                f"the gradient of {term!r} is not finite at {len(rows)} of {len(rho)} points, the first being point "
+                f"the gradient of {name} is not finite at {len(rows)} of {len(rho)} points, the first being point "
                 f"{i} at {_point(rho.points[i])}: keep the points away from its singularities, or make it smooth there"
             )
         if not bool(torch.isfinite(value).all()):
-            return f"the value of {term!r} is {float(value):g}: the measure has left the domain of that functional"
+            return f"the value of {name} is {float(value):g}: the measure has left the domain of that functional"
     return f"the value or gradient of {functional!r} is not finite"
 
 

@@ -13,8 +13,10 @@ DECREASE, CURVATURE = 1e-4, 0.9  # c₁ and c₂ of the Wolfe conditions, as Noc
 NOISE = 1e-12  # of a value, relative to it: closer than that, two values are equal and the slopes decide
 SEARCH_LIMIT = 40  # evaluations of one line search
 REACH = 1e3  # of a first trial, in steps of steepest descent: pairs that contradict each other may point astray
-PATIENCE = 100  # iterations in which the gradient must halve, or J fall by more than STALL of its descent so far
+PATIENCE = 100  # iterations at kinks in which the gradient must halve, or J fall by more than STALL of its descent
 STALL = 1e-4
+FEW = 10  # iterations that show how strongly J curves where it is smooth, its stiffest directions coming first
+KINK = 100.0  # times that: the gradient jumped. Measured on smooth J: at most 5, however ill-conditioned
 
 
 class Point(Protocol):
@@ -70,7 +72,7 @@ class Minimiser(Generic[P]):
         point: the best point.
         outside: the last position tried that was outside of the domain.
         iterations: steps taken.
-        stalled: whether the last run ended because neither J nor its gradient became smaller, as at a kink.
+        stalled: whether the last run ended at kinks, because neither J nor its gradient became smaller.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Minimiser(Generic[P]):
         """Iterate until done; whether descent went on until then, or until `iterations` in all were made."""
         self.stalled = False
         values, gradients = [self.point.value], [float(self.point.gradient.norm())]
+        curvatures: list[float] = []
         while not is_done(self.point) and self.iterations < iterations:
             found = self._search(self._direction())
             if found is None and self.history.pairs:  # pairs from elsewhere may mislead: once more without them
@@ -98,11 +101,14 @@ class Minimiser(Generic[P]):
             if found is None:
                 return False
             self.iterations += 1
-            self.history.add(found.position - self.point.position, found.gradient - self.point.gradient)
+            shift, change = found.position - self.point.position, found.gradient - self.point.gradient
+            self.history.add(shift, change)
             self.point = found
+            length = float(shift.norm())
+            curvatures.append(float(change.norm()) / length if length > 0 else math.inf)
             values.append(found.value)
             gradients.append(min(gradients[-1], float(found.gradient.norm())))
-            if len(values) > PATIENCE and gradients[-1] > 0.5 * gradients[-1 - PATIENCE]:
+            if len(values) > PATIENCE and gradients[-1] > 0.5 * gradients[-1 - PATIENCE] and _has_kinks(curvatures):
                 self.stalled = values[-1 - PATIENCE] - values[-1] < STALL * (values[0] - values[-1])
                 if self.stalled:
                     return False
@@ -149,6 +155,15 @@ class Minimiser(Generic[P]):
                 if abs(high[0] - low[0]) <= 1e-15 * max(low[0], high[0]):
                     break
         return best
+
+
+def _has_kinks(curvatures: list[float]) -> bool:
+    """Whether a tenth of the last pairs |∇J(y) − ∇J(x)|/|y − x| are out of proportion to the first.
+
+    A smooth J may be as slow for its condition number, but then it is worth to go on: it curves as it did.
+    """
+    limit = KINK * max(curvatures[:FEW])
+    return sum(not curvature < limit for curvature in curvatures[-PATIENCE:]) >= PATIENCE / 10
 
 
 def _between(low: tuple[float, float, float], high: tuple[float, float, float]) -> float:
