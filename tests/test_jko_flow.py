@@ -84,7 +84,7 @@ def test_round_trip_in_both_dtypes(flow):
     x = blobs(500, seed=1)
     assert torch.allclose(flow.inverse_transform(flow.transform(x)), x, atol=1e-8)
     x = x.float()
-    assert torch.allclose(flow.inverse_transform(flow.transform(x)), x, atol=1e-4)
+    assert torch.allclose(flow.inverse_transform(flow.transform(x)), x, atol=1e-5)
 
 
 def test_log_prob_is_the_change_of_variables(flow):
@@ -306,7 +306,9 @@ def test_equal_moves_share_the_path_and_keep_the_time(steps):
 
 
 def test_refine_evens_the_moves_and_never_worsens_the_held_out_likelihood():
-    flow = JKOFlow(n_blocks=4, iterations=100, fine_tune_iterations=50, tol=-math.inf, jitter=0.0).fit(blobs(2000))
+    # the seed is one of those whose refinement helps: others leave the flow as it was, which the next test is about
+    options = {"iterations": 100, "fine_tune_iterations": 50, "tol": -math.inf, "jitter": 0.0, "seed": 2}
+    flow = JKOFlow(n_blocks=4, **options).fit(blobs(2000))
 
     def spread():
         moves = [math.sqrt(stage["transport_cost"]) for stage in flow.history_ if "transport_cost" in stage]
