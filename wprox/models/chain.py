@@ -72,7 +72,7 @@ class ForwardStep(GradientStepMap):
     It follows the basins of attraction, so that modes keep what lies in theirs, and has nothing to train. It is
     injective while γ∇²(−log g) ≺ I, which bounds the curvature in wells only, not that of the ridges between them.
     Where that does not hold it folds space, and a warning says so: points there have a density that is too low, by
-    that of their other preimages. Far outside, images may have no preimage, and `inverse` raises `ValueError`.
+    that of their other preimages. `inverse` raises `ValueError` where it finds none.
 
     Arguments:
         dim: d.
@@ -109,10 +109,10 @@ class ForwardStep(GradientStepMap):
             return super().inverse(y)
         except ValueError as error:
             raise ValueError(
-                "the density is not known at all of these points: some are so far out that no draw of the initial "
-                "Gaussian is taken there by the forward steps along the potential, which have an inverse only where "
-                "the potential is curved no more than at the draws in training. Leave such points out, or give "
-                f"forward_steps=0 or an initial Gaussian that is less wide ({error})"
+                "the density is not known at all of these points: at some a forward step along the potential has no "
+                "inverse. It has one where the potential is curved no more than at the draws in training, and rounding "
+                "can hide it far from them. Leave such points out, give the initial Gaussian (in whose dtype the "
+                f"target computes) in float64 or less wide, or forward_steps=0 ({error})"
             ) from None
 
     @property

@@ -67,8 +67,8 @@ class JKOSampler:
 
     The potential V = −log g can be followed first, by `forward_steps` of forward–backward splitting (Salim, Korba and
     Luise 2020), T(u) = u − γ∇V(u), which need no training and leave in every mode what lies in its basin. γ is half of
-    what would make the map fold where V is curved most, and they end when one gains less than `tol`. As many
-    `corrections` as after the blocks follow them.
+    what would make the map fold at the draw where V is curved most (a warning tells of later draws where it folds), and
+    they end when one gains less than `tol`. As many `corrections` as after the blocks follow them.
 
     Distances are measured in units of the initial Gaussian N(m, LLᵀ): the blocks act on u = L⁻¹(x − m), and γ with them
     (for N(m, σ²I) they are σ⁻² times the γ of x). Networks compute in float32 in training, and in the dtype of the
@@ -198,7 +198,8 @@ class JKOSampler:
     ) -> JKOSampler:
         """The sampler with settings for targets of several modes, all of which `initial` must cover.
 
-        Up to six forward steps, up to six rejection steps, one long block, and rejection steps again.
+        Up to six forward steps, up to six rejection steps, one long block where it gains `tol`, and up to six
+        rejection steps again; no fine-tuning. Where the block is left out, there is no network.
 
         Arguments:
             target: π, as for the sampler itself; its log-density must be twice differentiable.
@@ -507,7 +508,11 @@ class JKOSampler:
         return self._to_x(self._draw(n, make_generator(seed, self.initial_.device), self.initial_.dtype).points)
 
     def log_prob(self, x: Any) -> Tensor:
-        """The log-density of what `sample` draws, (n,), in nats: exact but for rejection rates, which are estimates."""
+        """The log-density of what `sample` draws, (n,), in nats: exact but for rejection rates, which are estimates.
+
+        Raises:
+            ValueError: at points that the forward steps do not reach, as far as their inverse is found.
+        """
         self._check_run()
         x = as_points(x, "x", self.dim)
         return self._chain(x.dtype).log_prob(self._to_u(x)) - self._log_det_scale.to(x)
