@@ -404,7 +404,7 @@ def test_folds_of_forward_steps_are_told():
 
 def test_density_where_forward_steps_have_no_inverse():
     sampler = quartic_sampler(2000)
-    with pytest.raises(ValueError, match="not known at all of these points.*forward_steps=0"):
+    with pytest.raises(ValueError, match=r"not known at all of these points.*forward_steps=0"):
         sampler.log_prob([[0.0], [20.0]])
 
 
