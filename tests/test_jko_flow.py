@@ -335,6 +335,20 @@ def test_a_refinement_that_does_not_help_leaves_the_flow_as_it_was():
         assert flow.history_[-1]["held_out_nll"] < old
 
 
+def test_a_refinement_that_fails_leaves_the_flow_as_it_was(monkeypatch):
+    correlated = blobs(500) @ torch.tensor([[1.0, 0.5], [0.0, 1.0]], dtype=torch.float64)
+    flow = JKOFlow(map=wprox.AffineMap, n_blocks=2, iterations=100, tol=-math.inf, jitter=0.0).fit(correlated)
+    before = flow.blocks_, flow.step_sizes_, flow.history_
+
+    def fails(*args, **kwargs):
+        raise FloatingPointError("the flow needs steps of 1e-8")  # as an ODE's evaluation may
+
+    monkeypatch.setattr(JKOFlow, "_train", fails)
+    with pytest.raises(FloatingPointError, match="needs steps"):
+        flow.refine()
+    assert all(now is then for now, then in zip((flow.blocks_, flow.step_sizes_, flow.history_), before, strict=True))
+
+
 def test_refine_says_what_it_needs(flow, tmp_path):
     with pytest.raises(NotFittedError, match="not fitted"):
         JKOFlow().refine()

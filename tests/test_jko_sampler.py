@@ -197,6 +197,16 @@ def test_same_seed_same_sampler():
     assert not torch.equal(first.sample(50, seed=1), other.sample(50, seed=1))
 
 
+def test_draws_are_not_the_noise_of_training_with_the_same_seed(monkeypatch):
+    """Blocks know by heart what they were trained on, and draws of the same seed would flatter them."""
+    seen = []
+    monkeypatch.setattr(wprox.NeuralProx, "step", lambda self, functional, measure, *_: seen.append(measure.points))
+    with pytest.raises(AttributeError):
+        JKOSampler(unnormalised, initial=WIDE, n_particles=2000, seed=3).run()
+    sampler = JKOSampler(unnormalised, initial=WIDE, n_blocks=0, seed=3).run()
+    assert not torch.isin(sampler.sample(5000, seed=3) / 2, seen[0]).any()
+
+
 def test_random_state_outside_is_left_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -208,6 +218,16 @@ def test_random_state_outside_is_left_alone():
 
 
 # rejection steps
+
+
+def test_corrections_without_any_map():
+    """From N(0, 4 I), which covers both modes: the effective part of a sample goes up with each."""
+    sampler = JKOSampler(unnormalised, initial=WIDE, n_blocks=0, corrections=4, n_particles=5000).run()
+    assert [stage["stage"] for stage in sampler.history_] == ["rejection"] * 4
+    ess = [stage["ess"] for stage in sampler.history_]
+    assert ess == sorted(ess)
+    value, error = sampler.log_normalizer(20_000, seed=0)
+    assert abs(value - math.log(3)) < 4 * error < 0.1  # false alarms: 6e-5
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2, 0.5, 0.9])
@@ -361,6 +381,44 @@ def test_a_potential_without_wells_has_no_forward_steps():
     assert not sampler.layers_
 
 
+def log_quartic(x):
+    return -(x[:, 0].square() - 4).square() / 4
+
+
+def quartic_sampler(n_particles):
+    start = Gaussian(torch.zeros(1).double(), 9 * torch.eye(1).double())
+    return JKOSampler(log_quartic, initial=start, forward_steps=2, n_blocks=0, n_particles=n_particles).run()
+
+
+def test_folds_of_forward_steps_are_told():
+    """Few particles tell little of a curvature that grows without bound; all of many do, with a margin of two."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # draws in training may fold as well
+        few = quartic_sampler(20)
+    with pytest.warns(RuntimeWarning, match=r"folds space at \d+ of \d+ points"):
+        few.sample(20_000, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quartic_sampler(20_000).sample(20_000, seed=0)
+
+
+def test_density_where_forward_steps_have_no_inverse():
+    sampler = quartic_sampler(2000)
+    with pytest.raises(ValueError, match=r"not known at all of these points.*forward_steps=0"):
+        sampler.log_prob([[0.0], [20.0]])
+
+
+def test_density_after_forward_steps_integrates_to_one():
+    """Between the images of ±4 deviations of the start, what lies between these: to 1e-6."""
+    sampler = quartic_sampler(2000)
+    ends, density = torch.tensor([[-4.0], [4.0]]).double(), torch.distributions.Normal(0, 1)
+    for layer in sampler.layers_:
+        ends, _ = layer(ends)
+    axis = torch.linspace(float(3 * ends[0]), float(3 * ends[1]), 40_001, dtype=torch.float64)
+    mass = float(torch.trapezoid(sampler.log_prob(axis[:, None]).exp(), axis))
+    assert mass == pytest.approx(float(2 * density.cdf(torch.tensor(4.0)) - 1), abs=1e-6)
+
+
 def test_second_derivatives_that_are_not_finite_are_named():
     def log_bumps(x):  # the derivative of the weights of logaddexp is ∞/∞ where its arguments are far apart
         return torch.logaddexp(-20 * (x - 1).square().sum(-1), -20 * (x + 1).square().sum(-1))
@@ -414,6 +472,20 @@ def test_forward_steps_are_saved(tmp_path):
     assert torch.equal(loaded.log_prob(x), sampler.log_prob(x))
 
 
+@pytest.mark.parametrize("map", ["spline", "ode", "residual", "convex"])
+def test_maps_of_every_name_are_saved(map, tmp_path):
+    options = {"iterations": 2, "n_particles": 100, "batch_size": 32, "fine_tune": False, "tol": -math.inf}
+    small = None if map == "convex" else {"hidden": (16,)}
+    first = JKOSampler(
+        unnormalised, initial=WIDE, map=map, map_options=small, step_sizes=[1.0], n_blocks=1, corrections=1, **options
+    ).run()
+    first.save(tmp_path / "model")
+    loaded = JKOSampler.load(tmp_path / "model", unnormalised)
+    assert torch.equal(loaded.sample(20, seed=0), first.sample(20, seed=0))
+    assert (loaded.map, loaded.step_sizes, loaded.tol) == (map, [1.0], -math.inf)
+    assert torch.equal(loaded.run().sample(20, seed=0), first.sample(20, seed=0))  # trained again as it was
+
+
 def test_foreign_files_are_refused(sampler, tmp_path):
     sampler.save(tmp_path / "sampler")
     flow = wprox.JKOFlow(n_blocks=1, iterations=1, fine_tune=False).fit(torch.randn(100, 2))
@@ -450,6 +522,8 @@ def test_maps_of_ones_own_are_loaded_by_their_class(tmp_path):
         (lambda x: -x.square(), ValueError, r"one log-density a row, \(1000,\); it returned shape \(1000, 2\)"),
         (lambda x: -x.square().sum(), ValueError, r"one log-density a row"),
         (lambda x: -x.detach().square().sum(-1), TypeError, "not differentiable"),
+        (lambda x: -x.detach().square().sum(-1) + 0 * torch.zeros(1, requires_grad=True), TypeError, "no way from"),
+        (lambda x: -x.round().square().sum(-1), TypeError, "it varies, from .* and its gradient is 0 at all of 1000"),
         (lambda x: (-(x.detach().numpy() ** 2)).sum(-1), TypeError, "must return a tensor"),
         (lambda x: -(x - x).norm(dim=-1) * x.new_tensor(math.inf), ValueError, "NaN"),
         (lambda x: -torch.where(x > 0, x, x * 0).sqrt().sum(-1), ValueError, "gradient of the target's log-density"),
@@ -493,6 +567,7 @@ def test_dimensions_must_be_known_and_agree():
         ({"n_particles": 1}, "n_particles"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"seed": -1}, "seed"),
+        ({"map": "splines"}, "map must be one of"),
     ],
 )
 def test_arguments_out_of_range(options, message):

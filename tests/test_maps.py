@@ -110,6 +110,38 @@ def test_log_det_is_that_of_the_autodiff_jacobian(factory, dim, dtype):
     assert torch.allclose(map(x)[1], log_det, atol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_second_derivatives_are_differences_of_the_first(factory, training):
+    """The curvature of a pushed log-density, along one direction at each point; and a Jacobian by `torch.func`."""
+    map = build(factory, 3).train(training)
+    x, direction = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def score(x):
+        x = x.clone().requires_grad_()
+        with seeded(0):
+            y, log_det = map(x)
+            return x, *torch.autograd.grad((log_det - y.square().sum(1) / 2).sum(), x, create_graph=True)
+
+    start, first = score(x)
+    (curvature,) = torch.autograd.grad((first * direction).sum(), start)
+    h = 1e-5
+    difference = (score(x + h * direction)[1] - score(x - h * direction)[1]).detach() / (2 * h)
+    # of a row, ∇² log p · direction
+    assert torch.allclose(curvature, difference, rtol=1e-4, atol=1e-4)
+    if not training:
+        (jacobian,) = torch.func.jacrev(lambda x: map(x)[0].sum(0))(x).transpose(0, 1)[:1]
+        assert torch.allclose(torch.linalg.slogdet(jacobian)[1], map(x)[1][0], atol=1e-8)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_no_rows(factory, training):
+    map = build(factory, 3).train(training)
+    none = torch.empty(0, 3, dtype=torch.float64)
+    y, log_det = map(none)
+    assert y.shape == map.inverse(none).shape == (0, 3)
+    assert log_det.shape == (0,)
+
+
 def test_a_batch_of_one_is_a_row_of_the_batch(factory, dim, dtype):
     map = build(factory, dim, dtype)
     x = points(5, dim, dtype)

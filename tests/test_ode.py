@@ -77,11 +77,16 @@ def test_error_estimates_vanish_with_the_step(method, order):
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_the_written_out_gradient_is_that_of_the_formula(activation):
-    """Of value and divergence, by finite differences."""
+    """Of value and divergence, by finite differences; so are second derivatives."""
     generator = torch.Generator().manual_seed(0)
-    shapes = (5, 3), (7, 3), (7,), (6, 7), (6,), (7, 6)
+    shapes = (4, 2), (3, 2), (3,), (5, 3), (5,), (3, 5)
     inputs = [torch.randn(shape, generator=generator, dtype=F64, requires_grad=True) for shape in shapes]
-    assert torch.autograd.gradcheck(lambda *inputs: _TwoLayers.apply(*inputs, ACTIVATIONS[activation]), inputs)
+
+    def both(*inputs):
+        return _TwoLayers.apply(*inputs, ACTIVATIONS[activation])
+
+    assert torch.autograd.gradcheck(both, inputs)
+    assert torch.autograd.gradgradcheck(both, inputs)
 
 
 def test_adaptive_is_scipy_and_rows_do_not_see_one_another():
@@ -365,6 +370,21 @@ def test_jko_flow_with_ode_blocks_is_saved_and_loaded(tmp_path):
     assert torch.equal(again.log_prob(x[:20]), flow.log_prob(x[:20]))
     assert torch.allclose(flow.inverse_transform(flow.transform(x[:20])), x[:20], atol=1e-4)
     assert again.blocks_[0].config == flow.blocks_[0].config
+
+
+def test_jko_flow_reports_a_discretisation_and_the_likelihood_without_it(recwarn):
+    """The reported NLL is the adaptive one of the held-out rows, not that of the scheme in training."""
+    x = torch.cat((cloud(300, (-2.0, 0.0), 0.1), cloud(300, (2.0, 0.0), 0.1))).double()
+    options = {"steps": 1, "method": "heun", "hidden": (16, 16), "error": 0.0}
+    flow = wprox.JKOFlow("ode", options, n_blocks=1, iterations=30, flow_matching=0, jitter=0.0, step_sizes=5.0)
+    flow.fine_tune_iterations = 20
+    flow.fit(x, validation=x)
+    assert flow.history_[-1]["held_out_nll"] == pytest.approx(-flow.score(x), abs=1e-4)
+    assert "the discretised objective is off by" in flow.history_[-1]["message"]
+    coarse = [str(warning.message) for warning in recwarn if "too coarse a discretisation" in str(warning.message)]
+    assert len(coarse) == sum(
+        float(stage["message"].rsplit("off by ")[-1].split(";")[0]) > 0.01 for stage in flow.history_
+    )
 
 
 @pytest.mark.slow

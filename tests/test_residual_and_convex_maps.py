@@ -56,6 +56,7 @@ def test_spectral_bound_is_above_and_tight(shape, dtype):
 def test_spectral_bound_has_its_derivative():
     weight = randn(2, 6, 4).requires_grad_()
     assert torch.autograd.gradcheck(partial(spectral_bound, squarings=3), (weight,))
+    assert torch.autograd.gradgradcheck(partial(spectral_bound, squarings=3), (weight,))
     zero = torch.zeros(1, 3, 3, dtype=F64, requires_grad=True)
     spectral_bound(zero).sum().backward()
     assert bool(torch.isfinite(zero.grad).all())
@@ -66,6 +67,7 @@ def test_log_det_and_its_derivative(d):
     matrix = (torch.eye(d, dtype=F64) + 0.2 * randn(4, d, d)).requires_grad_()
     assert torch.allclose(log_det(matrix), torch.linalg.slogdet(matrix)[1])
     assert torch.autograd.gradcheck(log_det, (matrix,))
+    assert torch.autograd.gradgradcheck(log_det, (matrix,))
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 8])
@@ -74,6 +76,7 @@ def test_symmetric_log_det_and_its_derivative(d):
     assert torch.allclose(symmetric_log_det(matrix), torch.linalg.slogdet(matrix)[1])
     # gradcheck moves one entry, so that the matrix must be made symmetric again
     assert torch.autograd.gradcheck(lambda m: symmetric_log_det((m + m.mT) / 2), (matrix,))
+    assert torch.autograd.gradgradcheck(lambda m: symmetric_log_det((m + m.mT) / 2), (matrix,))
 
 
 def test_symmetric_log_det_survives_a_rounding_error_that_makes_it_indefinite():

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 TIME_WAVES = 3  # cos(kπt), k = 1, …, beside the constant: what the biases know of time
@@ -87,19 +86,28 @@ class _TwoLayers(torch.autograd.Function):
         a2, d2 = activation.value(z2)
         q = d1 @ coupling
         kept = (z1, z2) if activation.keeps else (a1, a2)
-        ctx.save_for_backward(x, w1, w2, coupling, a1, a2, q, *kept)
+        ctx.save_for_backward(x, w1, b1, w2, b2, coupling, a1, a2, q, *kept)
         ctx.activation = activation
         return a2, torch.linalg.vecdot(d2, q)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g_a2: Tensor, g_div: Tensor) -> tuple[Tensor | None, ...]:
-        x, w1, w2, coupling, a1, a2, q, z1, z2 = ctx.saved_tensors
-        (d1, curvature1), (d2, curvature2) = ctx.activation.slopes(z1, a1), ctx.activation.slopes(z2, a2)
+        x, w1, b1, w2, b2, coupling, a1, a2, q, z1, z2 = ctx.saved_tensors
         g_div = g_div[:, None]
-        g_z2 = (g_a2 * d2).addcmul_(curvature2, q * g_div)
-        g_q = d2 * g_div
-        g_z1 = (g_z2 @ w2).mul_(d1).addcmul_(curvature1, g_q @ coupling.mT)
+        if torch.is_grad_enabled():  # what was saved are numbers; now functions of the arguments are wanted
+            z1 = torch.addmm(b1, x, w1.mT)
+            a1, d1 = ctx.activation.value(z1)
+            z2 = torch.addmm(b2, a1, w2.mT)
+            a2, d2 = ctx.activation.value(z2)
+            curvature1, curvature2 = ctx.activation.slopes(z1, a1)[1], ctx.activation.slopes(z2, a2)[1]
+            g_z2 = g_a2 * d2 + curvature2 * (d1 @ coupling) * g_div
+            g_q = d2 * g_div
+            g_z1 = (g_z2 @ w2) * d1 + curvature1 * (g_q @ coupling.mT)
+        else:
+            (d1, curvature1), (d2, curvature2) = ctx.activation.slopes(z1, a1), ctx.activation.slopes(z2, a2)
+            g_z2 = (g_a2 * d2).addcmul_(curvature2, q * g_div)
+            g_q = d2 * g_div
+            g_z1 = (g_z2 @ w2).mul_(d1).addcmul_(curvature1, g_q @ coupling.mT)
         g_x = g_z1 @ w1.mT.contiguous().mT if ctx.needs_input_grad[0] else None
         return g_x, (x.mT @ g_z1).mT, g_z1.sum(0), g_z2.mT @ a1, g_z2.sum(0), d1.mT @ g_q, None
 

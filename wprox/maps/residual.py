@@ -219,11 +219,15 @@ def _value(layers: Layers, x: Tensor) -> Tensor:
 class _SineCosine(torch.autograd.Function):
     """sin z and cos z, which are each other's derivatives: autograd would compute both again."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, z: Tensor) -> tuple[Tensor, Tensor]:
-        sine, cosine = z.sin(), z.cos()
-        ctx.save_for_backward(sine, cosine)
-        return sine, cosine
+    def forward(z: Tensor) -> tuple[Tensor, Tensor]:
+        return z.sin(), z.cos()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*output)
 
     @staticmethod
     def backward(ctx: Any, of_sine: Tensor, of_cosine: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from wprox.metrics import Distance, wasserstein
 from wprox.models.files import read_flow, write_flow
 from wprox.models.preprocessing import Preprocessing
 from wprox.models.step_sizes import equal_moves, growing
-from wprox.solvers import NeuralProx, StepFailedError
+from wprox.solvers import NeuralProx
 from wprox.solvers.neural import MapFactory
 from wprox.stein import stein_residual
 
@@ -100,8 +100,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         step_sizes_: γ_1, …, γ_N.
         jitter_: the standard deviation of the noise that training used.
         history_: a dict a block with step_size, held_out_nll (nats a row, in the units of the data), transport_cost,
-            iterations and seconds; one with "block": "fine-tuning" at the end. After `refine` it is that of the refined
-            flow.
+            iterations, seconds and message; one with "block": "fine-tuning" at the end. After `refine` it is that of
+            the refined flow.
         preprocessing_: from rows of X to points and back.
         n_features_in_, feature_names_in_: the number of columns, and their names where X was a data frame. Rows of
             another frame are then matched by name.
@@ -252,7 +252,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             self.blocks_, self.step_sizes_, self.history_, self.interrupted_ = [], [], [], False
             try:
                 self._train(solver, sizes, len(sizes), -math.inf, 0.0)
-            except (KeyboardInterrupt, StepFailedError):
+            except BaseException:  # whatever ended it, the flow must not stay half trained
                 self.blocks_, self.step_sizes_, self.history_ = before
                 raise
             old, new = (history[-1]["held_out_nll"] for history in (before[2], self.history_))
@@ -319,8 +319,11 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
                     "transport_cost": cost,
                     "iterations": step.iterations,
                     "seconds": step.seconds,
+                    "message": step.message,
                 }
             )
+            if not (step.converged or step.interrupted):
+                _warn_discretised(f"block {len(self.blocks_)}", step.message)
             bar.update()
             bar.set_postfix_str(f"held-out NLL {objective + offset:.3f}")
             if step.interrupted:
@@ -355,8 +358,11 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
                 "held_out_nll": outcome.objective + offset,
                 "iterations": outcome.iterations,
                 "seconds": time.perf_counter() - start,
+                "message": outcome.message,
             }
         )
+        if not (outcome.converged or outcome.interrupted):
+            _warn_discretised("fine-tuning", outcome.message)
 
     def _solver(self, training: Particles, **changes: Any) -> NeuralProx:
         small = training.dim <= FEW_COLUMNS
@@ -628,6 +634,15 @@ def _as_table(X: Any, name: str) -> tuple[Tensor, list[str] | None]:
             raise TypeError(f"{name} has columns that are not numbers: {', '.join(text)}; encode or drop them")
         X = X.to_numpy(dtype=float, copy=True)  # a frame's own array may be read-only
     return as_points(X, name).detach(), columns
+
+
+def _warn_discretised(stage: str, message: str) -> None:
+    warnings.warn(
+        f"{stage} was trained with too coarse a discretisation ({message}): likelihoods are true, but a better flow "
+        'may be in reach; give more steps, as in map_options={"steps": 6}',
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _standard_normal(like: Tensor) -> Gaussian:

@@ -39,8 +39,8 @@ FIRST_STEP, GROWTH = 0.02, 4.0  # γ_k = 0.02 · 4^k, in units of the initial Ga
 SCALE_STEPS = [0.1 * 16.0**k for k in range(8)]  # γ of the Gaussian that is fitted to the target: it may be far or wide
 USEFUL = 0.01  # the effective part of a sample under which importance weights say nothing
 FEW_DIMENSIONS = 16  # up to which learning rates are higher
-CURVATURE_POINTS = 4096  # draws at which the curvature of the potential is looked at
 FORWARD_SHRINKAGE = 0.5  # by how much a forward step shrinks where the curvature is greatest
+OWN_NOISE = 0x5DEECE66  # keeps the noise of `sample` from that of `run` with the same seed, which blocks know by heart
 ENOUGH = 0.999  # the effective part of a sample that needs no further correction
 
 
@@ -67,8 +67,8 @@ class JKOSampler:
 
     The potential V = −log g can be followed first, by `forward_steps` of forward–backward splitting (Salim, Korba and
     Luise 2020), T(u) = u − γ∇V(u), which need no training and leave in every mode what lies in its basin. γ is half of
-    what would make the map fold where V is curved most, and they end when one gains less than `tol`. As many
-    `corrections` as after the blocks follow them.
+    what would make the map fold at the draw where V is curved most (a warning tells of later draws where it folds), and
+    they end when one gains less than `tol`. As many `corrections` as after the blocks follow them.
 
     Distances are measured in units of the initial Gaussian N(m, LLᵀ): the blocks act on u = L⁻¹(x − m), and γ with them
     (for N(m, σ²I) they are σ⁻² times the γ of x). Networks compute in float32 in training, and in the dtype of the
@@ -190,6 +190,7 @@ class JKOSampler:
         self.memory_budget = check_count(memory_budget, "memory_budget")
         self.seed = check_seed(seed)
         self.progress = progress
+        self._solver(0)  # which knows the names of maps
 
     @classmethod
     def for_modes(
@@ -197,7 +198,8 @@ class JKOSampler:
     ) -> JKOSampler:
         """The sampler with settings for targets of several modes, all of which `initial` must cover.
 
-        Up to six forward steps, up to six rejection steps, one long block, and rejection steps again.
+        Up to six forward steps, up to six rejection steps, one long block where it gains `tol`, and up to six
+        rejection steps again; no fine-tuning. Where the block is left out, there is no network.
 
         Arguments:
             target: π, as for the sampler itself; its log-density must be twice differentiable.
@@ -247,7 +249,7 @@ class JKOSampler:
         bar = tqdm(total=self.n_blocks + self.corrected_blocks, desc="blocks", disable=not self.progress)
         try:
             particles = self._descend(self._draw(self.n_particles, generator), generator)
-            if self.layers_:
+            if self.layers_ and self.n_blocks:
                 particles = self._correct(self.corrections, particles, generator)
             fixed = len(self.layers_)
             for k in range(self.n_blocks):
@@ -257,8 +259,7 @@ class JKOSampler:
                     break
             if self.fine_tune and len(self.layers_) > fixed:
                 particles = self._train_together(fixed, generator)
-            if self.n_blocks:
-                particles = self._correct(self.corrections, particles, generator)
+            particles = self._correct(self.corrections, particles, generator)
             for k in range(self.n_blocks, self.n_blocks + self.corrected_blocks):
                 particles = self._train_block(k, gamma(k), particles, generator)
                 particles = self._correct(self.corrections, particles, generator)
@@ -283,16 +284,13 @@ class JKOSampler:
         """Forward steps along the potential, as long as each makes KL smaller by `tol`."""
         for _ in range(self.forward_steps):
             start = time.perf_counter()
-            curvature = self._greatest_curvature(particles.points[:CURVATURE_POINTS])
+            curvature = self._greatest_curvature(particles.points)
             if curvature <= 0:
                 break
             step_size = FORWARD_SHRINKAGE / curvature
             self.layers_.append(self._forward_step(step_size))
             after = self._draw(self.n_particles, generator)
-            gain = self._kl(particles) - self._kl(after)
-            if math.isnan(gain):
-                self._greatest_curvature(particles.points)  # which says where
-            if not gain >= self.tol:
+            if not self._kl(particles) - self._kl(after) >= self.tol:
                 self.layers_.pop()
                 break
             self._log("forward step", after, start, step_size=step_size)
@@ -301,15 +299,18 @@ class JKOSampler:
 
     def _greatest_curvature(self, u: Tensor) -> float:
         """The largest eigenvalue of ∇²V at points (n, d)."""
-        jacobian = self._forward_step(1.0).jacobian(u)
-        bad = ~torch.isfinite(jacobian).flatten(1).all(1)
-        if bool(bad.any()):
-            raise ValueError(
-                "the second derivatives of the target's log-density, which forward steps take, are not finite "
-                f"{_where(bad, self._to_x(u))}; torch.logaddexp is such where its arguments are far apart, and "
-                "torch.logsumexp is not; else give forward_steps=0"
-            )
-        return 1 - float(torch.linalg.eigvalsh(jacobian).min())
+        step, greatest = self._forward_step(1.0), -math.inf
+        for part in u.split(step.batch_size):
+            jacobian = step.jacobian(part)
+            bad = ~torch.isfinite(jacobian).flatten(1).all(1)
+            if bool(bad.any()):
+                raise ValueError(
+                    "the second derivatives of the target's log-density, which forward steps take, are not finite "
+                    f"{_where(bad, self._to_x(part))}; torch.logaddexp is such where its arguments are far apart, and "
+                    "torch.logsumexp is not; else give forward_steps=0"
+                )
+            greatest = max(greatest, 1 - float(torch.linalg.eigvalsh(jacobian).min()))
+        return greatest
 
     def _forward_step(self, step_size: float) -> ForwardStep:
         return ForwardStep(self.dim, self._log_target, step_size, self.initial_.dtype)
@@ -470,12 +471,20 @@ class JKOSampler:
                     f"the target mixes floating-point types ({error}): it is called at points in {x.dtype}; give "
                     "an initial Gaussian in the dtype of its tensors, or cast x inside it"
                 ) from error
-            if not values.requires_grad:
+            (gradient,) = (
+                torch.autograd.grad(values.sum(), points, allow_unused=True) if values.requires_grad else (None,)
+            )
+            if gradient is None:
                 raise TypeError(
                     "the target's log-density is not differentiable: autograd finds no way from its values to the "
                     "points; compute it with torch from x, without numpy, .detach(), .item() or no_grad"
                 )
-            (gradient,) = torch.autograd.grad(values.sum(), points)
+            if not bool(gradient.any()) and bool((values != values[0]).any()):
+                raise TypeError(
+                    "the target's log-density is not differentiable: it varies, from "
+                    f"{float(values.min().detach()):.4g} to {float(values.max().detach()):.4g}, and its gradient is 0 "
+                    f"at all of {len(points)} points; it may count, round or compare, where it must be smooth"
+                )
         if bool((values == -torch.inf).any()):
             raise ValueError(
                 f"the target's log-density is −∞ {_where(values == -torch.inf, points)}: KL is infinite there. Give an "
@@ -494,10 +503,16 @@ class JKOSampler:
     def sample(self, n: int = 1, seed: Seed = None) -> Tensor:
         """n independent draws, (n, d)."""
         self._check_run()
+        if seed is not None and not isinstance(seed, torch.Generator):
+            seed = check_seed(seed) ^ OWN_NOISE
         return self._to_x(self._draw(n, make_generator(seed, self.initial_.device), self.initial_.dtype).points)
 
     def log_prob(self, x: Any) -> Tensor:
-        """The log-density of what `sample` draws, (n,), in nats: exact but for rejection rates, which are estimates."""
+        """The log-density of what `sample` draws, (n,), in nats: exact but for rejection rates, which are estimates.
+
+        Raises:
+            ValueError: at points that the forward steps do not reach, as far as their inverse is found.
+        """
         self._check_run()
         x = as_points(x, "x", self.dim)
         return self._chain(x.dtype).log_prob(self._to_u(x)) - self._log_det_scale.to(x)
@@ -562,10 +577,14 @@ class JKOSampler:
         return -float(self._log_weights(particles).mean())
 
     @property
-    def _parameters(self) -> dict[str, float]:
-        """The constructor's arguments that are numbers, as JSON can hold them."""
-        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-        return {name: value for name, value in values.items() if isinstance(value, int | float)}
+    def _parameters(self) -> dict[str, Any]:
+        """The constructor's arguments that JSON can hold: maps and step sizes that are functions are left out."""
+        names = set(inspect.signature(type(self)).parameters) - {"target", "initial"}
+        if callable(self.map):
+            names -= {"map", "map_options"}
+        if callable(self.step_sizes):
+            names -= {"step_sizes"}
+        return {name: getattr(self, name) for name in sorted(names)}
 
     def _check_run(self) -> None:
         if not hasattr(self, "layers_"):

@@ -304,7 +304,9 @@ class NeuralProx(Solver):
             )
             found = gap()
         note += f"; the discretised objective is off by {found:.1g}"
-        return replace(outcome, converged=found <= self.gap_tolerance, note=note)
+        with torch.no_grad():  # the objective that is reported is the true one
+            objective = held_out_objective(validation)
+        return replace(outcome, objective=objective, converged=found <= self.gap_tolerance, note=note)
 
     def _initial_map(self, source: Particles, previous: Step | None, seed: int) -> TransportMap:
         if self.warm_start and previous is not None and previous.map is not None:

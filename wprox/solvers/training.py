@@ -14,6 +14,8 @@ from tqdm.auto import tqdm
 from wprox.measures import Particles
 from wprox.solvers.base import StepFailedError
 
+FUSED = ("cpu", "cuda")  # where AdamW is one operation; for CPUs from torch 2.4 on
+
 
 @dataclass(frozen=True)
 class Training:
@@ -85,7 +87,12 @@ def train(
         StepFailedError: where the objective or its gradient is not finite.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=all(parameter.device.type in FUSED for parameter in parameters),
+    )
     device = parameters[0].device
     best, best_iteration, best_state = _held_out(module, held_out_objective), 0, copy.deepcopy(module.state_dict())
     if not math.isfinite(best):
