@@ -412,7 +412,8 @@ def test_fine_tuning_keeps_to_its_memory_budget():
 
 
 @pytest.mark.slow
-def test_memory_of_blocks_does_not_grow_with_their_number():
+@pytest.mark.parametrize("map", ["spline", "ode"])
+def test_memory_of_blocks_does_not_grow_with_their_number(map):
     """Peak resident memory of the block-wise phase with 10 blocks within 1.3 times that with 2, above the imports."""
     program = """
 import math, pathlib, sys, torch, wprox
@@ -422,11 +423,12 @@ def peak():  # of this process alone; getrusage would count the test run that st
 torch.set_num_threads(1)
 x = torch.randn(30_000, 8, generator=torch.Generator().manual_seed(0)).exp()
 base = peak()
-wprox.JKOFlow(n_blocks=int(sys.argv[1]), iterations=3, fine_tune=False, tol=-math.inf).fit(x)
+options = {"map": "ode", "map_options": {"tolerance": 1e-2}, "flow_matching": 3} if sys.argv[2] == "ode" else {}
+wprox.JKOFlow(n_blocks=int(sys.argv[1]), iterations=3, fine_tune=False, tol=-math.inf, **options).fit(x)
 print(peak() - base)
 """
     two, ten = (
-        int(subprocess.run([sys.executable, "-c", program, n], capture_output=True, check=True, text=True).stdout)
+        int(subprocess.run([sys.executable, "-c", program, n, map], capture_output=True, check=True, text=True).stdout)
         for n in ("2", "10")
     )
     assert ten < 1.3 * two

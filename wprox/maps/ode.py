@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from wprox._checks import check_count, check_non_negative, check_positive
 from wprox.maps._runge_kutta import SCHEMES, Field, adaptive, fixed, stages
 from wprox.maps._velocity import ACTIVATIONS, Velocity
-from wprox.maps.base import TransportMap
+from wprox.maps.base import InverseError, TransportMap
 
 ROUNDINGS = 10  # a tolerance is at least so many rounding errors of the dtype
 
@@ -49,6 +50,7 @@ class ODEMap(TransportMap):
 
     Raises:
         FloatingPointError: in evaluation, where the tolerance cannot be met.
+        InverseError: (`inverse`) likewise; its residual is infinite, as the flow did not come to its end.
 
     Example:
         >>> import torch, wprox
@@ -119,7 +121,10 @@ class ODEMap(TransportMap):
         return end[:, : self.dim], end[:, self.dim]
 
     def inverse(self, y: Tensor) -> Tensor:
-        return adaptive(lambda s, y: -self.network(y, 1 - s), y, self._tolerance(y), 0.5 / self.steps)
+        try:
+            return adaptive(lambda s, y: -self.network(y, 1 - s), y, self._tolerance(y), 0.5 / self.steps)
+        except FloatingPointError as error:
+            raise InverseError(f"the inverse of ODEMap was not reached: backwards, {error}", math.inf) from error
 
     def _tolerance(self, x: Tensor) -> float:
         return max(self.tolerance, ROUNDINGS * torch.finfo(x.dtype).eps)
