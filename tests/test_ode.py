@@ -119,6 +119,15 @@ def test_a_flow_too_stiff_raises_and_nan_goes_through():
     assert float(y[1]) == pytest.approx(1.0, abs=1e-4)
 
 
+def test_an_inverse_that_is_not_reached_says_so():
+    map = build(1, hidden=(4,)).eval()
+    map.network.forward = lambda x, t: -x.square()
+    y = torch.tensor([[2.0]], dtype=F64)
+    with pytest.raises(wprox.InverseError, match="backwards, the flow needs steps") as caught:
+        map.inverse(y)
+    assert caught.value.residual == math.inf
+
+
 def test_the_tolerance_is_met():
     map, x = build(3, perturb=0.2, hidden=(16, 16)).eval(), points(100, 3)
     with torch.no_grad():

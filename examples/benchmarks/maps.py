@@ -27,6 +27,7 @@ import argparse
 import copy
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -307,7 +308,9 @@ def main() -> None:
         if arguments.out:
             ordered = {key: results[key] for key in densities() if key in results}
             text = json.dumps({"settings": settings, "results": ordered}, indent=2)
-            arguments.out.write_text(text, encoding="utf-8")
+            part = arguments.out.with_suffix(f".{os.getpid()}")
+            part.write_text(text, encoding="utf-8")
+            part.replace(arguments.out)  # in one move: another process may be reading
     wrong = [f"{name} ({map})" for name, row in results.items() for map, r in row.items() if abs(r["mass"] - 1) > 0.01]
     if wrong:
         raise SystemExit(f"log_prob does not integrate to 1 on {', '.join(wrong)}")
