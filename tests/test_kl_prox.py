@@ -175,7 +175,7 @@ def dense_step(functional, grid, debias, lower=0.0, upper=math.inf, log_gibbs=No
     pi = plan(torch.from_numpy(g)).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(lagrangian(pi), pi)
     by_row = gradient - (pi * gradient).sum(1, keepdim=True) / mu[:, None]
-    assert float((pi * by_row).abs().sum()) < 1e-6  # stationary over all plans with first marginal μ
+    assert float((pi * by_row).detach().abs().sum()) < 1e-6  # stationary over all plans with first marginal μ
     return pi.detach().sum(0)
 
 
