@@ -195,7 +195,7 @@ def flows(quick: bool) -> None:
         ("KSD, IMQ: autograd", imq_stein, 0.2, stein),
     ):
         goal, seconds = descend(reference, x, gamma, steps)
-        scale = float(functional(wprox.Particles(x))) / float(reference(x))
+        scale = float(functional(wprox.Particles(x)).detach()) / float(reference(x).detach())
         print(f"\n{name}, {steps} gradient steps of {gamma}: {goal:.3e} in {seconds:.2f} s (F/F = {scale:.4f})")
         best = float("inf")
         for label, solver, step in (
