@@ -352,8 +352,9 @@ def test_ctrl_c_during_the_comparison_leaves_the_model(table, tmp_path, monkeypa
 
 
 SAYS_WHEN_IT_TRAINS = """
-import sys, torch
+import signal, sys, torch
 from wprox.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background would inherit as ignored
 step, count = torch.optim.AdamW.step, 0
 def counted(*arguments, **options):
     global count
