@@ -248,6 +248,13 @@ FUNCTIONALS = {
 SINKHORN = ("entropy", "KL", "porous medium m = 2")
 
 
+def smooth_part(functional, bounds):
+    """F without the bounds on the density, which the dense solver takes apart."""
+    if not bounds:
+        return functional
+    return sum((c * f for c, f in functional.terms if not isinstance(f, wprox.DensityBounds)), 0)
+
+
 @pytest.mark.parametrize(
     ("name", "debias"),
     [*itertools.product(FUNCTIONALS, (None, "entropy")), *((name, "sinkhorn") for name in SINKHORN)],
@@ -257,11 +264,7 @@ def test_step_is_that_of_a_dense_solver(name, debias):
     grid = initial()
     step = wprox.SinkhornProx(blur=BLUR, debias=debias, tol=1e-9).step(functional, grid, GAMMA)
     assert step.converged, step.message
-    smooth = functional
-    if bounds:
-        kept = [(c, f) for c, f in functional.terms if not isinstance(f, wprox.DensityBounds)]
-        smooth = sum((c * f for c, f in kept), 0)
-    reference = dense_step(smooth, grid, debias, **bounds)
+    reference = dense_step(smooth_part(functional, bounds), grid, debias, **bounds)
     assert float((step.measure.weights - reference).abs().max()) < 1e-5
     assert float((step.measure.weights - reference).abs().sum()) < 1e-4
 
@@ -282,13 +285,9 @@ def test_step_among_walls_is_that_of_a_dense_solver(name, debias):
     grid = wprox.Grid(initial().mass.masked_fill(walls, 0.0), BOUNDS, walls)
     step = wprox.SinkhornProx(blur=BLUR, debias=debias, tol=1e-9).step(functional, grid, GAMMA)
     assert step.converged, step.message
-    smooth = functional
-    if bounds:
-        kept = [(c, f) for c, f in functional.terms if not isinstance(f, wprox.DensityBounds)]
-        smooth = sum((c * f for c, f in kept), 0)
     units = torch.eye(len(grid), dtype=torch.float64).log()
     log_gibbs = torch.stack([SplitKernel(grid, BLUR).log_apply(unit) for unit in units])
-    reference = dense_step(smooth, grid, debias, **bounds, log_gibbs=log_gibbs)
+    reference = dense_step(smooth_part(functional, bounds), grid, debias, **bounds, log_gibbs=log_gibbs)
     assert float((step.measure.weights - reference).abs().max()) < 1e-5
     assert float((step.measure.weights - reference).abs().sum()) < 1e-4
 
