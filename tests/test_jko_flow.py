@@ -307,9 +307,8 @@ def test_equal_moves_share_the_path_and_keep_the_time(steps):
 
 
 def test_refine_evens_the_moves_and_never_worsens_the_held_out_likelihood():
-    # the seed is one of those whose refinement helps: others leave the flow as it was, which the next test is about
-    options = {"iterations": 100, "fine_tune_iterations": 50, "tol": -math.inf, "jitter": 0.0, "seed": 2}
-    flow = JKOFlow(n_blocks=4, **options).fit(blobs(2000))
+    # so short a training leaves something to improve: with each of the seeds 0 to 5, by 0.006 to 0.02 nats
+    flow = JKOFlow(n_blocks=3, iterations=25, fine_tune=False, tol=-math.inf, jitter=0.0).fit(blobs(10_000))
 
     def spread():
         moves = [math.sqrt(stage["transport_cost"]) for stage in flow.history_ if "transport_cost" in stage]
