@@ -107,7 +107,7 @@ def test_draws_are_near_the_target_and_log_z_is_found(sampler):
 
 def test_density_of_draws_is_that_of_log_prob(sampler):
     draws = sampler._draw(500, torch.Generator().manual_seed(0), torch.float64)
-    x = sampler._to_x(draws.points)
+    x = sampler._target.to_x(draws.points)
     assert torch.allclose(sampler.log_prob(x), draws.log_density() - math.log(4), atol=1e-6)
 
 
@@ -328,7 +328,8 @@ def test_log_z_does_not_feel_errors_of_rates():
 def test_draws_that_rejection_steps_keep_follow_the_new_law():
     """Those in training, of which most are kept, against fresh ones: their density, and the mass of a mode."""
     sampler = JKOSampler(two_modes(2.0, 0.8), initial=WIDE, forward_steps=6, n_blocks=0, n_particles=8000).run()
-    particles = sampler._correct(3, sampler._draw(8000, torch.Generator().manual_seed(0)), torch.Generator())
+    training = sampler._training(torch.Generator().manual_seed(0))
+    particles = training.correct(training.draw(), 3, sampler.rejection_rate)
     assert len(sampler.layers_) >= 4
     expected = sampler._chain(torch.float32).log_prob(particles.points[:500])
     assert torch.allclose(particles.log_density()[:500], expected, atol=1e-3)

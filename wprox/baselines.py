@@ -14,7 +14,6 @@ import torch
 from scipy.linalg import solve_triangular
 
 from wprox._checks import as_points, check_count
-from wprox.models.jko_flow import LIKELIHOOD_DRAWS
 from wprox.models.preprocessing import Preprocessing
 
 COMPONENTS = (1, 2, 5, 10, 20, 50)
@@ -92,11 +91,7 @@ class _Coordinates:
 
     def _scored(self, x: torch.Tensor) -> _Part:
         """Rows to be scored, dequantised exactly as `JKOFlow.log_prob` does it."""
-        if self.preprocessing.integer:
-            noises = self.preprocessing.row_noise(x, LIKELIHOOD_DRAWS)
-            draws = [self.preprocessing.forward(x, noise=noise) for noise in noises]
-        else:
-            draws = [self.preprocessing.forward(x)]
+        draws = self.preprocessing.scored(x)
         z, log_det = (torch.cat([draw[k] for draw in draws]).numpy() for k in range(2))
         return _Part(z, log_det)
 

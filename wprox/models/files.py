@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 from wprox.io import load_folder, save_folder
 from wprox.maps import AffineMap, ConvexMap, ODEMap, ResidualMap, SplineMap, TransportMap
 from wprox.measures import Gaussian
-from wprox.models.chain import RejectionStep
-from wprox.models.preprocessing import Preprocessing
+from wprox.models.chain import Layer, RejectionStep
+from wprox.models.flow_training import preprocessing_of
+from wprox.models.sampler_training import forward_step
 
 if TYPE_CHECKING:
     from wprox.models.jko_flow import JKOFlow
@@ -27,11 +29,8 @@ MAP_CLASSES: dict[str, type[TransportMap]] = {
 
 def write_flow(flow: JKOFlow, folder: str | Path, overwrite: bool) -> None:
     """Write a fitted flow; see `JKOFlow.save`."""
-    tensors = {f"preprocessing.{name}": tensor for name, tensor in flow.preprocessing_.state().items()}
-    blocks = []
-    for k, block in enumerate(flow.blocks_):
-        blocks.append({"class": type(block).__name__, "config": block.config})
-        tensors |= {f"blocks.{k}.{name}": tensor for name, tensor in block.state_dict().items()}
+    preprocessing = {f"preprocessing.{name}": tensor for name, tensor in flow.preprocessing_.state().items()}
+    blocks, tensors = _described("blocks", flow.blocks_)
     parameters = flow.get_params()
     if callable(parameters["map"]):
         parameters["map"] = None  # the blocks say what they are
@@ -50,25 +49,21 @@ def write_flow(flow: JKOFlow, folder: str | Path, overwrite: bool) -> None:
         "dtype": str(flow._dtype).removeprefix("torch."),
         "interrupted": flow.interrupted_,
     }
-    save_folder(folder, tensors, config, overwrite)
+    save_folder(folder, preprocessing | tensors, config, overwrite)
 
 
 def read_flow(cls: type[JKOFlow], folder: str | Path, map_classes: Sequence[type[TransportMap]]) -> JKOFlow:
     """Read what `write_flow` wrote; see `JKOFlow.load`."""
-    tensors, config = load_folder(folder)
-    if config.get("model") != "JKOFlow":
-        raise ValueError(f"{folder} holds a {config.get('model')!r}, not a JKOFlow")
+    tensors, config = _opened(folder, "JKOFlow")
     _check_config(config, tensors, folder)
-    known = MAP_CLASSES | {map_class.__name__: map_class for map_class in map_classes}
-    try:
+    known = _known_maps(map_classes)
+    with _naming_damage(folder):
         parameters = dict(config["parameters"])
         parameters["map"] = parameters["map"] or "spline"
         if parameters["bounds"] is not None:
             parameters["bounds"] = tuple(parameters["bounds"])
         flow = cls(**parameters)
-        flow.preprocessing_ = Preprocessing(
-            flow.standardize, flow.integer, flow.bounds, flow.smoothing, flow.drop_constant
-        ).load_state(_part(tensors, "preprocessing."))
+        flow.preprocessing_ = preprocessing_of(flow).load_state(_part(tensors, "preprocessing."))
         flow.blocks_ = []
         for k, block in enumerate(config["blocks"]):
             flow.blocks_.append(_rebuilt(block, _part(tensors, f"blocks.{k}."), known, folder))
@@ -80,21 +75,13 @@ def read_flow(cls: type[JKOFlow], folder: str | Path, map_classes: Sequence[type
         if config["columns"] is not None:
             flow.feature_names_in_ = np.array(config["columns"], dtype=object)
         flow._dtype = getattr(torch, config["dtype"])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{folder} is damaged: its files do not fit together ({error}); save it again") from None
     return flow
 
 
 def write_sampler(sampler: JKOSampler, folder: str | Path, overwrite: bool) -> None:
     """Write a sampler that has run; see `JKOSampler.save`."""
-    tensors = {"loc": sampler.initial_.loc, "scale_tril": sampler.initial_.scale_tril}
-    layers: list[dict[str, Any]] = []
-    for k, layer in enumerate(sampler.layers_):
-        if isinstance(layer, RejectionStep):
-            layers.append({"class": "RejectionStep", "config": layer._asdict()})
-        else:
-            layers.append({"class": type(layer).__name__, "config": layer.config})
-            tensors |= {f"layers.{k}.{name}": tensor for name, tensor in layer.state_dict().items()}
+    initial = {"loc": sampler.initial_.loc, "scale_tril": sampler.initial_.scale_tril}
+    layers, tensors = _described("layers", sampler.layers_)
     config = {
         "model": "JKOSampler",
         "parameters": sampler._parameters,
@@ -102,18 +89,16 @@ def write_sampler(sampler: JKOSampler, folder: str | Path, overwrite: bool) -> N
         "history": sampler.history_,
         "interrupted": sampler.interrupted_,
     }
-    save_folder(folder, tensors, config, overwrite)
+    save_folder(folder, initial | tensors, config, overwrite)
 
 
 def read_sampler(
     cls: type[JKOSampler], folder: str | Path, target: Any, map_classes: Sequence[type[TransportMap]]
 ) -> JKOSampler:
     """Read what `write_sampler` wrote; see `JKOSampler.load`."""
-    tensors, config = load_folder(folder)
-    if config.get("model") != "JKOSampler":
-        raise ValueError(f"{folder} holds a {config.get('model')!r}, not a JKOSampler")
-    known = MAP_CLASSES | {map_class.__name__: map_class for map_class in map_classes}
-    try:
+    tensors, config = _opened(folder, "JKOSampler")
+    known = _known_maps(map_classes)
+    with _naming_damage(folder):
         scale_tril = tensors["scale_tril"]
         initial = Gaussian(tensors["loc"], scale_tril @ scale_tril.mT)
         initial.scale_tril = scale_tril  # not the factor of the product, which is rounded
@@ -124,14 +109,50 @@ def read_sampler(
             if layer["class"] == "RejectionStep":
                 sampler.layers_.append(RejectionStep(**layer["config"]))
             elif layer["class"] == "ForwardStep":
-                sampler.layers_.append(sampler._forward_step(**layer["config"]))
+                sampler.layers_.append(forward_step(sampler._target, **layer["config"]))
             else:
                 sampler.layers_.append(_rebuilt(layer, _part(tensors, f"layers.{k}."), known, folder))
         sampler.history_ = config["history"]
         sampler.interrupted_ = config["interrupted"]
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{folder} is damaged: its files do not fit together ({error}); save it again") from None
     return sampler
+
+
+def _described(prefix: str, layers: Sequence[Layer]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Class and configuration of each map or rejection step, and the tensors of all, named by prefix and number."""
+    described: list[dict[str, Any]] = []
+    tensors: dict[str, Tensor] = {}
+    for k, layer in enumerate(layers):
+        if isinstance(layer, RejectionStep):
+            described.append({"class": "RejectionStep", "config": layer._asdict()})
+        else:
+            described.append({"class": type(layer).__name__, "config": layer.config})
+            tensors |= {f"{prefix}.{k}.{name}": tensor for name, tensor in layer.state_dict().items()}
+    return described, tensors
+
+
+def _opened(folder: str | Path, model: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the configuration of a folder, which must hold such a model."""
+    tensors, config = load_folder(folder)
+    if config.get("model") != model:
+        raise ValueError(f"{folder} holds a {config.get('model')!r}, not a {model}")
+    return tensors, config
+
+
+def _known_maps(map_classes: Sequence[type[TransportMap]]) -> dict[str, type[TransportMap]]:
+    return MAP_CLASSES | {map_class.__name__: map_class for map_class in map_classes}
+
+
+@contextmanager
+def _naming_damage(folder: str | Path) -> Iterator[None]:
+    """Raise `ValueError` that names the folder where its parts do not fit together."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _damaged(folder: str | Path, reason: object) -> ValueError:
+    return ValueError(f"{folder} is damaged: its files do not fit together ({reason}); save it again")
 
 
 def _rebuilt(
@@ -165,7 +186,7 @@ def _check_config(config: dict[str, Any], tensors: dict[str, Tensor], folder: st
     }
     for complaint, applies in complaints.items():
         if applies:
-            raise ValueError(f"{folder} is damaged: its files do not fit together ({complaint}); save it again")
+            raise _damaged(folder, complaint)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,40 +13,31 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from wprox._checks import (
-    Seed,
-    StepSize,
-    as_points,
-    check_count,
-    check_fraction,
-    check_non_negative,
-    check_positive,
-    check_seed,
-    make_generator,
-    step_sizes,
-)
-from wprox.certificate import Certificate, certify
-from wprox.functionals import KL
-from wprox.jko import jko_steps
+from wprox._checks import Seed, StepSize, as_points, check_count, make_generator
+from wprox.certificate import Certificate
 from wprox.maps import ComposedMap, TransportMap
 from wprox.maps.base import apply_in_batches, invert_in_batches
-from wprox.measures import Gaussian, Particles
-from wprox.metrics import Distance, wasserstein
+from wprox.metrics import Distance
+from wprox.models.chain import standard_normal_log_prob
+from wprox.models.columns import as_table, in_order
 from wprox.models.files import read_flow, write_flow
-from wprox.models.preprocessing import Preprocessing
-from wprox.models.step_sizes import equal_moves, growing
+from wprox.models.flow_data import FlowData, hold_out
+from wprox.models.flow_training import (
+    block_solver,
+    check_arguments,
+    joint_solver,
+    preprocessing_of,
+    restarting_solver,
+    step_size_of,
+    train_together,
+    trained_blocks,
+    warn_discretised,
+)
+from wprox.models.path_certificate import certify_path
+from wprox.models.step_sizes import equal_moves
 from wprox.solvers import NeuralProx
 from wprox.solvers.neural import MapFactory
-from wprox.stein import stein_residual
-
-LIKELIHOOD_DRAWS = 8  # dequantisation draws over which log_prob of integer data is averaged
-NOISE_ROWS = 10_000  # random preprocessing is drawn repeatedly until a training set has about this many rows
-FEW_COLUMNS = 8  # up to which batches are larger, learning rates higher and small tables jittered
-FLOW_MATCHING = 1000  # iterations of flow matching that start a block of map="ode"
-CHECK_EVERY = 25  # iterations between two looks at the held-out objective
-LOOKS = 80  # in fine-tuning, at most: a look at 20,000 rows costs as much as three iterations
 
 
 class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -188,12 +178,10 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             ValueError, TypeError: for NaN, text or constant columns, too few rows, or arguments out of range.
             StepFailedError: where the objective becomes non-finite; blocks trained before stay usable.
         """
-        self._check_arguments()
-        X, columns = _as_table(X, "X")
+        check_arguments(self)
+        X, columns = as_table(X, "X")
         generator = make_generator(self.seed)
-        preprocessing = Preprocessing(
-            self.standardize, self.integer, self.bounds, self.smoothing, self.drop_constant
-        ).fit(X, columns)
+        preprocessing = preprocessing_of(self).fit(X, columns)
         X = preprocessing.check(X)
         self.preprocessing_ = preprocessing
         self.n_features_in_ = X.shape[1]
@@ -203,18 +191,17 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
         if validation is None:
-            X, validation = self._split(X, generator)
+            X, validation = hold_out(X, self.validation_fraction, generator)
         else:
             validation = preprocessing.check(self._in_order(validation, "validation"), "validation")
-        self._rows = len(X)
-        held_out, offset = self._draw(validation, generator)
-        training, _ = self._draw(X, generator)
-        self._data = self._jittered(training, held_out, generator), held_out, offset
+        self._data = FlowData.prepare(X, validation, preprocessing, self.jitter, generator)
+        self.jitter_ = self._data.jitter
         self.blocks_: list[TransportMap] = []
         self.step_sizes_: list[float] = []
         self.history_: list[dict[str, Any]] = []
         self.interrupted_ = False
-        self._train(self._solver(training), self._step_size(), self.n_blocks, self.tol, self.transport_tol)
+        solver = block_solver(self, self._data)
+        self._train(solver, step_size_of(self), self.n_blocks, self.tol, self.transport_tol)
         return self
 
     def refine(self, rounds: int = 1) -> JKOFlow:
@@ -246,8 +233,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         for _ in range(rounds):
             before = self.blocks_, self.step_sizes_, self.history_
             costs = [stage["transport_cost"] for stage in self.history_ if "transport_cost" in stage]
-            starts = iter(copy.deepcopy(self.blocks_))
-            solver = self._solver(self._data[0], map=lambda dim: next(starts), map_options=None, flow_matching=0)  # noqa: B023
+            solver = restarting_solver(self, self._data, self.blocks_)
             sizes = equal_moves(self.step_sizes_, costs)
             self.blocks_, self.step_sizes_, self.history_, self.interrupted_ = [], [], [], False
             try:
@@ -273,189 +259,29 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     def _train(self, solver: NeuralProx, sizes: StepSize, n_blocks: int, tol: float, transport_tol: float) -> None:
         """Blocks one after the other, then together; Ctrl-C keeps those trained so far."""
-        reference = KL(_standard_normal(self._data[0].points))
-        bar = tqdm(total=n_blocks, desc="blocks", disable=not self.progress)
         try:
-            self._train_blocks(solver, sizes, n_blocks, tol, transport_tol, reference, bar)
-            if self.fine_tune and not self.interrupted_:
-                self._train_together(reference)
+            for block in trained_blocks(solver, self._data, sizes, n_blocks, tol, transport_tol, self.progress):
+                self.blocks_.append(block.map)
+                self.step_sizes_.append(block.step_size)
+                self.history_.append(block.entry)
+            if self.fine_tune:
+                self._train_together()
         except KeyboardInterrupt:
             if not self.blocks_:
                 raise
             self.interrupted_ = True
-        finally:
-            bar.close()
-        if self.interrupted_:
             warnings.warn(
                 f"interrupted; the flow has the {len(self.blocks_)} blocks trained so far", RuntimeWarning, stacklevel=3
             )
 
-    def _train_blocks(
-        self,
-        solver: NeuralProx,
-        sizes: StepSize,
-        n_blocks: int,
-        tol: float,
-        transport_tol: float,
-        reference: KL,
-        bar: tqdm,
-    ) -> None:
-        training, held_out, offset = self._data
-        best = float(reference(held_out.relative()))
-        for step in jko_steps(reference, solver, training, sizes, n_blocks, held_out):
-            assert step.map is not None
-            assert step.held_out is not None
-            objective, cost = float(reference(step.held_out)), float(step.transport_cost)
-            last = best - objective < tol or math.sqrt(cost / training.dim) < transport_tol
-            if last and objective >= best and self.blocks_ and not step.interrupted:
-                break  # the block is worse than none
-            self.blocks_.append(step.map)
-            self.step_sizes_.append(step.step_size)
-            self.history_.append(
-                {
-                    "block": len(self.blocks_),
-                    "step_size": step.step_size,
-                    "held_out_nll": objective + offset,
-                    "transport_cost": cost,
-                    "iterations": step.iterations,
-                    "seconds": step.seconds,
-                    "message": step.message,
-                }
-            )
-            if not (step.converged or step.interrupted):
-                _warn_discretised(f"block {len(self.blocks_)}", step.message)
-            bar.update()
-            bar.set_postfix_str(f"held-out NLL {objective + offset:.3f}")
-            if step.interrupted:
-                self.interrupted_ = True
-                break
-            if last:
-                break
-            best = objective
-
-    def _train_together(self, reference: KL) -> None:
-        start = time.perf_counter()
-        training, held_out, offset = self._data
-        small = training.dim <= FEW_COLUMNS
-        rate = self.fine_tune_learning_rate
-        batch_size = self.fine_tune_batch_size or 2 * self._batch_size(training)
-        iterations = self.fine_tune_iterations or min(2000, max(200, 100 * self._rows // batch_size))
-        check_every = max(CHECK_EVERY, iterations // LOOKS)
-        solver = self._solver(
-            training,
-            iterations=iterations,
-            learning_rate=(3e-3 if small else 3e-4) if rate is None else rate,
-            batch_size=batch_size,
-            check_every=check_every,
-            # at the top of the schedule the objective often rises before it falls
-            patience=max(self.patience, iterations // (2 * check_every)),
-        )
-        outcome = solver.fine_tune(ComposedMap(self.blocks_), reference, training, held_out, self.memory_budget)
-        self.interrupted_ = outcome.interrupted
-        self.history_.append(
-            {
-                "block": "fine-tuning",
-                "held_out_nll": outcome.objective + offset,
-                "iterations": outcome.iterations,
-                "seconds": time.perf_counter() - start,
-                "message": outcome.message,
-            }
-        )
-        if not (outcome.converged or outcome.interrupted):
-            _warn_discretised("fine-tuning", outcome.message)
-
-    def _solver(self, training: Particles, **changes: Any) -> NeuralProx:
-        small = training.dim <= FEW_COLUMNS
-        few = self._few(training)
-        options = self.map_options
-        if few and self.map == "spline":
-            planar = {"frequencies": 3} if training.dim == 2 else {}
-            options = {"dropout": 0.2} | planar | (options or {})
-        settings: dict[str, Any] = {
-            "map": self.map,
-            "map_options": options,
-            "iterations": self.iterations,
-            "batch_size": self._batch_size(training),
-            "learning_rate": (2e-2 if self.map == "ode" else 5e-3 if small else 2e-3)
-            if self.learning_rate is None
-            else self.learning_rate,
-            "weight_decay": float(few) if self.weight_decay is None else self.weight_decay,
-            "patience": self.patience,
-            "flow_matching": (FLOW_MATCHING if self.map == "ode" else 0)
-            if self.flow_matching is None
-            else self.flow_matching,
-            "check_every": CHECK_EVERY,
-            "seed": self.seed,
-            "progress": self.progress,
-        }
-        return NeuralProx(**(settings | changes))
-
-    def _few(self, training: Particles) -> bool:
-        return self._rows < 1000 * training.dim
-
-    def _jittered(self, training: Particles, held_out: Particles, generator: torch.Generator) -> Particles:
-        """Copies of the training points with noise, up to about NOISE_ROWS of them."""
-        scale = self.jitter
-        if scale is None:
-            scale = _best_bandwidth(training, held_out) if self._few(training) and training.dim <= FEW_COLUMNS else 0.0
-        self.jitter_ = float(scale)
-        if not scale:
-            return training
-        points = training.points.repeat(max(1, math.ceil(NOISE_ROWS / len(training))), 1)
-        noise = torch.randn(points.shape, generator=generator, dtype=points.dtype, device=points.device)
-        return Particles(points + scale * noise)
-
-    def _batch_size(self, training: Particles) -> int:
-        return self.batch_size or (1024 if training.dim <= FEW_COLUMNS else 256)
-
-    def _step_size(self) -> StepSize:
-        if isinstance(self.step_sizes, str):
-            if self.step_sizes != "auto":
-                raise ValueError(f'step_sizes must be numbers, a callable or "auto", got {self.step_sizes!r}')
-            return growing()
-        return 1.0 if self.step_sizes is None else self.step_sizes
-
-    def _check_arguments(self) -> None:
-        check_seed(self.seed)
-        for name in ("n_blocks", "iterations", "patience"):
-            check_count(getattr(self, name), name)
-        for name in ("learning_rate", "fine_tune_learning_rate"):
-            if getattr(self, name) is not None:
-                check_positive(getattr(self, name), name)
-        check_non_negative(self.transport_tol, "transport_tol")
-        for name in ("weight_decay", "jitter"):
-            if getattr(self, name) is not None:
-                check_non_negative(getattr(self, name), name)
-        try:
-            if math.isnan(self.tol):
-                raise ValueError("tol must be a number of nats, got nan")
-        except TypeError:
-            raise TypeError(f"tol must be a number of nats, got {self.tol!r}") from None
-        for name in ("batch_size", "fine_tune_iterations", "fine_tune_batch_size"):
-            if getattr(self, name) is not None:
-                check_count(getattr(self, name), name)
-        if self.flow_matching is not None:
-            check_count(self.flow_matching, "flow_matching", least=0)
-        check_count(self.memory_budget, "memory_budget")
-        check_fraction(self.validation_fraction, "validation_fraction")
-        step_sizes(self._step_size(), self.n_blocks)
-
-    def _split(self, X: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        held = round(self.validation_fraction * len(X))
-        if held < 1 or len(X) - held < 2:
-            needed = math.ceil(0.5 / self.validation_fraction) + 2
-            raise ValueError(
-                f"X has {len(X)} rows; holding out {self.validation_fraction:g} of them takes at least {needed}. "
-                "Give more rows, or held-out rows as validation"
-            )
-        order = torch.randperm(len(X), generator=generator).to(X.device)
-        return X[order[held:]], X[order[:held]]
-
-    def _draw(self, X: Tensor, generator: torch.Generator) -> tuple[Particles, float]:
-        """Training points of rows X, several a row where preprocessing is random, and their mean −log|det|."""
-        copies = min(20, math.ceil(NOISE_ROWS / len(X))) if self.preprocessing_.is_random else 1
-        z, log_det = self.preprocessing_.forward(X.repeat(copies, 1), generator)
-        return Particles(z.float()), -float(log_det.mean())
+    def _train_together(self) -> None:
+        solver = joint_solver(self, self._data)
+        outcome, entry = train_together(solver, self.blocks_, self._data, self.memory_budget)
+        self.history_.append(entry)
+        if outcome.interrupted:
+            raise KeyboardInterrupt
+        if not outcome.converged:
+            warn_discretised("fine-tuning", outcome.message)
 
     # use
 
@@ -466,17 +292,12 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         expectation; a row's noise depends on the row only. For smoothed data it is the density of the smoothed law.
         """
         X = self._checked(X)
-        preprocessing, map = self.preprocessing_, self._map(X.dtype)
-        if not preprocessing.integer:
-            return self._log_prob(map, *preprocessing.forward(X))
-        noise = preprocessing.row_noise(X, LIKELIHOOD_DRAWS)
-        draws = [self._log_prob(map, *preprocessing.forward(X, noise=part)) for part in noise]
+        map = self._map(X.dtype)
+        draws = []
+        for z, log_det in self.preprocessing_.scored(X):
+            y, flow_log_det = apply_in_batches(map, z)
+            draws.append(standard_normal_log_prob(y) + flow_log_det + log_det)
         return torch.stack(draws).mean(0)
-
-    @staticmethod
-    def _log_prob(map: TransportMap, z: Tensor, log_det: Tensor) -> Tensor:
-        y, flow_log_det = apply_in_batches(map, z)
-        return -0.5 * y.square().sum(1) - 0.5 * z.shape[1] * math.log(2 * math.pi) + flow_log_det + log_det
 
     def score_samples(self, X: Any) -> Tensor:
         """`log_prob` under scikit-learn's name."""
@@ -540,20 +361,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         seed = self.seed if seed is None else seed
         # one draw a row: several of one row on both sides of the critic's split would show it what it must not see
         path = self._path(self.preprocessing_.forward(X, make_generator(seed))[0].double())
-        errors = [
-            stein_residual(before, after, lambda x: x, step_size, seed + k)
-            for k, (before, after, step_size) in enumerate(zip(path[:-1], path[1:], self.step_sizes_, strict=True))
-        ]
-        target = _standard_normal(path[0])
-        if isinstance(initial_w2, str):
-            initial_w2 = wasserstein(Particles(path[0]), target, initial_w2, seed)
-        return certify(
-            functional=KL(target),
-            step_sizes=self.step_sizes_,
-            residuals=errors,
-            initial_w2=initial_w2,
-            values=values,
-        )
+        return certify_path(path, self.step_sizes_, initial_w2, values, seed)
 
     def sample(self, n: int = 1, seed: Seed = None) -> Tensor:
         """n generated rows, (n, d): T⁻¹ of standard normal draws."""
@@ -579,18 +387,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return self.preprocessing_.check(self._in_order(X, "X"))
 
     def _in_order(self, X: Any, name: str) -> Tensor:
-        """The rows of X; the columns of a data frame by their names, where the flow was fitted to one."""
-        table, columns = _as_table(X, name)
-        fitted = getattr(self, "feature_names_in_", None)
-        if columns is None or fitted is None or list(columns) == list(fitted):
-            return table
-        missing = [column for column in fitted if column not in columns]
-        if missing or len(columns) != len(fitted):
-            unknown = [column for column in columns if column not in fitted]
-            raise ValueError(
-                f"{name} has other columns than the data that the flow was fitted to: missing {missing}, new {unknown}"
-            )
-        return table[:, [columns.index(column) for column in fitted]]
+        return in_order(X, name, getattr(self, "feature_names_in_", None))
 
     def _check_fitted(self) -> None:
         if not getattr(self, "blocks_", None):
@@ -619,41 +416,3 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             ValueError: for a missing, truncated, foreign or newer file.
         """
         return read_flow(cls, folder, map_classes)
-
-
-def _as_table(X: Any, name: str) -> tuple[Tensor, list[str] | None]:
-    """A finite tensor (n, d) and the names of its columns, from an array or a data frame."""
-    columns = None
-    if hasattr(X, "columns") and hasattr(X, "to_numpy"):
-        columns = [str(column) for column in X.columns]
-        repeated = sorted({column for column in columns if columns.count(column) > 1})
-        if repeated:
-            raise ValueError(f"{name} has several columns of one name: {', '.join(repeated)}; rename them")
-        text = [column for column, dtype in zip(columns, X.dtypes, strict=True) if dtype.kind not in "fiub"]
-        if text:
-            raise TypeError(f"{name} has columns that are not numbers: {', '.join(text)}; encode or drop them")
-        X = X.to_numpy(dtype=float, copy=True)  # a frame's own array may be read-only
-    return as_points(X, name).detach(), columns
-
-
-def _warn_discretised(stage: str, message: str) -> None:
-    warnings.warn(
-        f"{stage} was trained with too coarse a discretisation ({message}): likelihoods are true, but a better flow "
-        'may be in reach; give more steps, as in map_options={"steps": 6}',
-        RuntimeWarning,
-        stacklevel=2,
-    )
-
-
-def _standard_normal(like: Tensor) -> Gaussian:
-    """N(0, I) in the dimension, dtype and on the device of the points."""
-    d = like.shape[1]
-    return Gaussian(like.new_zeros(d), torch.eye(d, dtype=like.dtype, device=like.device))
-
-
-def _best_bandwidth(training: Particles, held_out: Particles, most: int = 2000) -> float:
-    """The bandwidth h of the Gaussian kernel density estimate of greatest held-out likelihood, to a factor of √2."""
-    squares = torch.cdist(held_out.points[:most], training.points[:most]).square()
-    bandwidths = 0.01 * 2 ** (torch.arange(14, device=squares.device) / 2)
-    likelihoods = [torch.logsumexp(-squares / (2 * h**2), 1).mean() - training.dim * h.log() for h in bandwidths]
-    return float(bandwidths[torch.stack(likelihoods).argmax()])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from sklearn.exceptions import NotFittedError
@@ -27,28 +26,19 @@ from wprox._checks import (
     step_sizes,
 )
 from wprox.functionals import KL
-from wprox.jko import jko_steps
-from wprox.maps import ComposedMap, TransportMap
+from wprox.maps import TransportMap
 from wprox.measures import Gaussian, Particles
-from wprox.models.chain import Chain, ForwardStep, Layer, RejectionStep
+from wprox.models.chain import Chain, Layer, RejectionStep
 from wprox.models.files import read_sampler, write_sampler
-from wprox.solvers import GaussianProx, NeuralProx, StepFailedError
+from wprox.models.sampler_training import ChainTraining
+from wprox.models.target import ScaledTarget, check_target, checked, fitted_gaussian
+from wprox.models.weights import LogNormalizer, effective_size, log_normalizer, warn_if_useless
+from wprox.solvers import NeuralProx
 from wprox.solvers.neural import MapFactory
 
 FIRST_STEP, GROWTH = 0.02, 4.0  # γ_k = 0.02 · 4^k, in units of the initial Gaussian; 4^k where that is fitted
-SCALE_STEPS = [0.1 * 16.0**k for k in range(8)]  # γ of the Gaussian that is fitted to the target: it may be far or wide
-USEFUL = 0.01  # the effective part of a sample under which importance weights say nothing
 FEW_DIMENSIONS = 16  # up to which learning rates are higher
-FORWARD_SHRINKAGE = 0.5  # by how much a forward step shrinks where the curvature is greatest
 OWN_NOISE = 0x5DEECE66  # keeps the noise of `sample` from that of `run` with the same seed, which blocks know by heart
-ENOUGH = 0.999  # the effective part of a sample that needs no further correction
-
-
-class LogNormalizer(NamedTuple):
-    """An estimate of log Z = log ∫ g dx and its standard error."""
-
-    value: float
-    standard_error: float
 
 
 class JKOSampler:
@@ -242,27 +232,29 @@ class JKOSampler:
         )
         generator = make_generator(self.seed)
         self.interrupted_ = False
-        self.initial_ = self._fitted_gaussian() if self.initial is None else self.initial
+        given = self.initial
+        self.initial_ = fitted_gaussian(self.functional, self.dim, self.seed) if given is None else given
         self.layers_: list[Layer] = []
         self.history_: list[dict[str, Any]] = []
-        self._check_target(self.initial_.sample(1000, generator))
+        check_target(self.functional.log_target, self.initial_.sample(1000, generator))
+        training = self._training(generator)
         bar = tqdm(total=self.n_blocks + self.corrected_blocks, desc="blocks", disable=not self.progress)
         try:
-            particles = self._descend(self._draw(self.n_particles, generator), generator)
+            particles = training.descend(training.draw(), self.forward_steps)
             if self.layers_ and self.n_blocks:
-                particles = self._correct(self.corrections, particles, generator)
+                particles = training.correct(particles, self.corrections, self.rejection_rate)
             fixed = len(self.layers_)
             for k in range(self.n_blocks):
-                before, particles = particles, self._train_block(k, gamma(k), particles, generator)
+                before, particles = particles, training.add_block(particles, self._solver(k), gamma(k))
                 bar.update()
                 if particles is before:
                     break
             if self.fine_tune and len(self.layers_) > fixed:
-                particles = self._train_together(fixed, generator)
-            particles = self._correct(self.corrections, particles, generator)
+                particles = training.train_together(fixed, self._joint_solver(), self.memory_budget)
+            particles = training.correct(particles, self.corrections, self.rejection_rate)
             for k in range(self.n_blocks, self.n_blocks + self.corrected_blocks):
-                particles = self._train_block(k, gamma(k), particles, generator)
-                particles = self._correct(self.corrections, particles, generator)
+                particles = training.add_block(particles, self._solver(k), gamma(k))
+                particles = training.correct(particles, self.corrections, self.rejection_rate)
                 bar.update()
         except KeyboardInterrupt:
             if not self.layers_:
@@ -277,112 +269,17 @@ class JKOSampler:
             bar.close()
         return self
 
-    # Each stage takes draws of the chain and returns draws of the chain as it is then, on which no network was trained:
-    # networks of this size learn draws by heart, which then no longer tell what the next stage needs to know.
-
-    def _descend(self, particles: Particles, generator: torch.Generator) -> Particles:
-        """Forward steps along the potential, as long as each makes KL smaller by `tol`."""
-        for _ in range(self.forward_steps):
-            start = time.perf_counter()
-            curvature = self._greatest_curvature(particles.points)
-            if curvature <= 0:
-                break
-            step_size = FORWARD_SHRINKAGE / curvature
-            self.layers_.append(self._forward_step(step_size))
-            after = self._draw(self.n_particles, generator)
-            if not self._kl(particles) - self._kl(after) >= self.tol:
-                self.layers_.pop()
-                break
-            self._log("forward step", after, start, step_size=step_size)
-            particles = after
-        return particles
-
-    def _greatest_curvature(self, u: Tensor) -> float:
-        """The largest eigenvalue of ∇²V at points (n, d)."""
-        step, greatest = self._forward_step(1.0), -math.inf
-        for part in u.split(step.batch_size):
-            jacobian = step.jacobian(part)
-            bad = ~torch.isfinite(jacobian).flatten(1).all(1)
-            if bool(bad.any()):
-                raise ValueError(
-                    "the second derivatives of the target's log-density, which forward steps take, are not finite "
-                    f"{_where(bad, self._to_x(part))}; torch.logaddexp is such where its arguments are far apart, and "
-                    "torch.logsumexp is not; else give forward_steps=0"
-                )
-            greatest = max(greatest, 1 - float(torch.linalg.eigvalsh(jacobian).min()))
-        return greatest
-
-    def _forward_step(self, step_size: float) -> ForwardStep:
-        return ForwardStep(self.dim, self._log_target, step_size, self.initial_.dtype)
-
-    def _train_block(self, k: int, step_size: float, particles: Particles, generator: torch.Generator) -> Particles:
-        """Add a block, where it makes KL smaller by `tol`; else the draws are returned as they came."""
-        start = time.perf_counter()
-        step = self._solver(k).step(self._scaled_functional, particles, step_size)
-        if step.interrupted:
-            raise KeyboardInterrupt
-        assert step.map is not None
-        self.layers_.append(step.map)
-        after = self._draw(self.n_particles, generator)
-        if self._kl(particles) - self._kl(after) < self.tol:
-            self.layers_.pop()
-            return particles
-        self._log(
-            "block",
-            after,
-            start,
-            step_size=step.step_size,
-            transport_cost=float(step.transport_cost),
-            iterations=step.iterations,
-        )
-        return after
-
-    def _train_together(self, fixed: int, generator: torch.Generator) -> Particles:
-        """Train all blocks, which are the layers after the first `fixed` ones."""
-        start = time.perf_counter()
-        solver = self._solver(
-            0,
-            iterations=self.fine_tune_iterations,
-            learning_rate=self.fine_tune_learning_rate,
-            batch_size=self.fine_tune_batch_size,
-            patience=self.fine_tune_iterations,  # at the top of the schedule the objective often rises before it falls
-        )
-        start_law: Gaussian | Particles = Gaussian(torch.zeros(self.dim), torch.eye(self.dim))
-        if fixed:
-            start_law = self._draw(self.n_particles, generator, layers=fixed)
-        blocks = ComposedMap([layer for layer in self.layers_[fixed:] if isinstance(layer, TransportMap)])
-        outcome = solver.fine_tune(blocks, self._scaled_functional, start_law, memory_budget=self.memory_budget)
-        if outcome.interrupted:
-            raise KeyboardInterrupt
-        particles = self._draw(self.n_particles, generator)
-        self._log("fine-tuning", particles, start, iterations=outcome.iterations)
-        return particles
-
     def correct(self, steps: int = 1) -> JKOSampler:
         """Append up to so many rejection–resampling steps, as `corrections` does; returns the sampler."""
         self._check_run()
-        generator = make_generator(self.seed + len(self.layers_))
-        self._correct(check_count(steps, "steps"), self._draw(self.n_particles, generator), generator)
+        check_count(steps, "steps")
+        training = self._training(make_generator(self.seed + len(self.layers_)))
+        training.correct(training.draw(), steps, self.rejection_rate)
         return self
 
-    def _correct(self, steps: int, particles: Particles, generator: torch.Generator) -> Particles:
-        for _ in range(steps):
-            log_weights = self._log_weights(particles)
-            if _effective(log_weights) >= ENOUGH * len(log_weights):
-                break
-            start = time.perf_counter()
-            step = RejectionStep.fit(log_weights, self.rejection_rate)
-            dice = torch.rand(len(log_weights), generator=generator).to(log_weights.device)
-            rejected = dice >= step.acceptance(log_weights)
-            points, log_density = particles.points.clone(), particles.log_density() + step.log_factor(log_weights)
-            if bool(rejected.any()):  # the rest are draws of the new law as they are, and none has been trained on
-                fresh = self._draw(int(rejected.sum()), generator)
-                points[rejected] = fresh.points
-                log_density[rejected] = fresh.log_density() + step.log_factor(self._log_weights(fresh))
-            self.layers_.append(step)
-            particles = Particles(points, log_density=log_density)
-            self._log("rejection", particles, start)
-        return particles
+    def _training(self, generator: torch.Generator) -> ChainTraining:
+        """What appends to `layers_` and `history_`."""
+        return ChainTraining(self._target, self.layers_, self.history_, self.n_particles, self.tol, generator)
 
     def _solver(self, index: int, **changes: Any) -> NeuralProx:
         options = self.map_options
@@ -397,106 +294,14 @@ class JKOSampler:
         }
         return NeuralProx(self.map, options, **(settings | changes))
 
-    def _fitted_gaussian(self) -> Gaussian:
-        """The best Gaussian approximation of π, by proximal steps from N(0, I), widened where π is not Gaussian.
-
-        Reverse KL makes it too narrow, and the tails of a map's image are those of where it starts. The factor
-        1 + √(2/d) costs a KL divergence of about two nats, which the blocks win back.
-        """
-        dtype = torch.get_default_dtype()
-        reference = getattr(self.target, "covariance_matrix", None)
-        if isinstance(reference, Tensor):
-            dtype = reference.dtype
-        start = Gaussian(torch.zeros(self.dim).double(), torch.eye(self.dim).double())
-        self._check_target(start.sample(1000, self.seed).to(dtype))
-        given = self.target
-        closed = isinstance(given, Gaussian | torch.distributions.MultivariateNormal)
-        functional = KL(given if closed else lambda x: self.functional.log_target(x.to(dtype)).to(x))
-        try:
-            *_, last = jko_steps(functional, GaussianProx(), start, SCALE_STEPS, len(SCALE_STEPS))
-        except StepFailedError as error:
-            raise StepFailedError(
-                f"no Gaussian could be fitted to the target ({error}); give one that covers it, as in "
-                f"initial=Gaussian(torch.zeros({self.dim}), 16 * torch.eye({self.dim}))"
-            ) from None
-        fitted = last.measure
-        assert isinstance(fitted, Gaussian)
-        width = 1.0 if closed else 1 + math.sqrt(2 / self.dim)
-        return Gaussian(fitted.loc.to(dtype), width**2 * fitted.covariance_matrix.to(dtype))
-
-    def _log(self, stage: str, particles: Particles, start: float, **more: Any) -> None:
-        log_weights = self._log_weights(particles)
-        self.history_.append(
-            {
-                "stage": stage,
-                "kl": -float(log_weights.mean()),
-                "ess": _effective(log_weights) / len(log_weights),
-                "seconds": time.perf_counter() - start,
-                **more,
-            }
+    def _joint_solver(self) -> NeuralProx:
+        return self._solver(
+            0,
+            iterations=self.fine_tune_iterations,
+            learning_rate=self.fine_tune_learning_rate,
+            batch_size=self.fine_tune_batch_size,
+            patience=self.fine_tune_iterations,  # at the top of the schedule the objective often rises before it falls
         )
-
-    # the target in units of the initial Gaussian
-
-    def _to_x(self, u: Tensor) -> Tensor:
-        return self.initial_.loc.to(u) + u @ self.initial_.scale_tril.to(u).mT
-
-    def _to_u(self, x: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(
-            self.initial_.scale_tril.to(x), (x - self.initial_.loc.to(x)).mT, upper=False
-        ).mT
-
-    @property
-    def _log_det_scale(self) -> Tensor:
-        return self.initial_.scale_tril.diagonal().log().sum()
-
-    def _log_target(self, u: Tensor) -> Tensor:
-        """log g(x) + log |det L| at x = m + L u, the log-density of u, checked."""
-        x = self._to_x(u.to(self.initial_.dtype))
-        return (_checked(self.functional.log_target(x), x) + self._log_det_scale).to(u)
-
-    @property
-    def _scaled_functional(self) -> KL:
-        return KL(self._log_target)
-
-    def _check_target(self, x: Tensor) -> None:
-        with torch.enable_grad():
-            points = x.detach().requires_grad_()
-            try:
-                values = _checked(self.functional.log_target(points), points)
-            except RuntimeError as error:
-                if "dtype" not in str(error):
-                    raise
-                raise TypeError(
-                    f"the target mixes floating-point types ({error}): it is called at points in {x.dtype}; give "
-                    "an initial Gaussian in the dtype of its tensors, or cast x inside it"
-                ) from error
-            (gradient,) = (
-                torch.autograd.grad(values.sum(), points, allow_unused=True) if values.requires_grad else (None,)
-            )
-            if gradient is None:
-                raise TypeError(
-                    "the target's log-density is not differentiable: autograd finds no way from its values to the "
-                    "points; compute it with torch from x, without numpy, .detach(), .item() or no_grad"
-                )
-            if not bool(gradient.any()) and bool((values != values[0]).any()):
-                raise TypeError(
-                    "the target's log-density is not differentiable: it varies, from "
-                    f"{float(values.min().detach()):.4g} to {float(values.max().detach()):.4g}, and its gradient is 0 "
-                    f"at all of {len(points)} points; it may count, round or compare, where it must be smooth"
-                )
-        if bool((values == -torch.inf).any()):
-            raise ValueError(
-                f"the target's log-density is −∞ {_where(values == -torch.inf, points)}: KL is infinite there. Give an "
-                "initial Gaussian inside the support, map the support to R^d (log of what is positive), or let "
-                "the density fall off smoothly"
-            )
-        bad = ~torch.isfinite(gradient).all(1)
-        if bool(bad.any()):
-            raise ValueError(
-                f"the gradient of the target's log-density is not finite {_where(bad, points)}; check for square "
-                "roots and norms at 0, and for logarithms of 0"
-            )
 
     # use
 
@@ -505,7 +310,8 @@ class JKOSampler:
         self._check_run()
         if seed is not None and not isinstance(seed, torch.Generator):
             seed = check_seed(seed) ^ OWN_NOISE
-        return self._to_x(self._draw(n, make_generator(seed, self.initial_.device), self.initial_.dtype).points)
+        generator = make_generator(seed, self.initial_.device)
+        return self._target.to_x(self._draw(n, generator, self.initial_.dtype).points)
 
     def log_prob(self, x: Any) -> Tensor:
         """The log-density of what `sample` draws, (n,), in nats: exact but for rejection rates, which are estimates.
@@ -515,7 +321,8 @@ class JKOSampler:
         """
         self._check_run()
         x = as_points(x, "x", self.dim)
-        return self._chain(x.dtype).log_prob(self._to_u(x)) - self._log_det_scale.to(x)
+        target = self._target
+        return self._chain(x.dtype).log_prob(target.to_u(x)) - target.log_det.to(x)
 
     def importance_weights(self, x: Any) -> Tensor:
         r"""w ∝ π(x)/ρ(x) at points that the sampler drew, (n,), summing to 1: ∫ f dπ ≈ Σ_i w_i f(x_i).
@@ -523,14 +330,14 @@ class JKOSampler:
         Warns where the effective sample size is under 1 % of the sample.
         """
         log_weights = self._log_ratio(x)
-        _warn_if_useless(log_weights)
+        warn_if_useless(log_weights)
         return log_weights.softmax(0)
 
     def effective_sample_size(self, x: Any) -> float:
         """(Σ w)²/Σ w² of the importance weights at points that the sampler drew (Kong 1992): n where ρ = π."""
         log_weights = self._log_ratio(x)
-        _warn_if_useless(log_weights)
-        return _effective(log_weights)
+        warn_if_useless(log_weights)
+        return effective_size(log_weights)
 
     def log_normalizer(self, n: int = 10_000, seed: Seed = None) -> LogNormalizer:
         r"""log Z, Z = ∫ g dx, as the log of the mean of g/ρ over n draws, with its standard error.
@@ -541,40 +348,31 @@ class JKOSampler:
         self._check_run()
         generator = make_generator(seed, self.initial_.device)
         particles = self._draw(check_count(n, "n", least=2), generator, torch.float64)
-        log_weights = self._log_weights(particles)
-        _warn_if_useless(log_weights)
-        value = float(log_weights.logsumexp(0)) - math.log(n)
-        variance = float((log_weights - value).exp().var()) / n
-        if any(isinstance(layer, RejectionStep) for layer in self.layers_):
-            masses = self._chain(torch.float64).masses(n, generator, particles.points)
-            value += math.log(float(masses.mean()))
-            variance += float(masses.var() / masses.mean().square()) / n
-        return LogNormalizer(value, math.sqrt(variance))
+        log_weights = self._target.log_weights(particles)
+        warn_if_useless(log_weights)
+        if not any(isinstance(layer, RejectionStep) for layer in self.layers_):
+            return log_normalizer(log_weights)
+        return log_normalizer(log_weights, self._chain(torch.float64).masses(n, generator, particles.points))
 
     def _log_ratio(self, x: Any) -> Tensor:
         x = as_points(x, "x", self.dim)
         log_prob = self.log_prob(x)
         with torch.no_grad():
             points = x.to(self.initial_.dtype)
-            return _checked(self.functional.log_target(points), points).to(x) - log_prob
+            return checked(self.functional.log_target(points), points).to(x) - log_prob
 
-    def _chain(self, dtype: torch.dtype, layers: int | None = None) -> Chain:
-        chain = Chain(self.dim, self.layers_[:layers], self._log_target)
+    @property
+    def _target(self) -> ScaledTarget:
+        """π in the units of the initial Gaussian, which are those of the chain."""
+        return ScaledTarget(self.functional.log_target, self.initial_)
+
+    def _chain(self, dtype: torch.dtype) -> Chain:
+        chain = Chain(self.dim, self.layers_, self._target.log_prob)
         return chain if dtype == torch.float32 else chain.to(dtype)
 
-    def _draw(
-        self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32, layers: int | None = None
-    ) -> Particles:
-        """Draws of the chain, or of its first `layers`."""
+    def _draw(self, n: int, generator: torch.Generator, dtype: torch.dtype) -> Particles:
         like = torch.empty(0, dtype=dtype, device=self.initial_.device)
-        return self._chain(dtype, layers).draw(check_count(n, "n"), generator, like)
-
-    @torch.no_grad()
-    def _log_weights(self, particles: Particles) -> Tensor:
-        return self._log_target(particles.points) - particles.log_density()
-
-    def _kl(self, particles: Particles) -> float:
-        return -float(self._log_weights(particles).mean())
+        return self._chain(dtype).draw(check_count(n, "n"), generator, like)
 
     @property
     def _parameters(self) -> dict[str, Any]:
@@ -616,45 +414,3 @@ class JKOSampler:
             ValueError: for a missing, truncated, foreign or newer file.
         """
         return read_sampler(cls, folder, target, map_classes)
-
-
-def _checked(values: Any, x: Tensor) -> Tensor:
-    """The values of a log-density at x: (n, d), (n,): finite or −∞."""
-    if not isinstance(values, Tensor):
-        raise TypeError(f"the target must return a tensor, it returned {type(values).__name__}; compute it with torch")
-    if values.shape != x.shape[:1]:
-        raise ValueError(
-            f"the target must map points of shape {tuple(x.shape)} to one log-density a row, ({len(x)},); it returned "
-            f"shape {tuple(values.shape)}. Reduce over the last axis only, as in -x.square().sum(-1) / 2"
-        )
-    bad = torch.isnan(values) | (values == torch.inf)
-    if bool(bad.any()):
-        what = "NaN" if bool(torch.isnan(values).any()) else "+∞"
-        raise ValueError(f"the target's log-density is {what} {_where(bad, x)}; a log-density is finite or −∞")
-    return values
-
-
-def _where(bad: Tensor, x: Tensor) -> str:
-    """Where a density is bad, for people."""
-    points = ", ".join(
-        "(" + ", ".join(f"{value:.4g}" for value in row[:6].tolist()) + (", …)" if x.shape[1] > 6 else ")")
-        for row in x.detach()[bad][:3]
-    )
-    count = int(bad.sum())
-    return f"at {count} of {len(x)} points, {'the first at' if count > 3 else 'at'} {points}"
-
-
-def _effective(log_weights: Tensor) -> float:
-    return float((2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp())
-
-
-def _warn_if_useless(log_weights: Tensor) -> None:
-    effective = _effective(log_weights)
-    if not effective >= USEFUL * len(log_weights):
-        warnings.warn(
-            f"the effective sample size is {effective:.3g} of {len(log_weights)} draws: importance weights and what is "
-            "computed with them mean nothing. Try more blocks or iterations, corrections=5 or more (rejection steps), "
-            "JKOSampler.for_modes where there are several modes, or an initial Gaussian that covers the target",
-            RuntimeWarning,
-            stacklevel=3,
-        )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wprox._checks import as_floating, as_points, check_non_negative
 
+LIKELIHOOD_DRAWS = 8  # dequantisation draws over which the log-likelihood of integer data is averaged
 MARGIN = 0.01  # of the range on each side, so that values at a bound stay finite under the logit
 
 
@@ -182,6 +183,15 @@ class Preprocessing:
             noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
             z = math.exp(-self.smoothing) * z + math.sqrt(-math.expm1(-2 * self.smoothing)) * noise
         return z.to(dtype), log_det.to(dtype)
+
+    def scored(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """`forward` of rows whose likelihood is asked for, which is the mean over these points of a row.
+
+        Eight draws of the dequantisation noise for integer data, and one without noise for all others.
+        """
+        if not self.integer:
+            return [self.forward(x)]
+        return [self.forward(x, noise=noise) for noise in self.row_noise(x, LIKELIHOOD_DRAWS)]
 
     def inverse(self, z: Tensor) -> Tensor:
         """x: (n, n_features) from z: (n, dim), in its dtype; integers are whole and constant columns put back."""

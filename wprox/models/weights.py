@@ -1,0 +1,52 @@
+"""Importance weights of draws: how many they are worth, and the normalising constant that they estimate."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import NamedTuple
+
+from torch import Tensor
+
+USEFUL = 0.01  # the effective part of a sample under which importance weights say nothing
+
+
+class LogNormalizer(NamedTuple):
+    """An estimate of log Z = log ∫ g dx and its standard error."""
+
+    value: float
+    standard_error: float
+
+
+def log_normalizer(log_weights: Tensor, masses: Tensor | None = None) -> LogNormalizer:
+    """log Z, as the log of the mean of g/ρ over draws of ρ, and its standard error, by the delta method.
+
+    Arguments:
+        log_weights: log g − log ρ, (n,).
+        masses: independent estimates of the integral of ρ as it was computed, (m,); 1 where not given.
+    """
+    n = len(log_weights)
+    value = float(log_weights.logsumexp(0)) - math.log(n)
+    variance = float((log_weights - value).exp().var()) / n
+    if masses is not None:
+        value += math.log(float(masses.mean()))
+        variance += float(masses.var() / masses.mean().square()) / len(masses)
+    return LogNormalizer(value, math.sqrt(variance))
+
+
+def effective_size(log_weights: Tensor) -> float:
+    """(Σ w)²/Σ w², the number of independent draws that weighted ones are worth (Kong 1992)."""
+    return float((2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp())
+
+
+def warn_if_useless(log_weights: Tensor) -> None:
+    """Warn where the effective sample size is under 1 % of the sample."""
+    effective = effective_size(log_weights)
+    if not effective >= USEFUL * len(log_weights):
+        warnings.warn(
+            f"the effective sample size is {effective:.3g} of {len(log_weights)} draws: importance weights and what is "
+            "computed with them mean nothing. Try more blocks or iterations, corrections=5 or more (rejection steps), "
+            "JKOSampler.for_modes where there are several modes, or an initial Gaussian that covers the target",
+            RuntimeWarning,
+            stacklevel=3,
+        )
