@@ -22,6 +22,8 @@ from sklearn.preprocessing import StandardScaler
 
 import wprox
 from wprox import JKOFlow
+from wprox.models.flow_data import FlowData
+from wprox.models.flow_training import joint_solver
 from wprox.models.step_sizes import equal_moves
 
 QUICK = {"n_blocks": 2, "iterations": 60, "fine_tune_iterations": 30, "jitter": 0.0}
@@ -304,6 +306,14 @@ def test_equal_moves_share_the_path_and_keep_the_time(steps):
     times = torch.cat((torch.zeros(1, dtype=torch.float64), new.cumsum(0)))
     overlap = (torch.minimum(times[1:, None], ends[1:]) - torch.maximum(times[:-1, None], ends[:-1])).clamp(min=0)
     assert torch.allclose(overlap @ speed, (moves.sum() / len(moves)).expand(len(moves)))
+
+
+@pytest.mark.parametrize(("dim", "rows", "rate"), [(2, 100, 3e-3), (9, 9000, 2e-3), (9, 8999, 3e-4)])
+def test_the_rate_of_joint_training_follows_the_size_of_the_table(dim, rows, rate):
+    points = wprox.Particles(torch.zeros(10, dim))
+    data = FlowData(points, points, 0.0, rows, 0.0)
+    assert joint_solver(JKOFlow(), data).training.learning_rate == rate
+    assert joint_solver(JKOFlow(fine_tune_learning_rate=0.1), data).training.learning_rate == 0.1
 
 
 def test_refine_evens_the_moves_and_never_worsens_the_held_out_likelihood():

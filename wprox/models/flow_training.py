@@ -110,7 +110,7 @@ def joint_solver(flow: JKOFlow, data: FlowData) -> NeuralProx:
     batch_size = flow.fine_tune_batch_size or 2 * _batch_size(flow, data)
     iterations = flow.fine_tune_iterations or min(2000, max(200, 100 * data.rows // batch_size))
     check_every = max(CHECK_EVERY, iterations // LOOKS)
-    default_rate = 3e-3 if data.has_few_columns else 3e-4
+    default_rate = 3e-3 if data.has_few_columns else 3e-4 if data.has_few_rows else 2e-3
     return block_solver(
         flow,
         data,

@@ -77,7 +77,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         fine_tune: whether all blocks are trained together at the end.
         fine_tune_iterations: the largest number of gradient steps of it; a hundred passes over the rows, but at least
             200 and at most 2,000.
-        fine_tune_learning_rate: Adam's; 3e-3 up to eight columns, else 3e-4.
+        fine_tune_learning_rate: Adam's; 3e-3 up to eight columns; else 2e-3, or 3e-4 where there are fewer than 1,000
+            rows a column.
         fine_tune_batch_size: rows in its minibatches; twice `batch_size`.
         memory_budget: bytes that activations may take in it (minibatches are made small enough); 512 MB.
         validation_fraction: the part of X held out, where `fit` gets no validation data.
