@@ -81,8 +81,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
     print(f"{arguments.rows} training points, JKOFlow options {arguments.options or 'default'}")
-    header = f"{'density':<16}{'seconds':>8}{'CPU s':>8}{'NLL':>9}{'entropy':>9}{'exact':>9}{'KL':>9}{'greedy':>9}{'to 0.45':>9}"
-    print(header + f"{'blocks':>8}{'mass':>8}{'round trip':>12}{'float32':>9}")
+    header = f"{'density':<16}{'seconds':>8}{'CPU s':>8}{'NLL':>9}{'entropy':>9}{'exact':>9}{'KL':>9}{'greedy':>9}"
+    print(header + f"{'to 0.45':>9}{'blocks':>8}{'mass':>8}{'round trip':>12}{'float32':>9}")
     results = {}
     for name in arguments.names or densities:
         r = results[name] = run(densities[name], arguments.rows, arguments.seed, arguments.options)
