@@ -398,6 +398,30 @@ def test_interrupt_keeps_the_blocks_so_far():
     assert flow.sample(3, seed=0).isfinite().all()
 
 
+class InterruptingSecond(wprox.AffineMap):
+    made = 0
+
+    def __init__(self, dim):
+        super().__init__(dim)
+        type(self).made += 1
+        self.number = type(self).made
+
+    def forward(self, x):
+        if self.training and self.number == 2:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+def test_an_interrupted_block_that_is_no_better_than_none_is_left_out():
+    InterruptingSecond.made = 0
+    x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    correlated = torch.stack((x[:, 0], x[:, 0] + 0.2 * x[:, 1]), 1)  # so that the first block is not the last
+    with pytest.warns(RuntimeWarning, match="interrupted; the flow has the 1 blocks"):
+        flow = JKOFlow(map=InterruptingSecond, n_blocks=3, iterations=40).fit(correlated)
+    assert flow.interrupted_
+    assert len(flow.blocks_) == len(flow.step_sizes_) == len(flow.history_) == 1
+
+
 class Exploding(wprox.AffineMap):
     passes = 0
 

@@ -9,7 +9,7 @@ import torch
 
 import wprox
 from wprox.solvers.neural import map_factory
-from wprox.solvers.training import saved_bytes_per_row
+from wprox.solvers.training import Outcome, saved_bytes_per_row
 
 F64 = torch.float64
 
@@ -298,6 +298,16 @@ class InterruptsAt(wprox.Functional):
         return rho.integrate(half_square)
 
 
+class FunctionOf(wprox.Functional):
+    """A functional whose value is that of a call, whatever the measure."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, rho):
+        return rho.points.new_tensor(self.value())
+
+
 def test_interrupted_step_returns_its_best_state():
     rho = wprox.Particles(cloud(100, 2, loc=3.0))
     step = fast(iterations=500, learning_rate=0.05).step(InterruptsAt(200), rho, 1.0)
@@ -307,6 +317,29 @@ def test_interrupted_step_returns_its_best_state():
     assert "interrupted at iteration" in step.message
     assert float(step.value) < 0.8 * float(half_square(rho.points).mean())
     assert torch.equal(step.measure.points, step.map(rho.points)[0])
+
+
+def test_ctrl_c_before_the_first_iteration_of_fine_tuning_leaves_the_map_in_evaluation():
+    map = wprox.SplineMap(2, dropout=0.5).double().eval()
+    with pytest.raises(KeyboardInterrupt):
+        fast().fine_tune(map, InterruptsAt(0), wprox.Particles(cloud(100, 2)))
+    assert not any(module.training for module in map.modules())
+
+
+def test_a_refinement_without_gain_names_the_iteration_of_the_best_state(monkeypatch):
+    outcomes = iter([Outcome(1.0, 30, 20, False), Outcome(1.0, 7, 0, False), Outcome(0.9, 7, 5, False)])
+    monkeypatch.setattr("wprox.solvers.neural.train", lambda *arguments: next(outcomes))
+    monkeypatch.setattr("wprox.solvers.neural.REFINEMENTS", 2)
+    gaps = itertools.count()  # a functional whose two values, of the scheme and without its error, always differ
+    F = FunctionOf(lambda: float(next(gaps)))
+    step = fast(map="ode").step(F, wprox.Particles(cloud(100, 2)), 1.0)
+    assert step.message.startswith("best held-out objective at iteration 42 of 44; ")
+    assert not step.converged
+    assert step.map.steps == 12
+
+    outcomes = iter([Outcome(1.0, 30, 20, False), Outcome(1.0, 7, 0, False), Outcome(1.0, 7, 0, False)])
+    step = fast(map="ode").step(F, wprox.Particles(cloud(100, 2)), 1.0)
+    assert step.message.startswith("best held-out objective at iteration 20 of 44; ")
 
 
 @pytest.mark.parametrize("call", [30, 27], ids=["in training", "before training"])

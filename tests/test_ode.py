@@ -1,6 +1,7 @@
 """ODEMap beyond the gauntlet: schemes, divergences, penalties, and its training by NeuralProx and JKOFlow."""
 
 import copy
+import itertools
 import math
 from functools import partial
 
@@ -12,7 +13,7 @@ import wprox
 from wprox._checks import seeded
 from wprox.maps._runge_kutta import SCHEMES, adaptive, fixed
 from wprox.maps._velocity import ACTIVATIONS, _TwoLayers
-from wprox.solvers.flow_matching import relaxation
+from wprox.solvers.flow_matching import Relaxation, relaxation
 
 F64 = torch.float64
 
@@ -350,6 +351,31 @@ def test_the_target_of_flow_matching_is_the_mean_over_pairs_that_cross():
     x, y, weights = x.float(), y.float(), weights.float()
     flow = relaxation(wprox.KL(standard_normal(2, torch.float32)), 0.8, x[0])
     assert torch.equal(flow.velocity(x, y, torch.full((n,), 1e-4), weights), y - x)
+
+
+@pytest.mark.parametrize("gamma", [1e-12, 1e-8, 1e-4, 1.0, 1e4, 1e12])
+def test_the_relaxation_of_short_and_long_steps_is_exact_in_float32(gamma):
+    flow = relaxation(wprox.KL(standard_normal(2, torch.float32)), gamma, torch.zeros(1))
+    assert flow.noises.tolist() == pytest.approx([math.sqrt(-math.expm1(-2 * math.log1p(gamma)))] * 2, rel=1e-6)
+    x = points(100, 2).float()
+    y = flow.draw(x)
+    assert torch.isfinite(flow.velocity(x, y, torch.linspace(0, 1, 100), torch.full((100,), 0.01))).all()
+
+
+def test_ctrl_c_in_flow_matching_ends_the_step(monkeypatch):
+    velocity, calls = Relaxation.velocity, itertools.count()
+
+    def interrupted(*arguments):
+        if next(calls) == 40:
+            raise KeyboardInterrupt
+        return velocity(*arguments)
+
+    monkeypatch.setattr(Relaxation, "velocity", interrupted)
+    solver = wprox.NeuralProx("ode", {"hidden": (8,)}, iterations=500, flow_matching=100)
+    step = solver.step(wprox.KL(standard_normal(2, torch.float32)), wprox.Particles(points(100, 2).float()), 1.0)
+    assert step.interrupted
+    assert not step.converged
+    assert step.iterations < 40
 
 
 # --- JKOFlow ---

@@ -157,7 +157,8 @@ def trained_blocks(
         n_blocks, tol, transport_tol, progress: as `JKOFlow` takes them.
 
     Raises:
-        KeyboardInterrupt: for Ctrl-C, after the block that it interrupted, in its best state, was returned.
+        KeyboardInterrupt: for Ctrl-C, after the block that it interrupted, in its best state, was returned, unless that
+            is worse than none.
     """
     reference = KL(standard_normal(data.training.points))
     best = float(reference(data.held_out.relative()))
@@ -168,8 +169,10 @@ def trained_blocks(
             objective, cost = float(reference(step.held_out)), float(step.transport_cost)
             last = best - objective < tol or math.sqrt(cost / data.training.dim) < transport_tol
             number = step.index + 1
-            if last and objective >= best and number > 1 and not step.interrupted:
-                break  # the block is worse than none
+            if last and objective >= best and number > 1:  # the block is worse than none
+                if step.interrupted:
+                    raise KeyboardInterrupt
+                break
             entry = {
                 "block": number,
                 "step_size": step.step_size,

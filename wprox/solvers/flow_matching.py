@@ -57,9 +57,10 @@ class Relaxation:
 
             y′ − x′ = (x_t − x′)/t   with probabilities ∝ w(x′) N(x_t; m + ((1 − t) I + t A)(x′ − m), t² N²),
 
-        the mean has the same expectation in the limit of large groups and a far smaller variance (Xu, Tong, Jaakkola,
-        *Stable target field for reduced variance score estimation in diffusion models*, 2023, equation 6). Where the
-        group has no second row near, this is y − x itself.
+        the mean has the same expectation given x_t, in groups of any size, since it is the conditional expectation of
+        y − x given the group, t and x_t, and a far smaller variance (Xu, Tong, Jaakkola, *Stable target field for
+        reduced variance score estimation in diffusion models*, 2023, equation 6). Where the group has no second row
+        near, this is y − x itself.
 
         Arguments:
             x, y: (n, d), with y = draw(x).
@@ -102,8 +103,9 @@ def relaxation(functional: Functional, step_size: float, like: Tensor) -> Relaxa
         )
     loc, covariance = (part.detach().to(like) for part in moments)
     variances, axes = torch.linalg.eigh(covariance)
-    decays = 1 / (1 + step_size * weight / variances)
-    return Relaxation(loc, axes, decays, (variances * (1 - decays**2)).sqrt())
+    times = step_size * weight / variances
+    decays = 1 / (1 + times)
+    return Relaxation(loc, axes, decays, (variances * times * decays * (1 + decays)).sqrt())  # no 1 − A², for a small γ
 
 
 def _moments(target: object) -> tuple[Tensor, Tensor] | None:

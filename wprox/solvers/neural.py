@@ -160,8 +160,9 @@ class NeuralProx(Solver):
             return objective(batch.push(map), batch)
 
         with seeded(step_seed(self.seed, index) + 1, source.device):  # dropout draws from the default generator
+            outcome = None
             if self.flow_matching:
-                match_flow(
+                outcome = match_flow(
                     map,
                     relaxation(functional, step_size, source.points),
                     training,
@@ -172,16 +173,17 @@ class NeuralProx(Solver):
                     f"step {index}",
                     self.progress,
                 )
-            outcome = self._train(
-                map,
-                batch_objective,
-                lambda part: float(objective(push(map, part), part)),
-                training,
-                validation,
-                self.training,
-                generator,
-                f"step {index}",
-            )
+            if outcome is None or not outcome.interrupted:  # Ctrl-C in the start ends the step as well
+                outcome = self._train(
+                    map,
+                    batch_objective,
+                    lambda part: float(objective(push(map, part), part)),
+                    training,
+                    validation,
+                    self.training,
+                    generator,
+                    f"step {index}",
+                )
         rho = push(map, source)
         if held_out is not None:
             pushed_held_out = push(map, validation)
@@ -240,8 +242,10 @@ class NeuralProx(Solver):
 
         probe = torch.arange(min(len(training), 64))
         with seeded(step_seed(self.seed, 2**20) + 1, training.device):
-            map.train()
-            row_bytes = max(1.0, saved_bytes_per_row(map, batch_objective, probe))
+            try:
+                row_bytes = max(1.0, saved_bytes_per_row(map.train(), batch_objective, probe))
+            finally:  # Ctrl-C must not leave a map that draws dropout and partitions
+                map.eval()
             settings = replace(
                 self.training, batch_size=max(1, min(self.training.batch_size, int(memory_budget / row_bytes)))
             )
@@ -300,7 +304,10 @@ class NeuralProx(Solver):
             outcome = replace(
                 more,
                 iterations=outcome.iterations + more.iterations,
-                best_iteration=outcome.iterations + more.best_iteration,
+                # where it brought nothing better, the best state is still the one that it started from
+                best_iteration=outcome.iterations + more.best_iteration
+                if more.best_iteration
+                else outcome.best_iteration,
             )
             found = gap()
         note += f"; the discretised objective is off by {found:.1g}"
