@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from test_neural_prox import closed_form, cloud, standard_normal
 
 import wprox
 from wprox import datasets
@@ -12,16 +13,7 @@ from wprox.solvers.neural import MAPS
 F64 = torch.float64
 
 
-def standard_normal(dim=2):
-    return wprox.KL(wprox.Gaussian(torch.zeros(dim), torch.eye(dim)))
-
-
-def whitened(n, dim=2, seed=0):
-    """Draws of N(0, I) whose mean is 0 and covariance I, so that only the map's error is left."""
-    x = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=F64)
-    x = x - x.mean(0)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(x.T @ x / n), x.T, upper=False).T
-
+TARGET = wprox.KL(standard_normal(2, torch.float32))
 
 SOLVERS = {
     "spline": {"iterations": 300, "batch_size": 2048, "learning_rate": 2e-3},
@@ -41,14 +33,13 @@ def test_steps_on_gaussian_data_are_the_closed_form(map):
     that the sample is no Gaussian: the covariance is 4 % off.
     """
     m, s, gamma = torch.tensor([1.0, -2.0], dtype=F64), 0.4, 0.5
-    rho, held_out = (wprox.Particles((m + s * whitened(n, seed=n)).float()) for n in (50_000, 10_000))
+    rho, held_out = (wprox.Particles(cloud(n, 2, m, s, seed=n, dtype=torch.float32)) for n in (50_000, 10_000))
     solver = wprox.NeuralProx(map, **SOLVERS[map])
     step = None
     for _ in range(4):
-        step = solver.step(standard_normal(), rho, gamma, previous=step, held_out=held_out)
+        step = solver.step(TARGET, rho, gamma, previous=step, held_out=held_out)
         rho, held_out = step.measure, step.held_out
-        m = m / (1 + gamma)
-        s = (s + math.sqrt(s**2 + 4 * gamma * (1 + gamma))) / (2 * (1 + gamma))
+        m, s = closed_form(m, s, gamma)
         points = rho.points.double()
         assert float((points.mean(0) - m).norm()) < 0.03 * float(m.norm())
         error = torch.linalg.matrix_norm(points.T.cov() - s**2 * torch.eye(2, dtype=F64))
@@ -62,7 +53,7 @@ def test_the_transport_cost_of_a_step_is_nearly_the_exact_one(map, density):
     """E|T(x) − x|² within 10 % of W₂² between 1,500 points and their images; it is never below."""
     x = density.sample(10_000, seed=0).float()
     rho = wprox.Particles((x - x.mean(0)) / x.std(0))
-    step = wprox.NeuralProx(map, iterations=300).step(standard_normal(), rho, 1.0)
+    step = wprox.NeuralProx(map, iterations=300).step(TARGET, rho, 1.0)
     part = torch.arange(1500)
     before, after = rho.points[part].double(), step.measure.points[part].double()
     cost = float((after - before).square().sum(1).mean())

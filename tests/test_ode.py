@@ -6,8 +6,10 @@ import math
 from functools import partial
 
 import pytest
+import test_neural_prox
 import torch
 from scipy.integrate import solve_ivp
+from test_neural_prox import standard_normal
 
 import wprox
 from wprox._checks import seeded
@@ -31,16 +33,9 @@ def points(n, dim):
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(1), dtype=F64)
 
 
-def standard_normal(dim, dtype=F64):
-    return wprox.Gaussian(torch.zeros(dim, dtype=dtype), torch.eye(dim, dtype=dtype))
-
-
 def cloud(n, loc, scale):
     """Points with exactly the mean loc and the covariance scale² I."""
-    x = points(n, len(loc))
-    x = x - x.mean(0)
-    x = torch.linalg.solve_triangular(torch.linalg.cholesky(x.T @ x / n), x.T, upper=False).T
-    return (torch.tensor(loc, dtype=F64) + scale * x).float()
+    return test_neural_prox.cloud(n, len(loc), torch.tensor(loc, dtype=F64), scale, seed=1, dtype=torch.float32)
 
 
 # --- the schemes ---

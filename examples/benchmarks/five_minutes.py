@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from maps import Mixture
+from planar import round_trip
 
 import wprox
 from wprox import datasets
@@ -48,10 +49,6 @@ START = {"iterations": 60, "tol": -math.inf, "patience": 60}  # of the blocks on
 
 def density_of(name: str) -> Any:
     return datasets.planar()[name] if name == "image" else Mixture(10)
-
-
-def round_trip(flow: wprox.JKOFlow, x: torch.Tensor) -> float:
-    return float((flow.inverse_transform(flow.transform(x)) - x).abs().max())
 
 
 def run(name: str, rows: int, seed: int, options: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ import time
 from unittest import mock
 
 import torch
-from maps import Mixture, grid_mass
+from maps import Mixture, cpu_seconds, grid_mass
 
 import wprox
 from wprox import datasets
@@ -51,15 +51,6 @@ def network(dim: int, options: dict) -> wprox.ODEMap:
     return wprox.ODEMap(dim, **options)
 
 
-def cpu_seconds(f, calls: int = 20) -> float:
-    """Of one call, after a first one."""
-    f()
-    start = time.process_time()
-    for _ in range(calls):
-        f()
-    return (time.process_time() - start) / calls
-
-
 def costs(dim: int, batch: int, options: dict) -> tuple[float, float]:
     """CPU seconds of an iteration of flow matching, and of the JKO objective."""
     map, x, t = network(dim, options).train(), torch.randn(batch, dim), torch.rand(batch)
@@ -79,7 +70,7 @@ def costs(dim: int, batch: int, options: dict) -> tuple[float, float]:
         (value if penalty is None else value + penalty).backward()
         optimizer.step()
 
-    return cpu_seconds(matching, 100), cpu_seconds(objective)
+    return cpu_seconds(matching), cpu_seconds(objective)
 
 
 def flow_matching(x: torch.Tensor, map: wprox.ODEMap, seconds: float, batch: int, rate: float) -> tuple:

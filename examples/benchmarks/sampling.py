@@ -30,7 +30,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,23 +98,29 @@ def mixture_row(d: int, seed: int, options: dict[str, Any]) -> Row:
     }
 
 
+def by(rows: list[Row], name: str, values: Iterable[Any]) -> Iterator[tuple[Any, list[Row]]]:
+    """Each of the values that some rows have under the name, with these rows."""
+    for value in values:
+        if runs := [row for row in rows if row[name] == value]:
+            yield value, runs
+
+
 def print_mixtures(rows: list[Row]) -> None:
     print("\nmixtures, from N(0, 16 I): symKL to the target and seconds of a run, mean (worst) over seeds")
     print(
         f"{'d':>3}{'seeds':>6}{'ICNN-JKO':>10}{'EM + KDE':>10}{'JKOSampler':>19}{'worst mode':>12}{'noise':>7}"
         f"{'ESS':>7}{'seconds':>16}{'theirs':>8}{'a fifth':>9}"
     )
-    for d, (_, published, published_seconds, particles) in MIXTURES.items():
-        runs = [row for row in rows if row["d"] == d]
-        if runs:
-            symkl, seconds = [run["symkl"] for run in runs], [run["seconds"] for run in runs]
-            print(
-                f"{d:>3}{len(runs):>6}{published:>10.4f}{particles:>10.3f}{statistics.fmean(symkl):>10.4f} "
-                f"({max(symkl):.4f}){max(run['worst_mode'] for run in runs):>11.1%}"
-                f"{max(run['noise'] for run in runs):>7.1%}{statistics.fmean(run['ess'] for run in runs):>7.1%}"
-                f"{statistics.fmean(seconds):>9.0f} ({max(seconds):>4.0f}){published_seconds:>8}"
-                f"{published_seconds / 5:>9.0f}"
-            )
+    for d, runs in by(rows, "d", MIXTURES):
+        _, published, published_seconds, particles = MIXTURES[d]
+        symkl, seconds = [run["symkl"] for run in runs], [run["seconds"] for run in runs]
+        print(
+            f"{d:>3}{len(runs):>6}{published:>10.4f}{particles:>10.3f}{statistics.fmean(symkl):>10.4f} "
+            f"({max(symkl):.4f}){max(run['worst_mode'] for run in runs):>11.1%}"
+            f"{max(run['noise'] for run in runs):>7.1%}{statistics.fmean(run['ess'] for run in runs):>7.1%}"
+            f"{statistics.fmean(seconds):>9.0f} ({max(seconds):>4.0f}){published_seconds:>8}"
+            f"{published_seconds / 5:>9.0f}"
+        )
 
 
 def ornstein_uhlenbeck(b: torch.Tensor, covariance: torch.Tensor, t: float) -> wprox.Gaussian:
@@ -181,26 +187,22 @@ def splines_row(d: int, seed: int, n: int, iterations: int, batch_size: int) -> 
 
 def print_splines(rows: list[Row]) -> None:
     print("\nOrnstein–Uhlenbeck, d = 2, by splines: symKL to the true law at t = 1, mean (worst) over seeds")
-    for n in (50_000, 200_000):
-        runs = [row for row in rows if row["n"] == n]
-        if runs:
-            symkl, seconds = [run["symkl"] for run in runs], statistics.fmean(run["seconds"] for run in runs)
-            error = math.sqrt(sum(run["standard_error"] ** 2 for run in runs)) / len(runs)
-            print(f"{n:>8,} particles: {statistics.fmean(symkl):.5f} ± {error:.5f} ({max(symkl):.5f}), {seconds:.0f} s")
+    for n, runs in by(rows, "n", (50_000, 200_000)):
+        symkl, seconds = [run["symkl"] for run in runs], statistics.fmean(run["seconds"] for run in runs)
+        error = math.sqrt(sum(run["standard_error"] ** 2 for run in runs)) / len(runs)
+        print(f"{n:>8,} particles: {statistics.fmean(symkl):.5f} ± {error:.5f} ({max(symkl):.5f}), {seconds:.0f} s")
 
 
 def print_ou(rows: list[Row]) -> None:
     print("\nOrnstein–Uhlenbeck, symKL to the true law at t = 1, γ = 0.05: mean (worst) over seeds")
     print(f"{'d':>3}{'seeds':>6}{'ICNN-JKO':>10}{'half':>9}{'GaussianProx':>20}{'NeuralProx':>20}{'seconds':>9}")
-    for d, published in OU.items():
-        runs = [row for row in rows if row["d"] == d]
-        if runs:
-            exact, neural = [run["exact"] for run in runs], [run["neural"] for run in runs]
-            print(
-                f"{d:>3}{len(runs):>6}{published:>10.4f}{published / 2:>9.5f}{statistics.fmean(exact):>10.5f} "
-                f"({max(exact):.5f}){statistics.fmean(neural):>10.5f} ({max(neural):.5f})"
-                f"{statistics.fmean(run['seconds'] for run in runs):>9.0f}"
-            )
+    for d, runs in by(rows, "d", OU):
+        exact, neural = [run["exact"] for run in runs], [run["neural"] for run in runs]
+        print(
+            f"{d:>3}{len(runs):>6}{OU[d]:>10.4f}{OU[d] / 2:>9.5f}{statistics.fmean(exact):>10.5f} "
+            f"({max(exact):.5f}){statistics.fmean(neural):>10.5f} ({max(neural):.5f})"
+            f"{statistics.fmean(run['seconds'] for run in runs):>9.0f}"
+        )
 
 
 def evidence_row(d: int, seed: int, options: dict[str, Any]) -> Row:

@@ -91,7 +91,7 @@ class Functional(ABC):
     def __add__(self, other: Functional) -> Functional:
         if not isinstance(other, Functional):
             return NotImplemented
-        return Sum(_terms(self) + _terms(other))
+        return Sum(terms_of(self) + terms_of(other))
 
     def __radd__(self, other: object) -> Functional:
         return self if isinstance(other, int) and other == 0 else NotImplemented  # lets sum([F, G]) work
@@ -102,7 +102,7 @@ class Functional(ABC):
         value = float(factor)
         if not math.isfinite(value):
             raise ValueError(f"a functional can be scaled by a finite number only, got {value}")
-        return Sum([(value * weight, term) for weight, term in _terms(self)])
+        return Sum([(value * weight, term) for weight, term in terms_of(self)])
 
     __rmul__ = __mul__
 
@@ -208,7 +208,8 @@ def check_scalar(value: object, functional: Functional) -> Tensor:
     return value
 
 
-def _terms(functional: Functional) -> list[tuple[float, Functional]]:
+def terms_of(functional: Functional) -> list[tuple[float, Functional]]:
+    """The pairs (c_j, F_j) of a sum Σ c_j F_j; (1, F) of any other functional."""
     return list(functional.terms) if isinstance(functional, Sum) else [(1.0, functional)]
 
 

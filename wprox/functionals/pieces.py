@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from wprox.functionals.base import Functional, Sum, check_scalar
+from wprox.functionals.base import Functional, check_scalar, terms_of
 from wprox.functionals.divergences import KL
 from wprox.functionals.energies import Entropy, InteractionEnergy, InternalEnergy, PotentialEnergy
 from wprox.measures import Measure
@@ -60,8 +60,7 @@ class Pieces:
 def split(functional: Functional) -> Pieces:
     """The pieces of a functional; a subclass that overrides `__call__` is not taken for what it derives from."""
     pieces = Pieces()
-    terms = functional.terms if isinstance(functional, Sum) else [(1.0, functional)]
-    for weight, term in terms:
+    for weight, term in terms_of(functional):
         if weight == 0:
             continue
         if isinstance(term, PotentialEnergy) and _is(term, PotentialEnergy):

@@ -77,9 +77,8 @@ def _find(value: Tensor, parameters: Tensor, bins: int, bound: float, by_height:
     u = parameters[:, : 2 * bins]
     squash = u.abs().mul_(-2 / math.log(LEAST)).add_(1).reciprocal_()
     sizes = (u * squash).exp_()
-    sums = _lower(bins, u) @ sizes.reshape(
-        len(u), 2, bins, -1
-    )  # a matrix product is the fastest cumulative sum over rows
+    # a matrix product is the fastest cumulative sum over rows
+    sums = _lower(bins, u) @ sizes.reshape(len(u), 2, bins, -1)
     totals = sums[:, :, -1:]
     place = (value + bound)[:, None] * (totals[:, int(by_height)] / (2 * bound))
     index = (sums[:, int(by_height), 1:-1] < place).sum(1, keepdim=True)

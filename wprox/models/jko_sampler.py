@@ -31,6 +31,7 @@ from wprox.measures import Gaussian, Particles
 from wprox.models.chain import Chain, Layer, RejectionStep
 from wprox.models.files import read_sampler, write_sampler
 from wprox.models.sampler_training import ChainTraining
+from wprox.models.step_sizes import growing
 from wprox.models.target import ScaledTarget, check_target, checked, fitted_gaussian
 from wprox.models.weights import LogNormalizer, effective_size, log_normalizer, warn_if_useless
 from wprox.solvers import NeuralProx
@@ -227,7 +228,7 @@ class JKOSampler:
         """
         first = 1.0 if self.initial is None else FIRST_STEP
         gamma = step_sizes(
-            (lambda k: first * GROWTH**k) if self.step_sizes is None else self.step_sizes,
+            growing(first, GROWTH) if self.step_sizes is None else self.step_sizes,
             self.n_blocks + self.corrected_blocks,
         )
         generator = make_generator(self.seed)

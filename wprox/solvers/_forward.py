@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wprox.functionals import KL, Entropy, Functional, PotentialEnergy
-from wprox.functionals.base import Sum
+from wprox.functionals.base import Sum, terms_of
 from wprox.functionals.pieces import Pieces, split
 from wprox.maps import AffineMap, GradientStepMap, MonotoneMap, TransportMap
 from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Particles, Quantiles
@@ -81,7 +81,7 @@ def failed(error: StepFailedError, index: int) -> StepFailedError:
 def as_terms(functional: Functional) -> list[Term]:
     """The terms (c_j, F_j) of a sum, with KL(· ‖ π) as the potential −log π and the entropy."""
     terms: list[Term] = []
-    for weight, term in functional.terms if isinstance(functional, Sum) else [(1.0, functional)]:
+    for weight, term in terms_of(functional):
         if weight == 0:
             continue
         if isinstance(term, KL) and type(term).__call__ is KL.__call__:

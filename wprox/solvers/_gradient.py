@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wprox.functionals import Functional
-from wprox.functionals.base import Sum
+from wprox.functionals.base import terms_of
 from wprox.measures import Measure
 from wprox.solvers.base import StepFailedError
 
@@ -25,7 +25,7 @@ def checked_gradient(functional: Functional, rho: Measure) -> Tensor:
 
 def non_finite(functional: Functional, rho: Measure) -> str:
     """One sentence on which term of F has a value or gradient that is not finite at ρ, and at which point."""
-    terms = functional.terms if isinstance(functional, Sum) else [(1.0, functional)]
+    terms = terms_of(functional)
     for k, (_, term) in enumerate(terms):
         name = repr(term)
         if sum(repr(other) == name for _, other in terms) > 1:  # two potentials that are lambdas

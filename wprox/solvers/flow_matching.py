@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from wprox.functionals import KL, Functional
-from wprox.functionals.base import Sum
+from wprox.functionals.base import terms_of
 from wprox.maps import TransportMap
 from wprox.measures import Gaussian, Particles
 from wprox.solvers.training import Outcome, Training, batch_of, train
@@ -92,10 +92,8 @@ def relaxation(functional: Functional, step_size: float, like: Tensor) -> Relaxa
     Raises:
         ValueError: for any other functional.
     """
-    weight, kl = 1.0, functional
-    if isinstance(functional, Sum) and len(functional.terms) == 1:
-        weight, kl = functional.terms[0]
-    moments = _moments(kl.target) if isinstance(kl, KL) and weight > 0 else None
+    (weight, kl), *others = terms_of(functional)
+    moments = _moments(kl.target) if isinstance(kl, KL) and weight > 0 and not others else None
     if moments is None:
         raise ValueError(
             f"flow matching needs the functional KL(· ‖ a Gaussian), whose gradient flow it can draw from, got "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wprox._checks import check_count, check_non_negative, check_positive
 from wprox.functionals import Functional
-from wprox.functionals.base import Sum, refuse_cut_off
+from wprox.functionals.base import refuse_cut_off, terms_of
 from wprox.functionals.pieces import apply, check_precision, split
 from wprox.measures import DensityUnknownError, Measure, Particles
 from wprox.measures._radial import CoincidingError
@@ -237,30 +237,33 @@ class _Problem:
 
     def _origin(self) -> _Point:
         """J where the particles are, checked."""
-        here = self.measure(torch.zeros_like(self.points).reshape(-1))
+        position = torch.zeros_like(self.points).reshape(-1)
+        here = self.measure(position)
+        self.evaluations += 1
+        y = here.points.detach().requires_grad_()
         try:
-            self._check(here)
+            value = self._checked_value(y)
         except DensityUnknownError as error:
             raise DensityUnknownError(
                 f"{self.functional!r} needs the density, which moved particles do not have: smooth them with "
                 "Particles.with_kernel_density(), or use a solver that carries densities along, NeuralProx"
             ) from error
         check_precision(split(self.functional), here)
-        point = self.evaluate(torch.zeros_like(self.points).reshape(-1))
+        point = self._differentiated(position, y, value)
         if not (math.isfinite(point.value) and bool(torch.isfinite(point.gradient).all())):
             raise StepFailedError(non_finite(self.functional, here))
         return point
 
-    def _check(self, here: Particles) -> None:
-        """Raise where F does not apply, or a term of it moves without a gradient."""
-        terms = self.functional.terms if isinstance(self.functional, Sum) else [(1.0, self.functional)]
+    def _checked_value(self, y: Tensor) -> Tensor:
+        """F at y, with a graph; raises where a term of it does not apply, or moves without a gradient."""
+        rho, values = self.source.push(lambda _: y), []
         with torch.enable_grad():
-            points = here.points.detach().requires_grad_()
-            rho = here.push(lambda _: points)
-            for _, term in terms:
+            for weight, term in terms_of(self.functional):
                 value = apply(term, rho)
                 if not value.requires_grad:
                     refuse_cut_off(term, rho, value)
+                values.append(weight * value)
+            return torch.stack(values).sum()
 
     def displacement(self, position: Tensor) -> Tensor:
         """y − x, (n, d)."""
@@ -284,7 +287,11 @@ class _Problem:
                 value = self.functional(self.source.push(lambda _: y))
             except CoincidingError:  # a trial, for the particles of the start are apart
                 value = y.new_tensor(math.inf)
-            gradient = torch.autograd.grad(value, y, allow_unused=True)[0] if value.requires_grad else None
+        return self._differentiated(position, y, value)
+
+    def _differentiated(self, position: Tensor, y: Tensor, value: Tensor) -> _Point:
+        """The point of F = `value`, a function of y."""
+        gradient = torch.autograd.grad(value, y, allow_unused=True)[0] if value.requires_grad else None
         slope = torch.zeros_like(position) if gradient is None else (gradient * self.scales).reshape(-1)
         point = self._point(position, float(value.detach()), slope)
         return point if self.smooth is None else self.couple(point, self.smooth)
