@@ -114,13 +114,67 @@ def test_a_flow_too_stiff_raises_and_nan_goes_through():
     assert float(y[1]) == pytest.approx(1.0, abs=1e-4)
 
 
+def steep(rate):
+    """T(x) = 5 + e^rate (x − 5), the flow of dx/dt = rate (x − 5)."""
+    map = wprox.ODEMap(1, hidden=(4,)).eval()
+    with torch.no_grad():
+        map.network.linear[0], map.network.out_bias[0] = rate, -5 * rate
+    return map
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("dim", [1, 3])
+def test_an_inverse_meets_its_bound_where_local_errors_add_up(dim, dtype):
+    """Against the same flow in float64 to 1e-12; integrated backwards once, it misses the bound."""
+    map, y = build(dim, perturb=0.8, hidden=(16, 16)).to(dtype).eval(), 2 * points(400, dim).to(dtype)
+    exact = copy.deepcopy(map).double()
+    exact.tolerance = 1e-12
+
+    def residual(x):
+        difference = (exact(x.double())[0] - y).norm(dim=1)
+        return float((difference / (1 + y.norm(dim=1))).max()) / map._tolerance(y)
+
+    with torch.no_grad():
+        assert residual(map._flow_back(y, map._tolerance(y), dtype)[0]) > 300
+        assert residual(map.inverse(y)) <= 130  # 100, as it is computed, with a tenth of the tolerance
+
+
+def test_an_inverse_that_misses_its_bound_says_so():
+    y = torch.tensor([[2.0], [5.0]])
+    for rate in (-3.0, 3.0):
+        with torch.no_grad():
+            assert torch.allclose(steep(rate)(steep(rate).inverse(y))[0], y, atol=1e-3)
+    map = steep(14.0)  # rounding x = 5 in float32 moves T(x) by 0.3
+    with pytest.raises(wprox.InverseError, match=r"ODEMap\(1\) has .* at 1 of 2 points; .* float64") as caught:
+        map.inverse(y)
+    assert 1e-3 < caught.value.residual < 0.3
+    assert torch.allclose(map.double().inverse(y.double()), 5 + math.exp(-14) * (y.double() - 5), atol=1e-9)
+    with pytest.raises(wprox.InverseError, match=r"up to inf.* at 1 of 2 points"):
+        map.inverse(torch.tensor([[math.nan], [5.0]], dtype=F64))
+    assert map.inverse(y[:0].double()).shape == (0, 1)
+
+
 def test_an_inverse_that_is_not_reached_says_so():
     map = build(1, hidden=(4,)).eval()
     map.network.forward = lambda x, t: -x.square()
     y = torch.tensor([[2.0]], dtype=F64)
-    with pytest.raises(wprox.InverseError, match="backwards, the flow needs steps") as caught:
+    with pytest.raises(wprox.InverseError, match="was not reached: the flow needs steps") as caught:
         map.inverse(y)
     assert caught.value.residual == math.inf
+
+
+def test_the_inverse_is_differentiable_where_rows_are_computed_anew():
+    """T(T⁻¹(y)) = y for all parameters and points, so that its derivatives are 0 and 1."""
+    map, y = build(1, perturb=0.8, hidden=(16, 16)).eval(), (2 * points(400, 1)).requires_grad_()
+    with torch.no_grad():
+        residual = map._flow_back(y, map.tolerance, F64)[1] / (1 + y.norm(dim=1))
+    assert float(residual.max()) > 100 * map.tolerance
+    x = map.inverse(y)
+    of_y, *gradients = torch.autograd.grad(map(x)[0].square().sum() / 2, [y, *map.parameters()])
+    assert torch.allclose(of_y, y, atol=1e-2)
+    fixed_x = torch.autograd.grad(map(x.detach())[0].square().sum() / 2, list(map.parameters()))
+    for gradient, alone in zip(gradients, fixed_x, strict=True):
+        assert float(gradient.norm()) < 2e-3 * float(alone.norm())
 
 
 def test_the_tolerance_is_met():
