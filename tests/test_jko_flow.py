@@ -359,6 +359,21 @@ def test_a_refinement_that_fails_leaves_the_flow_as_it_was(monkeypatch):
     assert all(now is then for now, then in zip((flow.blocks_, flow.step_sizes_, flow.history_), before, strict=True))
 
 
+def test_an_interrupted_refine_that_brought_nothing_leaves_the_flow_as_it_was(monkeypatch):
+    correlated = blobs(500) @ torch.tensor([[1.0, 0.5], [0.0, 1.0]], dtype=torch.float64)
+    flow = JKOFlow(map=wprox.AffineMap, n_blocks=2, iterations=20, tol=-math.inf).fit(correlated)
+    blocks = flow.blocks_
+
+    def interrupted(flow, *_):
+        flow.history_, flow.interrupted_ = [{"held_out_nll": math.inf}], True
+
+    monkeypatch.setattr(JKOFlow, "_train", interrupted)
+    with pytest.warns(RuntimeWarning, match="the flow stays as it was"):
+        flow.refine(rounds=2)
+    assert flow.blocks_ is blocks
+    assert not flow.interrupted_
+
+
 def test_refine_says_what_it_needs(flow, tmp_path):
     with pytest.raises(NotFittedError, match="not fitted"):
         JKOFlow().refine()

@@ -327,19 +327,29 @@ def test_ctrl_c_before_the_first_iteration_of_fine_tuning_leaves_the_map_in_eval
 
 
 def test_a_refinement_without_gain_names_the_iteration_of_the_best_state(monkeypatch):
-    outcomes = iter([Outcome(1.0, 30, 20, False), Outcome(1.0, 7, 0, False), Outcome(0.9, 7, 5, False)])
+    outcomes = iter([Outcome(1.0, 2.0, 30, 20, False), Outcome(1.0, 1.0, 7, 0, False), Outcome(0.9, 1.0, 7, 5, False)])
     monkeypatch.setattr("wprox.solvers.neural.train", lambda *arguments: next(outcomes))
     monkeypatch.setattr("wprox.solvers.neural.REFINEMENTS", 2)
-    gaps = itertools.count()  # a functional whose two values, of the scheme and without its error, always differ
-    F = FunctionOf(lambda: float(next(gaps)))
+    F = FunctionOf(lambda: 10.0)  # its value without the error of the scheme
     step = fast(map="ode").step(F, wprox.Particles(cloud(100, 2)), 1.0)
     assert step.message.startswith("best held-out objective at iteration 42 of 44; ")
     assert not step.converged
     assert step.map.steps == 12
 
-    outcomes = iter([Outcome(1.0, 30, 20, False), Outcome(1.0, 7, 0, False), Outcome(1.0, 7, 0, False)])
+    outcomes = iter([Outcome(1.0, 2.0, 30, 20, False), Outcome(1.0, 1.0, 7, 0, False), Outcome(1.0, 1.0, 7, 0, False)])
     step = fast(map="ode").step(F, wprox.Particles(cloud(100, 2)), 1.0)
     assert step.message.startswith("best held-out objective at iteration 20 of 44; ")
+
+
+def test_a_discretisation_is_judged_by_what_training_gains(monkeypatch):
+    """Off by 100 where the objective fell from 60,000 to 10,000: a fifth of what the tolerance of 0.01 allows."""
+    F, rho = FunctionOf(lambda: 10_100.0), wprox.Particles(cloud(100, 2))
+    monkeypatch.setattr("wprox.solvers.neural.train", lambda *arguments: Outcome(1e4, 6e4, 30, 20, False))
+    step = fast(map="ode").step(F, rho, 1.0)
+    assert step.converged
+    assert step.map.steps == 3
+    assert "iteration 20 of 30; the discretised objective is off by 1e+02" in step.message
+    assert not fast(map="ode", gap_tolerance=1e-3).step(F, rho, 1.0).converged
 
 
 @pytest.mark.parametrize("call", [30, 27], ids=["in training", "before training"])
@@ -455,6 +465,7 @@ def test_saved_bytes_are_those_that_autograd_keeps():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"map": "ode", "map_options": {"step": 2}}, TypeError, r"of 'ode' may hold \['hidden', .*got \['step'\]"),
         ({"map": "splines"}, ValueError, r"map must be one of \[.*'spline'.*\] or a factory.*got 'splines'"),
         ({"map": 3}, TypeError, "map must be a name or a factory"),
         ({"map": wprox.AffineMap, "map_options": {"bins": 4}}, ValueError, "functools.partial"),

@@ -232,7 +232,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
                 "the flow has one block, so that there is nothing to re-space; fit it with more (n_blocks)"
             )
         for _ in range(rounds):
-            before = self.blocks_, self.step_sizes_, self.history_
+            before = self.blocks_, self.step_sizes_, self.history_, self.interrupted_
             costs = [stage["transport_cost"] for stage in self.history_ if "transport_cost" in stage]
             solver = restarting_solver(self, self._data, self.blocks_)
             sizes = equal_moves(self.step_sizes_, costs)
@@ -240,18 +240,19 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             try:
                 self._train(solver, sizes, len(sizes), -math.inf, 0.0)
             except BaseException:  # whatever ended it, the flow must not stay half trained
-                self.blocks_, self.step_sizes_, self.history_ = before
+                self.blocks_, self.step_sizes_, self.history_, self.interrupted_ = before
                 raise
             old, new = (history[-1]["held_out_nll"] for history in (before[2], self.history_))
+            ended = self.interrupted_ or not new < old
             if not new < old:
-                self.blocks_, self.step_sizes_, self.history_ = before
+                self.blocks_, self.step_sizes_, self.history_, self.interrupted_ = before
                 warnings.warn(
                     f"refining did not improve the held-out likelihood (NLL {new:.4f}, before {old:.4f}); "
                     "the flow stays as it was",
                     RuntimeWarning,
                     stacklevel=2,
                 )
-            if self.interrupted_ or not new < old:
+            if ended:
                 break
         return self
 

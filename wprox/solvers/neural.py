@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +37,6 @@ MAPS: dict[str, type[TransportMap]] = {
     "convex": ConvexMap,
 }
 
-GAP_ROWS = 2000  # held-out particles on which a discretisation is compared with the exact map
 REFINEMENTS = 3  # of a discretisation in one training, at most
 FRESH_HELD_OUT = 8192  # draws of a Gaussian on which `fine_tune` decides which state is best
 
@@ -74,7 +74,8 @@ class NeuralProx(Solver):
             KL(· ‖ N(m, Σ)): their velocity is first regressed on straight lines from x to its Ornstein–Uhlenbeck
             process at the time at which the mean has moved as in the step, for N(0, I) e^{−s} x + √(1 − e^{−2s}) z with
             s = log(1 + γ), which costs one pass through the network an iteration. 0 leaves it out.
-        gap_tolerance: the largest difference between the discretised and the exact objective.
+        gap_tolerance: the largest difference between the discretised and the exact held-out objective, as a part of
+            what training lowers it by, where that is more than 1.
         seed: of the initial parameters, the held-out split and the minibatches; each step derives its own.
         progress: show a progress bar a step.
 
@@ -146,7 +147,6 @@ class NeuralProx(Solver):
         generator = torch.Generator().manual_seed(step_seed(self.seed, index))
         if held_out is None:
             training, validation = _split(source, self.validation_fraction, generator)
-            pushed_held_out = None
         else:
             training, validation = source, _as_particles(held_out, "held_out")
         map = self._initial_map(source, previous, step_seed(self.seed, index))
@@ -160,7 +160,7 @@ class NeuralProx(Solver):
             return objective(batch.push(map), batch)
 
         with seeded(step_seed(self.seed, index) + 1, source.device):  # dropout draws from the default generator
-            outcome = None
+            outcome, pushed_held_out = None, None
             if self.flow_matching:
                 outcome = match_flow(
                     map,
@@ -174,10 +174,10 @@ class NeuralProx(Solver):
                     self.progress,
                 )
             if outcome is None or not outcome.interrupted:  # Ctrl-C in the start ends the step as well
-                outcome = self._train(
+                outcome, pushed_held_out = self._train(
                     map,
                     batch_objective,
-                    lambda part: float(objective(push(map, part), part)),
+                    lambda rho: objective(rho, validation),
                     training,
                     validation,
                     self.training,
@@ -185,7 +185,9 @@ class NeuralProx(Solver):
                     f"step {index}",
                 )
         rho = push(map, source)
-        if held_out is not None:
+        if held_out is None:
+            pushed_held_out = None
+        elif pushed_held_out is None:
             pushed_held_out = push(map, validation)
         with torch.no_grad():
             value = functional(rho)
@@ -249,29 +251,33 @@ class NeuralProx(Solver):
             settings = replace(
                 self.training, batch_size=max(1, min(self.training.batch_size, int(memory_budget / row_bytes)))
             )
-            return self._train(
+            outcome, _ = self._train(
                 map,
                 batch_objective,
-                lambda part: float(functional(push(map, part))),
+                functional,
                 training,
                 validation,
                 settings,
                 generator,
                 "fine-tuning",
             )
+            return outcome
 
     def _train(
         self,
         map: TransportMap,
         batch_objective: Callable[[Tensor], Tensor],
-        held_out_objective: Callable[[Particles], float],
+        held_out_objective: Callable[[Particles], Tensor],
         training: Particles,
         validation: Particles,
         settings: Training,
         generator: torch.Generator,
         describe: str,
-    ) -> Outcome:
-        """`train`, and again with a finer discretisation where it is too coarse to be trusted."""
+    ) -> tuple[Outcome, Particles | None]:
+        """`train`, and again with a finer discretisation where it is too coarse to be trusted.
+
+        The second result is the validation measure pushed by the exact map, where that has been computed.
+        """
 
         def penalised(rows: Tensor) -> Tensor:
             objective, penalty = batch_objective(rows), map.penalty()
@@ -279,23 +285,24 @@ class NeuralProx(Solver):
 
         def look() -> float:
             with map.discretised():
-                return held_out_objective(validation)
+                return float(held_out_objective(push(map, validation)))
 
-        def gap() -> float:
-            part = validation.subset(validation.weights.nonzero()[:GAP_ROWS, 0])
+        def exact() -> tuple[Particles, float, float]:
+            """What is true of the trained map: the pushed measure, its objective, and how far that may be missed."""
             with torch.no_grad():
-                exact = held_out_objective(part)
-                with map.discretised():
-                    return abs(held_out_objective(part) - exact)
+                rho = push(map, validation)
+                objective = float(held_out_objective(rho))
+            return rho, objective, self.gap_tolerance * max(1.0, initial - objective)
 
         outcome = train(map, penalised, look, training.weights, settings, generator, describe, self.progress)
         if not map.is_discretised:
-            return outcome
-        note, found = "", gap()
+            return outcome, None
+        note, initial = "", outcome.initial
+        rho, objective, tolerance = exact()
         for _ in range(REFINEMENTS):
-            if found <= self.gap_tolerance or outcome.interrupted:
+            if (gap := abs(outcome.objective - objective)) <= tolerance or outcome.interrupted:
                 break
-            note += f"; the discretised objective was off by {found:.2g}: {map.refine()}"
+            note += f"; the discretised objective was off by {gap:.2g}: {map.refine()}"
             # an iteration costs twice as much now, and a trained state must not be lost to a large rate
             again = replace(
                 settings, iterations=max(1, settings.iterations // 4), learning_rate=0.3 * settings.learning_rate
@@ -309,11 +316,11 @@ class NeuralProx(Solver):
                 if more.best_iteration
                 else outcome.best_iteration,
             )
-            found = gap()
-        note += f"; the discretised objective is off by {found:.1g}"
-        with torch.no_grad():  # the objective that is reported is the true one
-            objective = held_out_objective(validation)
-        return replace(outcome, objective=objective, converged=found <= self.gap_tolerance, note=note)
+            rho, objective, tolerance = exact()
+        gap = abs(outcome.objective - objective)
+        note += f"; the discretised objective is off by {gap:.1g}"
+        # the objective that is reported is the true one
+        return replace(outcome, objective=objective, converged=gap <= tolerance, note=note), rho
 
     def _initial_map(self, source: Particles, previous: Step | None, seed: int) -> TransportMap:
         if self.warm_start and previous is not None and previous.map is not None:
@@ -335,6 +342,9 @@ def map_factory(map: str | MapFactory, options: dict[str, Any] | None = None) ->
         if map not in MAPS:
             raise ValueError(f"map must be one of {sorted(MAPS)} or a factory dim -> TransportMap, got {map!r}")
         cls = MAPS[map]
+        known = list(inspect.signature(cls).parameters)[1:]  # without dim
+        if unknown := sorted(set(options or {}) - set(known)):
+            raise TypeError(f"map_options of {map!r} may hold {known}, got {unknown}")
         return lambda dim: cls(dim, **(options or {}))
     if not callable(map):
         raise TypeError(f"map must be a name or a factory dim -> TransportMap, got {type(map).__name__}")

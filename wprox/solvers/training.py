@@ -44,10 +44,12 @@ class Training:
 class Outcome:
     """How a training ended: `objective` is the best held-out one, whose state the module is left in.
 
-    `converged` is false where the discretisation of training stayed too coarse; `note` says what was done about it.
+    `initial` is the one before the first iteration. `converged` is false where the discretisation of training stayed
+    too coarse; `note` says what was done about it.
     """
 
     objective: float
+    initial: float
     iterations: int
     best_iteration: int
     interrupted: bool
@@ -94,7 +96,8 @@ def train(
         fused=all(parameter.device.type in FUSED for parameter in parameters),
     )
     device = parameters[0].device
-    best, best_iteration, best_state = _held_out(module, held_out_objective), 0, copy.deepcopy(module.state_dict())
+    best = initial = _held_out(module, held_out_objective)
+    best_iteration, best_state = 0, copy.deepcopy(module.state_dict())
     if not math.isfinite(best):
         raise StepFailedError(
             f"{describe}: the held-out objective is {best} before the first iteration; check that the functional is "
@@ -137,7 +140,7 @@ def train(
         bar.close()
         module.load_state_dict(best_state)
         module.eval()
-    return Outcome(best, iteration, best_iteration, interrupted)
+    return Outcome(best, initial, iteration, best_iteration, interrupted)
 
 
 def _held_out(module: nn.Module, objective: Callable[[], float]) -> float:
