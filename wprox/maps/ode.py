@@ -156,7 +156,7 @@ class ODEMap(TransportMap):
         x = adaptive(lambda s, x: -velocity(1 - s, x), y.to(dtype), tolerance, 0.5 / self.steps).to(y.dtype)
         with torch.no_grad():  # to a finer tolerance, since the errors of equal steps can undo each other
             again = adaptive(velocity, x.to(dtype), tolerance / ROUNDINGS, 0.5 / self.steps)
-        return x, (again - y).norm(dim=1).to(y.dtype)
+            return x, (again - y).norm(dim=1).to(y.dtype)
 
     def _tolerance(self, x: Tensor) -> float:
         return max(self.tolerance, ROUNDINGS * torch.finfo(x.dtype).eps)
