@@ -285,6 +285,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file for the results, continued where it exists")
     parser.add_argument("--table", action="store_true", help="print the results in --out as Markdown, and stop")
     arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.map_options) - set(MAPS)):
+        parser.error(f"--map-options go by the name of a map, {list(MAPS)}; got {unknown}")
     settings = {name: value for name, value in vars(arguments).items() if name not in ("maps", "data", "out", "table")}
     results = stored_results(arguments.out, None if arguments.table else settings)
     if arguments.table:
