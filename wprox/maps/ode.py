@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from wprox._checks import check_count, check_non_negative, check_positive
+from wprox._checks import check_count, check_non_negative, check_positive, check_widths
 from wprox.maps._linear_algebra import check_residual
 from wprox.maps._runge_kutta import SCHEMES, Field, adaptive, fixed, stages
 from wprox.maps._velocity import ACTIVATIONS, Velocity
@@ -82,9 +82,7 @@ class ODEMap(TransportMap):
     ) -> None:
         super().__init__()
         self.dim = check_count(dim, "dim")
-        widths = [check_count(width, f"hidden[{k}]") for k, width in enumerate(hidden)]
-        if not widths:
-            raise ValueError("hidden is empty; give the width of at least one layer")
+        widths = check_widths(hidden)
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
         if method not in SCHEMES:
@@ -156,7 +154,7 @@ class ODEMap(TransportMap):
         x = adaptive(lambda s, x: -velocity(1 - s, x), y.to(dtype), tolerance, 0.5 / self.steps).to(y.dtype)
         with torch.no_grad():  # to a finer tolerance, since the errors of equal steps can undo each other
             again = adaptive(velocity, x.to(dtype), tolerance / ROUNDINGS, 0.5 / self.steps)
-        return x, (again - y).norm(dim=1).to(y.dtype)
+            return x, (again - y).norm(dim=1).to(y.dtype)
 
     def _tolerance(self, x: Tensor) -> float:
         return max(self.tolerance, ROUNDINGS * torch.finfo(x.dtype).eps)
