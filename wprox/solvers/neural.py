@@ -59,7 +59,8 @@ class NeuralProx(Solver):
     difference stays. The pushed particles are always those of the map without that error.
 
     Arguments:
-        map: "spline", "ode", "residual", "convex", or a factory dim → `TransportMap` (a class is one).
+        map: "spline", "ode", "residual", "convex", or a factory dim → `TransportMap` (a class is one); a step trains a
+            copy of what it gives.
         map_options: arguments of the named map, such as `{"transforms": 4}`.
         iterations: the largest number of gradient steps.
         batch_size: particles in a minibatch.
