@@ -325,6 +325,7 @@ def test_seed_decides_the_initial_map():
         (lambda: wprox.SplineMap(0), ValueError, "dim must be at least 1"),
         (lambda: wprox.SplineMap(2, transforms=0), ValueError, "transforms must be at least 1"),
         (lambda: wprox.SplineMap(2, bins=1), ValueError, "bins must be at least 2"),
+        (lambda: wprox.SplineMap(2, hidden=(8, 0)), ValueError, r"hidden\[1\] must be at least 1"),
         (lambda: wprox.SplineMap(2, frequencies=-1), ValueError, "frequencies must be at least 0"),
         (lambda: wprox.SplineMap(2, bound=0.0), ValueError, "bound must be positive"),
         (lambda: wprox.SplineMap(2, dropout=1.0), ValueError, r"dropout must lie in \[0, 1\), got 1"),

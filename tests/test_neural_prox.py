@@ -340,6 +340,10 @@ def test_a_refinement_without_gain_names_the_iteration_of_the_best_state(monkeyp
     step = fast(map="ode").step(F, wprox.Particles(cloud(100, 2)), 1.0)
     assert step.message.startswith("best held-out objective at iteration 20 of 44; ")
 
+    outcomes = iter([Outcome(1.0, 2.0, 30, 20, False), Outcome(1.0, 1.0, 7, 0, False), Outcome(0.9, 1.0, 7, 5, False)])
+    outcome = fast().fine_tune(wprox.ODEMap(2).double(), F, wprox.Particles(cloud(100, 2)))
+    assert (outcome.initial, outcome.objective) == (2.0, 10.0)
+
 
 def test_a_discretisation_is_judged_by_what_training_gains(monkeypatch):
     """Off by 100 where the objective fell from 60,000 to 10,000: a fifth of what the tolerance of 0.01 allows."""
@@ -468,6 +472,7 @@ def test_saved_bytes_are_those_that_autograd_keeps():
         ({"map": "ode", "map_options": {"step": 2}}, TypeError, r"of 'ode' may hold \['hidden', .*got \['step'\]"),
         ({"map": "splines"}, ValueError, r"map must be one of \[.*'spline'.*\] or a factory.*got 'splines'"),
         ({"map": 3}, TypeError, "map must be a name or a factory"),
+        ({"map": wprox.AffineMap(2)}, TypeError, "got a map, AffineMap; give its class, or lambda dim: map"),
         ({"map": wprox.AffineMap, "map_options": {"bins": 4}}, ValueError, "functools.partial"),
         ({"iterations": 0}, ValueError, "iterations must be at least 1"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
@@ -498,6 +503,17 @@ def test_bad_factories_and_measures():
         fast().step(functional, wprox.Particles(cloud(100, 2)[:3]), 0.5)
     with pytest.raises(ValueError, match="dimension 3, the measure in dimension 2"):
         fast().step(wprox.KL(standard_normal(3)), rho, 0.5)
+
+
+def test_a_factory_may_give_the_same_map_for_every_step():
+    """A step trains a copy of it, else the second would change what the first one did."""
+    map, x = wprox.AffineMap(2).double(), cloud(100, 2, 3.0)
+    trajectory = wprox.jko(
+        wprox.PotentialEnergy(half_square), fast(map=lambda dim: map), wprox.Particles(x), step_size=1.0, n_steps=2
+    )
+    with torch.no_grad():
+        assert torch.allclose(trajectory.map(x)[0], trajectory.final.points)
+        assert torch.equal(map(x)[0], x)
 
 
 def test_factories():

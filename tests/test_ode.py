@@ -470,6 +470,7 @@ def test_jko_flow_reports_a_discretisation_and_the_likelihood_without_it(recwarn
     [
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
         ({"hidden": ()}, ValueError, "hidden is empty"),
+        ({"hidden": 64}, TypeError, r"width of each hidden layer, as in \(64, 64\), got 64"),
         ({"hidden": (0,)}, ValueError, r"hidden\[0\] must be at least 1"),
         ({"activation": "relu"}, ValueError, "activation must be one of .* got 'relu'"),
         ({"method": "euler"}, ValueError, "method must be one of .* got 'euler'"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -111,6 +111,16 @@ def check_count(value: Any, name: str, least: int = 1) -> int:
     if int(value) < least:
         raise ValueError(f"{name} must be at least {least}, got {int(value)}")
     return int(value)
+
+
+def check_widths(hidden: Any, least: int = 1) -> list[int]:
+    """The widths of a network's hidden layers, of which there are at least `least`."""
+    if not isinstance(hidden, Iterable):
+        raise TypeError(f"hidden must hold the width of each hidden layer, as in (64, 64), got {hidden!r}")
+    widths = [check_count(width, f"hidden[{k}]") for k, width in enumerate(hidden)]
+    if len(widths) < least:
+        raise ValueError("hidden is empty; give the width of at least one layer")
+    return widths
 
 
 def _number(value: Any, name: str) -> float:

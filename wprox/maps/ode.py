@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from wprox._checks import check_count, check_non_negative, check_positive
+from wprox._checks import check_count, check_non_negative, check_positive, check_widths
 from wprox.maps._linear_algebra import check_residual
 from wprox.maps._runge_kutta import SCHEMES, Field, adaptive, fixed, stages
 from wprox.maps._velocity import ACTIVATIONS, Velocity
@@ -82,9 +82,7 @@ class ODEMap(TransportMap):
     ) -> None:
         super().__init__()
         self.dim = check_count(dim, "dim")
-        widths = [check_count(width, f"hidden[{k}]") for k, width in enumerate(hidden)]
-        if not widths:
-            raise ValueError("hidden is empty; give the width of at least one layer")
+        widths = check_widths(hidden)
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
         if method not in SCHEMES:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wprox._checks import check_count, check_fraction, check_positive
+from wprox._checks import check_count, check_fraction, check_positive, check_widths
 from wprox.maps._linear_algebra import (
     check_residual,
     in_chunks,
@@ -81,9 +81,7 @@ class ResidualMap(ComposedMap):
         check_count(dim, "dim")
         check_count(blocks, "blocks")
         hidden = ((32, 32) if dim <= 2 else (64, 64)) if hidden is None else hidden
-        widths = [check_count(width, f"hidden[{k}]") for k, width in enumerate(hidden)]
-        if not widths:
-            raise ValueError("hidden is empty; give the width of at least one layer")
+        widths = check_widths(hidden)
         check_fraction(lipschitz, "lipschitz")
         if log_det not in ("auto", "exact", "series"):
             raise ValueError(f'log_det must be "auto", "exact" or "series", got {log_det!r}')

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from zuko.nn import MaskedLinear, MaskedMLP
 
-from wprox._checks import check_count, check_positive
+from wprox._checks import check_count, check_positive, check_widths
 from wprox.maps._rational_quadratic import inverse_spline, spline
 from wprox.maps.affine import AffineMap
 from wprox.maps.base import ComposedMap, TransportMap
@@ -61,7 +61,7 @@ class SplineMap(ComposedMap):
         check_count(dim, "dim")
         check_count(transforms, "transforms")
         bins = (16 if dim <= 3 else 8) if bins is None else check_count(bins, "bins", least=2)
-        widths = ((64,) if dim <= 2 else (128, 128)) if hidden is None else tuple(hidden)
+        widths = ((64,) if dim <= 2 else (128, 128)) if hidden is None else tuple(check_widths(hidden, least=0))
         frequencies = (6 if dim == 2 else 0) if frequencies is None else check_count(frequencies, "frequencies", 0)
         check_positive(bound, "bound")
         if not 0 <= dropout < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
@@ -125,7 +124,7 @@ def joint_solver(flow: JKOFlow, data: FlowData) -> NeuralProx:
 
 def restarting_solver(flow: JKOFlow, data: FlowData, blocks: Sequence[TransportMap]) -> NeuralProx:
     """The solver whose blocks start from copies of trained ones, one after the other."""
-    starts = iter(copy.deepcopy(blocks))
+    starts = iter(blocks)
     return block_solver(flow, data, map=lambda dim: next(starts), map_options=None, flow_matching=0)
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wprox._checks import (
     check_count,
@@ -59,7 +59,8 @@ class NeuralProx(Solver):
     difference stays. The pushed particles are always those of the map without that error.
 
     Arguments:
-        map: "spline", "ode", "residual", "convex", or a factory dim → `TransportMap` (a class is one).
+        map: "spline", "ode", "residual", "convex", or a factory dim → `TransportMap` (a class is one); a step trains a
+            copy of what it gives.
         map_options: arguments of the named map, such as `{"transforms": 4}`.
         iterations: the largest number of gradient steps.
         batch_size: particles in a minibatch.
@@ -292,12 +293,12 @@ class NeuralProx(Solver):
             with torch.no_grad():
                 rho = push(map, validation)
                 objective = float(held_out_objective(rho))
-            return rho, objective, self.gap_tolerance * max(1.0, initial - objective)
+            return rho, objective, self.gap_tolerance * max(1.0, outcome.initial - objective)
 
         outcome = train(map, penalised, look, training.weights, settings, generator, describe, self.progress)
         if not map.is_discretised:
             return outcome, None
-        note, initial = "", outcome.initial
+        note = ""
         rho, objective, tolerance = exact()
         for _ in range(REFINEMENTS):
             if (gap := abs(outcome.objective - objective)) <= tolerance or outcome.interrupted:
@@ -310,6 +311,7 @@ class NeuralProx(Solver):
             more = train(map, penalised, look, training.weights, again, generator, describe, self.progress)
             outcome = replace(
                 more,
+                initial=outcome.initial,
                 iterations=outcome.iterations + more.iterations,
                 # where it brought nothing better, the best state is still the one that it started from
                 best_iteration=outcome.iterations + more.best_iteration
@@ -333,7 +335,8 @@ class NeuralProx(Solver):
             raise ValueError(
                 f"the map factory returned a map of dimension {map.dim} for points of dimension {source.dim}"
             )
-        return map.to(dtype=source.dtype, device=source.device)
+        # a copy, since a factory may give the same map for every step
+        return copy.deepcopy(map).to(dtype=source.dtype, device=source.device)
 
 
 def map_factory(map: str | MapFactory, options: dict[str, Any] | None = None) -> MapFactory:
@@ -343,9 +346,14 @@ def map_factory(map: str | MapFactory, options: dict[str, Any] | None = None) ->
             raise ValueError(f"map must be one of {sorted(MAPS)} or a factory dim -> TransportMap, got {map!r}")
         cls = MAPS[map]
         known = list(inspect.signature(cls).parameters)[1:]  # without dim
-        if unknown := sorted(set(options or {}) - set(known)):
+        if unknown := [name for name in options or {} if name not in known]:
             raise TypeError(f"map_options of {map!r} may hold {known}, got {unknown}")
         return lambda dim: cls(dim, **(options or {}))
+    if isinstance(map, nn.Module):
+        raise TypeError(
+            f"map must be a name or a factory dim -> TransportMap, got a map, {type(map).__name__}; give its class, or "
+            "lambda dim: map for steps that start from it"
+        )
     if not callable(map):
         raise TypeError(f"map must be a name or a factory dim -> TransportMap, got {type(map).__name__}")
     if options:
