@@ -75,8 +75,8 @@ class NeuralProx(Solver):
             KL(· ‖ N(m, Σ)): their velocity is first regressed on straight lines from x to its Ornstein–Uhlenbeck
             process at the time at which the mean has moved as in the step, for N(0, I) e^{−s} x + √(1 − e^{−2s}) z with
             s = log(1 + γ), which costs one pass through the network an iteration. 0 leaves it out.
-        gap_tolerance: the largest difference between the discretised and the exact held-out objective, as a part of
-            what training lowers it by, where that is more than 1.
+        gap_tolerance: the largest difference between the discretised and the exact held-out objective; a hundredth of
+            it, relative to what training lowers the objective by, where that is more.
         seed: of the initial parameters, the held-out split and the minibatches; each step derives its own.
         progress: show a progress bar a step.
 
@@ -293,7 +293,7 @@ class NeuralProx(Solver):
             with torch.no_grad():
                 rho = push(map, validation)
                 objective = float(held_out_objective(rho))
-            return rho, objective, self.gap_tolerance * max(1.0, outcome.initial - objective)
+            return rho, objective, self.gap_tolerance * max(1.0, 0.01 * (outcome.initial - objective))
 
         outcome = train(map, penalised, look, training.weights, settings, generator, describe, self.progress)
         if not map.is_discretised:
