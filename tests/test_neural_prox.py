@@ -298,14 +298,14 @@ class InterruptsAt(wprox.Functional):
         return rho.integrate(half_square)
 
 
-class FunctionOf(wprox.Functional):
-    """A functional whose value is that of a call, whatever the measure."""
+class Constant(wprox.Functional):
+    """A functional with the same value at every measure."""
 
     def __init__(self, value):
         self.value = value
 
     def __call__(self, rho):
-        return rho.points.new_tensor(self.value())
+        return rho.points.new_tensor(self.value)
 
 
 def test_interrupted_step_returns_its_best_state():
@@ -330,7 +330,7 @@ def test_a_refinement_without_gain_names_the_iteration_of_the_best_state(monkeyp
     outcomes = iter([Outcome(1.0, 2.0, 30, 20, False), Outcome(1.0, 1.0, 7, 0, False), Outcome(0.9, 1.0, 7, 5, False)])
     monkeypatch.setattr("wprox.solvers.neural.train", lambda *arguments: next(outcomes))
     monkeypatch.setattr("wprox.solvers.neural.REFINEMENTS", 2)
-    F = FunctionOf(lambda: 10.0)  # its value without the error of the scheme
+    F = Constant(10.0)  # its value without the error of the scheme
     step = fast(map="ode").step(F, wprox.Particles(cloud(100, 2)), 1.0)
     assert step.message.startswith("best held-out objective at iteration 42 of 44; ")
     assert not step.converged
@@ -347,7 +347,7 @@ def test_a_refinement_without_gain_names_the_iteration_of_the_best_state(monkeyp
 
 def test_a_discretisation_is_judged_by_what_training_gains(monkeypatch):
     """Off by 3 where the objective fell by 50,000: the tolerance of 0.01 allows 5, and 0.01 where it fell by 50."""
-    F, rho = FunctionOf(lambda: 10_003.0), wprox.Particles(cloud(100, 2))
+    F, rho = Constant(10_003.0), wprox.Particles(cloud(100, 2))
     monkeypatch.setattr("wprox.solvers.neural.train", lambda *arguments: Outcome(1e4, 6e4, 30, 20, False))
     step = fast(map="ode").step(F, rho, 1.0)
     assert step.converged

@@ -125,8 +125,9 @@ class ODEMap(TransportMap):
         return end[:, : self.dim], end[:, self.dim]
 
     def inverse(self, y: Tensor) -> Tensor:
-        tolerance, bound, dtype, name = self._tolerance(y), INVERSE * self._tolerance(y), y.dtype, f"ODEMap({self.dim})"
-        x, residual = y, torch.full_like(y[:, 0], torch.inf)
+        tolerance, dtype, name = self._tolerance(y), y.dtype, f"ODEMap({self.dim})"
+        bound, scale = INVERSE * tolerance, 1 + y.detach().norm(dim=1)
+        x, residual = y, torch.full_like(scale, torch.inf)
         missed = y.isfinite().all(1)
         for _ in range(1 + FINER):
             rows = missed.nonzero()[:, 0]
@@ -136,10 +137,10 @@ class ODEMap(TransportMap):
                 found, residual[rows] = self._flow_back(y[rows], tolerance, dtype)
             except FloatingPointError as error:
                 reason = f"the inverse of {name} was not reached: {error}"
-                raise InverseError(reason, float((residual / (1 + y.norm(dim=1)))[rows].max())) from error
+                raise InverseError(reason, float((residual / scale)[rows].max())) from error
             x = x.index_copy(0, rows, found)
-            missed = missed & ~(residual <= bound * (1 + y.norm(dim=1)))
-            dtype = torch.promote_types(dtype, torch.float64)
+            missed = missed & ~(residual <= bound * scale)
+            dtype = torch.float64
             tolerance = max(tolerance / 10, ROUNDINGS * torch.finfo(dtype).eps)
         check_residual(residual, y, bound, name)
         return x
