@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
-from wprox.tables import read_table, write_table
+from wprox.app.tables import read_table, write_table
 
 FOLDER = Path("demo")
 ABOUT_THE_DATA = ["--integer", "--bounds", "0", "16", "--drop-constant"]

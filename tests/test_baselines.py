@@ -8,8 +8,8 @@ from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 
-from wprox import baselines
-from wprox.baselines import fit_baselines, kernel_log_density
+from wprox.app import baselines
+from wprox.app.baselines import fit_baselines, kernel_log_density
 
 
 def banana(n, seed=0):

@@ -13,8 +13,8 @@ import torch
 from typer.testing import CliRunner
 
 from wprox import JKOFlow, StepFailedError
-from wprox.cli import app
-from wprox.tables import read_table, write_table
+from wprox.app.cli import app
+from wprox.app.tables import read_table, write_table
 
 QUICK = ["--blocks", "1", "--iterations", "5", "--no-fine-tune"]
 QUIETER = [*QUICK, "--no-baselines"]
@@ -345,7 +345,7 @@ def test_ctrl_c_during_the_comparison_leaves_the_model(table, tmp_path, monkeypa
     def interrupt(*parts, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wprox.baselines.fit_baselines", interrupt)
+    monkeypatch.setattr("wprox.app.baselines.fit_baselines", interrupt)
     assert run("fit", table, "--out", tmp_path / "model", *QUICK).exit_code == 130
     assert run("sample", tmp_path / "model", "-n", 2, "--out", tmp_path / "new.csv").exit_code == 0
     assert read_table(tmp_path / "new.csv").columns == ["east", "north"]
@@ -353,7 +353,7 @@ def test_ctrl_c_during_the_comparison_leaves_the_model(table, tmp_path, monkeypa
 
 SAYS_WHEN_IT_TRAINS = """
 import signal, sys, torch
-from wprox.cli import main
+from wprox.app.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test run in the background would inherit as ignored
 step, count = torch.optim.AdamW.step, 0
 def counted(*arguments, **options):

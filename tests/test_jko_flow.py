@@ -22,8 +22,8 @@ from sklearn.preprocessing import StandardScaler
 
 import wprox
 from wprox import JKOFlow
-from wprox.models.flow_data import FlowData
-from wprox.models.flow_training import joint_solver
+from wprox.models.flow.data import FlowData
+from wprox.models.flow.training import joint_solver
 from wprox.models.step_sizes import equal_moves
 
 QUICK = {"n_blocks": 2, "iterations": 60, "fine_tune_iterations": 30, "jitter": 0.0}

@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 
 import wprox
 from wprox import Gaussian, JKOSampler
-from wprox.models.chain import Chain, ForwardStep, RejectionStep
+from wprox.models.sampler.chain import Chain, ForwardStep, RejectionStep
 from wprox.solvers import StepFailedError
 
 QUICK = {"n_blocks": 2, "iterations": 60, "fine_tune_iterations": 20, "n_particles": 4000}

@@ -11,7 +11,7 @@ from test_pairs import weights
 
 import wprox
 from wprox import kernels
-from wprox.measures import _keops, base
+from wprox.pairs import keops, sums
 
 
 class Rational(kernels.RadialKernel):
@@ -45,7 +45,7 @@ def test_values_and_gradients_are_those_of_the_blocks(kernel):
     others = () if kernel.singular else (y, v)  # infinite at x_0, in both
     inputs = [t.requires_grad_() for t in (x, weights(40), *others)]
     for chosen in (inputs[:2], inputs)[: 1 if kernel.singular else 2]:
-        mine, theirs = (base.pair_sum(kernel.with_backend(b), *chosen) for b in ("keops", "blocks"))
+        mine, theirs = (sums.pair_sum(kernel.with_backend(b), *chosen) for b in ("keops", "blocks"))
         assert torch.allclose(mine, theirs, rtol=1e-10, atol=0)
         for a, b in zip(torch.autograd.grad(mine, chosen), torch.autograd.grad(theirs, chosen), strict=True):
             assert torch.allclose(a, b, rtol=1e-10, atol=1e-10 * float(b.abs().max()))
@@ -76,16 +76,16 @@ def test_a_profile_that_keops_does_not_know_says_how_to_write_it():
 
 
 def test_where_keops_is_missing(monkeypatch):
-    monkeypatch.setattr(_keops, "find_spec", lambda _: None)
+    monkeypatch.setattr(keops, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match="pip install pykeops"):
         wprox.Particles(normal(5, 2)).integrate_pairs(kernels.Gaussian().with_backend("keops"))
-    assert not _keops.is_ready()
+    assert not keops.is_ready()
 
 
 def test_a_cpu_sums_in_blocks_unless_it_is_told_otherwise(monkeypatch):
-    monkeypatch.setattr(_keops, "is_ready", lambda: True)
+    monkeypatch.setattr(keops, "is_ready", lambda: True)
     x, w = normal(5, 2), weights(5)
-    assert _keops.keops_sums(kernels.Gaussian(), x, x, w, gradient=True) is None
+    assert keops.keops_sums(kernels.Gaussian(), x, x, w, gradient=True) is None
 
 
 class Lazy:
@@ -117,17 +117,17 @@ def lazy(monkeypatch):
     module.LazyTensor = Lazy
     monkeypatch.setitem(sys.modules, "pykeops", ModuleType("pykeops"))
     monkeypatch.setitem(sys.modules, "pykeops.torch", module)
-    monkeypatch.setattr(_keops, "find_spec", lambda _: True)
-    monkeypatch.setattr(_keops, "which", lambda _: "/usr/bin/g++")
+    monkeypatch.setattr(keops, "find_spec", lambda _: True)
+    monkeypatch.setattr(keops, "which", lambda _: "/usr/bin/g++")
 
 
 @pytest.mark.usefixtures("lazy")
 def test_a_gpu_sums_in_blocks_what_keops_does_not_know():
     x, w = normal(5, 2).as_subclass(OnGpu), weights(5)
-    assert _keops.keops_sums(Opaque(), x, x, w, gradient=True) is None
-    assert _keops.keops_sums(kernels.Gaussian().with_backend("blocks"), x, x, w, gradient=True) is None
-    with pytest.raises(_keops.NoFormulaError, match=r"no formula of KeOps.*operators and methods"):
-        _keops.keops_sums(Opaque().with_backend("keops"), x, x, w, gradient=True)
+    assert keops.keops_sums(Opaque(), x, x, w, gradient=True) is None
+    assert keops.keops_sums(kernels.Gaussian().with_backend("blocks"), x, x, w, gradient=True) is None
+    with pytest.raises(keops.NoFormulaError, match=r"no formula of KeOps.*operators and methods"):
+        keops.keops_sums(Opaque().with_backend("keops"), x, x, w, gradient=True)
 
 
 @pytest.mark.usefixtures("lazy")
@@ -136,14 +136,14 @@ def test_a_formula_that_does_not_compile_says_what_is_needed(gradient):
     x, w = normal(5, 2), weights(5)
     for kernel, points in ((kernels.Gaussian(), x.as_subclass(OnGpu)), (kernels.Gaussian().with_backend("keops"), x)):
         with pytest.raises(RuntimeError, match=r"could not compile Gaussian.*C\+\+ compiler.*backend=\"blocks\""):
-            _keops.keops_sums(kernel, points, points, w, gradient)
+            keops.keops_sums(kernel, points, points, w, gradient)
 
 
 @pytest.mark.usefixtures("lazy")
 def test_a_gpu_without_a_compiler_sums_in_blocks(monkeypatch):
-    monkeypatch.setattr(_keops, "which", lambda _: None)
+    monkeypatch.setattr(keops, "which", lambda _: None)
     x, w = normal(5, 2).as_subclass(OnGpu), weights(5)
-    assert _keops.keops_sums(kernels.Gaussian(), x, x, w, gradient=True) is None
+    assert keops.keops_sums(kernels.Gaussian(), x, x, w, gradient=True) is None
 
 
 def test_backends():

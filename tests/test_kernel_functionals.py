@@ -183,7 +183,7 @@ def stein_by_autograd(kernel, x, w):
 @pytest.mark.parametrize("dim", [1, 2, 6])
 @pytest.mark.parametrize("kernel", [kernels.Gaussian(0.8), kernels.InverseMultiquadric(1.3, 0.4)], ids=name)
 def test_ksd_is_the_double_sum_and_so_is_its_gradient(monkeypatch, kernel, dim):
-    monkeypatch.setattr("wprox.measures._radial.SIDE", 2)
+    monkeypatch.setattr("wprox.pairs.radial.SIDE", 2)
     x, w = normal(5, dim).requires_grad_(), weights(5).requires_grad_()
     expected = stein_by_autograd(kernel, x, w)
     rho = wprox.Particles(x)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wprox
-from wprox.solvers._grid_terms import sort_terms
-from wprox.solvers._kl_prox import LocalTerms, wright_omega
-from wprox.solvers._wall_kernels import SplitKernel
+from wprox.solvers.grid.kl_prox import LocalTerms, wright_omega
+from wprox.solvers.grid.terms import sort_terms
+from wprox.solvers.grid.walls import SplitKernel
 
 
 def test_wright_omega_against_scipy():

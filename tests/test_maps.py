@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import wprox
-from wprox._checks import seeded
+from wprox._random import seeded
 from wprox.maps.base import apply_in_batches, invert_in_batches
 
 MAPS = {

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wprox
-from wprox.measures import base
+from wprox.pairs import sums
 
 LOC = [1.0, -2.0]
 COVARIANCE = [[2.0, 0.6], [0.6, 0.5]]
@@ -191,7 +191,7 @@ def test_pairs_in_blocks_equal_pairs_at_once(monkeypatch, block_bytes):
     value, gradient = value_and_gradient()
     differences = points[:, None] - points
     assert torch.allclose(value, weights @ kernel(differences) @ weights)
-    monkeypatch.setattr(base, "PAIR_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(sums, "PAIR_BLOCK_BYTES", block_bytes)
     in_blocks, gradient_in_blocks = value_and_gradient()
     assert torch.allclose(in_blocks, value)
     assert torch.allclose(gradient_in_blocks, gradient)
@@ -202,7 +202,7 @@ def test_pairs_in_blocks_equal_pairs_at_once(monkeypatch, block_bytes):
 @pytest.mark.parametrize("block_bytes", [2**25, 100])
 def test_pairs_differentiate_in_the_kernel_and_the_weights(monkeypatch, block_bytes):
     """d/ds ∬ s|x−y|² = E|x−y|², also where the points themselves need no gradient."""
-    monkeypatch.setattr(base, "PAIR_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(sums, "PAIR_BLOCK_BYTES", block_bytes)
     scale = torch.tensor(3.0).double().requires_grad_()
     particles().integrate_pairs(lambda z: scale * square(z)).backward()
     assert float(scale.grad) == pytest.approx(5.0)

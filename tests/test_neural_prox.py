@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import wprox
-from wprox.solvers.neural import map_factory
-from wprox.solvers.training import Outcome, saved_bytes_per_row
+from wprox.solvers.neural.neural import map_factory
+from wprox.solvers.neural.training import Outcome, saved_bytes_per_row
 
 F64 = torch.float64
 
@@ -328,8 +328,8 @@ def test_ctrl_c_before_the_first_iteration_of_fine_tuning_leaves_the_map_in_eval
 
 def test_a_refinement_without_gain_names_the_iteration_of_the_best_state(monkeypatch):
     outcomes = iter([Outcome(1.0, 2.0, 30, 20, False), Outcome(1.0, 1.0, 7, 0, False), Outcome(0.9, 1.0, 7, 5, False)])
-    monkeypatch.setattr("wprox.solvers.neural.train", lambda *arguments: next(outcomes))
-    monkeypatch.setattr("wprox.solvers.neural.REFINEMENTS", 2)
+    monkeypatch.setattr("wprox.solvers.neural.neural.train", lambda *arguments: next(outcomes))
+    monkeypatch.setattr("wprox.solvers.neural.neural.REFINEMENTS", 2)
     F = Constant(10.0)  # its value without the error of the scheme
     step = fast(map="ode").step(F, wprox.Particles(cloud(100, 2)), 1.0)
     assert step.message.startswith("best held-out objective at iteration 42 of 44; ")
@@ -348,13 +348,13 @@ def test_a_refinement_without_gain_names_the_iteration_of_the_best_state(monkeyp
 def test_a_discretisation_is_judged_by_what_training_gains(monkeypatch):
     """Off by 3 where the objective fell by 50,000: the tolerance of 0.01 allows 5, and 0.01 where it fell by 50."""
     F, rho = Constant(10_003.0), wprox.Particles(cloud(100, 2))
-    monkeypatch.setattr("wprox.solvers.neural.train", lambda *arguments: Outcome(1e4, 6e4, 30, 20, False))
+    monkeypatch.setattr("wprox.solvers.neural.neural.train", lambda *arguments: Outcome(1e4, 6e4, 30, 20, False))
     step = fast(map="ode").step(F, rho, 1.0)
     assert step.converged
     assert step.map.steps == 3
     assert "iteration 20 of 30; the discretised objective is off by 3" in step.message
     assert not fast(map="ode", gap_tolerance=1e-3).step(F, rho, 1.0).converged
-    monkeypatch.setattr("wprox.solvers.neural.train", lambda *arguments: Outcome(1e4, 10_050.0, 30, 20, False))
+    monkeypatch.setattr("wprox.solvers.neural.neural.train", lambda *arguments: Outcome(1e4, 10_050.0, 30, 20, False))
     assert not fast(map="ode").step(F, rho, 1.0).converged
 
 

@@ -12,10 +12,10 @@ from scipy.integrate import solve_ivp
 from test_neural_prox import standard_normal
 
 import wprox
-from wprox._checks import seeded
+from wprox._random import seeded
 from wprox.maps._runge_kutta import SCHEMES, adaptive, fixed
 from wprox.maps._velocity import ACTIVATIONS, _TwoLayers
-from wprox.solvers.flow_matching import Relaxation, relaxation
+from wprox.solvers.neural.flow_matching import Relaxation, relaxation
 
 F64 = torch.float64
 

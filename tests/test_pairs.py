@@ -6,7 +6,7 @@ from test_kernels import ALL, F64, name, normal
 
 import wprox
 from wprox import kernels
-from wprox.measures import _radial, base
+from wprox.pairs import radial, sums
 
 
 def weights(n, seed=1):
@@ -27,11 +27,11 @@ def dense(kernel, x, w, y=None, v=None):
 @pytest.mark.parametrize("dim", [1, 2, 7])
 @pytest.mark.parametrize("kernel", ALL, ids=name)
 def test_value_and_gradients_in_blocks_are_those_of_autograd(monkeypatch, kernel, dim):
-    monkeypatch.setattr(_radial, "SIDE", 8)
+    monkeypatch.setattr(radial, "SIDE", 8)
     x, w = normal(29, dim).requires_grad_(), weights(29).requires_grad_()
     y, v = (normal(18, dim, seed=2) + 0.5).requires_grad_(), weights(18, 3).requires_grad_()
     for inputs in ((x, w), (x, w, y, v)):
-        value, expected = base.pair_sum(kernel, *inputs), dense(kernel, *inputs)
+        value, expected = sums.pair_sum(kernel, *inputs), dense(kernel, *inputs)
         assert torch.allclose(value, expected, rtol=1e-10)
         gradients, expected = torch.autograd.grad(value, inputs), torch.autograd.grad(expected, inputs)
         for mine, other in zip(gradients, expected, strict=True):
@@ -44,7 +44,7 @@ def test_second_derivatives_fall_back_on_autograd(inputs):
 
     def value(*points):
         flat = [part for x in points for part in (x, torch.full((7,), 1 / 7, dtype=F64))]
-        return base.pair_sum(kernels.Gaussian(), *flat)
+        return sums.pair_sum(kernels.Gaussian(), *flat)
 
     assert torch.autograd.gradcheck(value, points)
     assert torch.autograd.gradgradcheck(value, points)
@@ -122,33 +122,33 @@ def skewed(z):  # even, but not radial
 def test_even_functions_in_tiles_are_those_of_autograd(function, memory_budget):
     x, w = normal(23, 2).requires_grad_(), weights(23).requires_grad_()
     kernel = kernels.EvenKernel(function, memory_budget=memory_budget)
-    value, expected = base.pair_sum(kernel, x, w), dense(kernel, x, w)
+    value, expected = sums.pair_sum(kernel, x, w), dense(kernel, x, w)
     assert torch.allclose(value, expected)
     for mine, other in zip(torch.autograd.grad(value, (x, w)), torch.autograd.grad(expected, (x, w)), strict=True):
         assert torch.allclose(mine, other)
     with torch.no_grad():
-        assert torch.allclose(base.pair_sum(kernel, x, w), value)
+        assert torch.allclose(sums.pair_sum(kernel, x, w), value)
 
 
 @pytest.mark.parametrize("function", [skewed, lambda z: z[:, 0].sin() + z.square().sum(-1)], ids=name)
 def test_second_derivatives_of_functions_fall_back_on_autograd(function):
     w = weights(6).requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda x, w: base.pair_sum(function, x, w), (normal(6, 2).requires_grad_(), w))
+    assert torch.autograd.gradgradcheck(lambda x, w: sums.pair_sum(function, x, w), (normal(6, 2).requires_grad_(), w))
 
 
 def test_potentials_of_functions_in_tiles_are_those_of_autograd(monkeypatch):
-    monkeypatch.setattr(base, "PAIR_BLOCK_BYTES", 200)
+    monkeypatch.setattr(sums, "PAIR_BLOCK_BYTES", 200)
     x, y, v = normal(11, 2).requires_grad_(), normal(7, 2, seed=2), weights(7)
-    value = base.potential(skewed, x, y, v)
+    value = sums.potential(skewed, x, y, v)
     expected = skewed((x[:, None] - y).reshape(-1, 2)).reshape(11, 7) @ v
     assert torch.allclose(value, expected)
     slope = normal(11)
     assert torch.allclose(torch.autograd.grad(value @ slope, x)[0], torch.autograd.grad(expected @ slope, x)[0])
-    assert torch.autograd.gradgradcheck(lambda x: base.potential(skewed, x, y, v), x)
+    assert torch.autograd.gradgradcheck(lambda x: sums.potential(skewed, x, y, v), x)
 
 
 def test_an_interaction_takes_each_pair_of_a_function_once(monkeypatch):
-    monkeypatch.setattr(base, "PAIR_BLOCK_BYTES", 64)  # tiles of 2 × 2 pairs
+    monkeypatch.setattr(sums, "PAIR_BLOCK_BYTES", 64)  # tiles of 2 × 2 pairs
     seen = []
 
     def counted(z):
@@ -191,7 +191,7 @@ def test_a_radial_kernel_that_is_trained_keeps_its_graph():
             return self.rate * s
 
     kernel, x, y = Trained(), normal(9, 2), normal(5, 2, seed=2)
-    for value in (base.pair_sum(kernel, x, weights(9)), base.potential(kernel, x, y, weights(5)).sum()):
+    for value in (sums.pair_sum(kernel, x, weights(9)), sums.potential(kernel, x, y, weights(5)).sum()):
         assert torch.allclose(torch.autograd.grad(value, kernel.rate)[0], value.detach() / 2)
 
 
@@ -220,7 +220,7 @@ def test_a_shuffle_is_fixed_within_a_step_and_new_in_the_next(monkeypatch):
     assert torch.equal(value, again)
     assert not torch.equal(value, functional.at_step(1)(rho))
     (gradient,) = torch.autograd.grad(value, rho.points)
-    monkeypatch.setattr(base, "PAIR_BLOCK_BYTES", 100)
+    monkeypatch.setattr(sums, "PAIR_BLOCK_BYTES", 100)
     in_blocks = first(rho)
     assert torch.allclose(in_blocks, value)
     assert torch.allclose(torch.autograd.grad(in_blocks, rho.points)[0], gradient)

@@ -452,7 +452,7 @@ def test_the_kernel_density_against_torch(n, bandwidth, monkeypatch):
     cotangent = normal(n, 1, seed=5)[:, 0]
     (gradient,) = torch.autograd.grad(expected @ cotangent, points, retain_graph=True)
     for kept in (2**27, 0):  # with the kernel values kept for the backward pass, and computed again
-        monkeypatch.setattr("wprox.measures._kernel_sum.KEPT_BYTES", kept)
+        monkeypatch.setattr("wprox.pairs.log_density.KEPT_BYTES", kept)
         actual = rho.log_density()
         assert torch.allclose(actual, expected, atol=1e-10)
         assert torch.allclose(torch.autograd.grad(actual @ cotangent, points)[0], gradient, atol=1e-9)

@@ -10,7 +10,7 @@ import torch
 
 import wprox
 from wprox import JKOFlow, Particles, Trajectory
-from wprox.plot import plot_flow, plot_samples, plot_trajectory
+from wprox.plot.trajectory import plot_flow, plot_samples, plot_trajectory
 
 matplotlib.use("agg")
 

@@ -127,7 +127,7 @@ def test_pairs_are_summed_in_blocks_and_singular_kernels_meet_midpoints(monkeypa
     exact = 0.5 * math.log(2) - 0.5 * (0.5772156649015329 + math.log(2))
     whole = rho.integrate_pairs(logarithm)
     assert float(whole) == pytest.approx(exact, abs=1e-2)
-    monkeypatch.setattr("wprox.measures.base.PAIR_BLOCK_BYTES", 2**12)
+    monkeypatch.setattr("wprox.pairs.sums.PAIR_BLOCK_BYTES", 2**12)
     assert float(rho.integrate_pairs(logarithm)) == pytest.approx(float(whole))
 
 

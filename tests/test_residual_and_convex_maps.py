@@ -9,8 +9,9 @@ import torch
 
 import wprox
 from wprox import datasets
-from wprox._checks import seeded
-from wprox.maps._linear_algebra import log_det, newton_inverse, spectral_bound, symmetric_log_det
+from wprox._random import seeded
+from wprox.maps._inverse import newton_inverse
+from wprox.maps._log_det import log_det, spectral_bound, symmetric_log_det
 from wprox.maps.convex import lanczos
 from wprox.maps.residual import _jacobian, _SineCosine
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wprox
-from wprox.solvers._kernels import GaussianKernel
+from wprox.solvers.grid.gibbs import GaussianKernel
 
 SQUARE = [(0.0, 1.0), (0.0, 1.0)]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from zuko.transforms import MonotonicRQSTransform
 
 import wprox
-from wprox._checks import seeded
+from wprox._random import seeded
 from wprox.maps._rational_quadratic import inverse_spline, spline
 from wprox.maps.affine import _SymmetricExponential
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import wprox
-from wprox.stein import StepError, stein_residual
+from wprox.theory.stein import StepError, stein_residual
 
 
 def injected_step(d, n, error, kind, seed, gamma=0.5):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wprox.tables import check_output, read_table, write_table
+from wprox.app.tables import check_output, read_table, write_table
 
 VALUES = np.array([[1.5, 2.0], [-3.0, 4e-7], [0.1, 5.0]])
 

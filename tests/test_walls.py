@@ -9,8 +9,8 @@ import torch
 from test_sinkhorn import check_products
 
 import wprox
-from wprox.solvers._kernels import GaussianKernel
-from wprox.solvers._wall_kernels import HeatKernel, SplitKernel
+from wprox.solvers.grid.gibbs import GaussianKernel
+from wprox.solvers.grid.walls import HeatKernel, SplitKernel
 
 SQUARE = [(0.0, 1.0), (0.0, 1.0)]
 

@@ -1,7 +1,7 @@
 """wprox: proximal optimisation in Wasserstein space."""
 
 from wprox import kernels, metrics, stein, theory
-from wprox.certificate import Certificate, certify
+from wprox._version import __version__
 from wprox.functionals import (
     KL,
     KSD,
@@ -45,8 +45,7 @@ from wprox.solvers import (
     Step,
     StepFailedError,
 )
-
-__version__ = "0.1.0"
+from wprox.theory.certificate import Certificate, certify
 
 __all__ = [
     "KL",
@@ -94,6 +93,7 @@ __all__ = [
     "StepFailedError",
     "Trajectory",
     "TransportMap",
+    "__version__",
     "certify",
     "jko",
     "jko_steps",

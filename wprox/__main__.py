@@ -1,6 +1,6 @@
 """`python -m wprox`: the command line."""
 
-from wprox.cli import main
+from wprox.app.cli import main
 
 if __name__ == "__main__":
     main()

@@ -1,10 +1,9 @@
-"""Argument checks that live once, at the boundary: tensors, seeds and step sizes."""
+"""Argument checks that live once, at the boundary: tensors, numbers, functions and step sizes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 StepSize = float | Sequence[float] | Callable[[int], float]
-Seed = int | torch.Generator | None
 
 
 def as_floating(values: Any, name: str) -> Tensor:
@@ -173,36 +171,12 @@ def step_sizes(step_size: StepSize, n_steps: int) -> Callable[[int], float]:
     return lambda k: sequence[k]
 
 
-def check_seed(seed: Any) -> int:
-    """An integer from 0 to 2⁶³ − 1."""
-    if check_count(seed, "seed", least=0) >= 2**63:
-        raise ValueError(f"seed must be below 2⁶³, got {seed}")
-    return int(seed)
-
-
-def step_seed(seed: int, index: int) -> int:
-    """A seed of its own for every step of a trajectory."""
-    return (seed * 1_000_003 + index * 7_919) % 2**62
-
-
-def make_generator(seed: Seed, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator from a seed; `None` draws a fresh seed from the operating system, a generator is passed through."""
-    if isinstance(seed, torch.Generator):
-        return seed
-    generator = torch.Generator(device=device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(check_seed(seed))
-    return generator
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Seed torch's default generators inside the block and restore them afterwards: `nn.Linear` knows no others."""
-    cuda = torch.device(device).type == "cuda"
-    with torch.random.fork_rng(devices=[torch.device(device)] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            torch.cuda.manual_seed(seed)
-        yield
+def evaluate(f: Callable[[Tensor], Tensor], points: Tensor, name: str) -> Tensor:
+    """f at the points, checked: a function of one point that forgets the batch is the most frequent mistake."""
+    values = torch.as_tensor(f(points))
+    if values.ndim == 0 or values.shape[0] != points.shape[0]:
+        raise ValueError(
+            f"{name} must map points of shape {tuple(points.shape)} to one value a row, ({points.shape[0]},); "
+            f"it returned shape {tuple(values.shape)}. Reduce over the last axis only, as in x.square().sum(-1)"
+        )
+    return values.to(points)

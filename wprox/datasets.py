@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wprox._checks import Seed, as_points, check_count, check_positive, make_generator
+from wprox._checks import as_points, check_count, check_positive
+from wprox._random import Seed, make_generator
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -94,7 +94,7 @@ class Trajectory:
             axes: `count + 1` matplotlib axes; made where not given.
             count: how many measures to draw, evenly spread.
         """
-        from wprox.plot import plot_trajectory
+        from wprox.plot.trajectory import plot_trajectory
 
         return plot_trajectory(self, axes, count)
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wprox._checks import Seed, as_points, check_count, check_non_negative, check_positive, make_generator
+from wprox._checks import as_points, check_count, check_non_negative, check_positive
+from wprox._random import Seed, make_generator
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
-from wprox import _transport
-from wprox._checks import as_floating, check_count, check_positive, check_seed
-from wprox._transport import bures_square, line_square
+from wprox._checks import as_floating, check_count, check_positive
+from wprox._random import check_seed
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
 from wprox.measures.gaussian import in_float64
+from wprox.transport.entropic import sinkhorn
+from wprox.transport.gaussian import bures_square
+from wprox.transport.line import draw_directions, line_square, sliced_square
+from wprox.transport.squared import half_square
 
 Law = Measure | Distribution
 DRAWS = 2000  # of each law, for an estimate of W₂ by optimal transport
@@ -130,7 +133,7 @@ def w2(p: Measure, q: Measure, num_itermax: int = 10**6) -> Tensor:
         >>> wprox.metrics.w2(p, p.push(lambda x: x + torch.tensor([3.0, 4.0])))
         tensor(5.)
     """
-    square = 2 * _transport.half_square(p, q, check_count(num_itermax, "num_itermax"))
+    square = 2 * half_square(p, q, check_count(num_itermax, "num_itermax"))
     return _root(square).to(p.dtype)
 
 
@@ -160,7 +163,7 @@ def sinkhorn_divergence(p: Measure, q: Measure, blur: float, tol: float = 1e-6, 
         check_positive(tol, "tol"),
         check_count(iterations, "iterations"),
     )
-    return _transport.sinkhorn(p, q, blur, tol, iterations).to(p.dtype)
+    return sinkhorn(p, q, blur, tol, iterations).to(p.dtype)
 
 
 def sliced_w2(p: Measure, q: Measure, n_projections: int = 100, seed: int = 0) -> Tensor:
@@ -183,8 +186,8 @@ def sliced_w2(p: Measure, q: Measure, n_projections: int = 100, seed: int = 0) -
         >>> wprox.metrics.sliced_w2(p, p.push(lambda x: x + 3.0))  # |v|/√d
         tensor(3.)
     """
-    directions = _transport.draw_directions(check_count(n_projections, "n_projections"), p.dim, check_seed(seed))
-    return _root(_transport.sliced_square(p, q, directions)).to(p.dtype)
+    directions = draw_directions(check_count(n_projections, "n_projections"), p.dim, check_seed(seed))
+    return _root(sliced_square(p, q, directions)).to(p.dtype)
 
 
 def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) -> Distance:

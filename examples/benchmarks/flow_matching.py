@@ -29,12 +29,12 @@ from unittest import mock
 
 import torch
 from maps import Mixture, cpu_seconds, grid_mass
+from wprox.solvers.neural.neural.training import train
 
 import wprox
 from wprox import datasets
 from wprox.maps.base import apply_in_batches
-from wprox.solvers.flow_matching import relaxation
-from wprox.solvers.training import train
+from wprox.solvers.neural.flow_matching import relaxation
 
 SHARE = 0.2  # of the time for flow matching, in each block
 START_SHARE = 0.5  # likewise, of a start that is held against a cold one
@@ -189,8 +189,8 @@ def warm_start(density, dim: int, arguments: argparse.Namespace) -> dict:
             return outcome
 
         with (
-            mock.patch("wprox.solvers.neural.train", timed),
-            mock.patch("wprox.solvers.flow_matching.train", timed),
+            mock.patch("wprox.solvers.neural.neural.train", timed),
+            mock.patch("wprox.solvers.neural.flow_matching.train", timed),
         ):
             step = solver.step(target, rho, step_size, held_out=held_out)
         moved = (step.held_out.points - held_out.points).square().sum(1).mean()

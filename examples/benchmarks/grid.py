@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import shortest_path
 from torch import Tensor
 
 import wprox
-from wprox.solvers._kernels import Kernel
+from wprox.solvers.grid.gibbs import Kernel
 
 SQUARE = [(0.0, 1.0), (0.0, 1.0)]
 

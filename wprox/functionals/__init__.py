@@ -1,10 +1,10 @@
 """Functionals on probability measures: written once, run on every measure and solver."""
 
 from wprox.functionals.base import Functional, Sum
-from wprox.functionals.constraints import Congestion, DensityBounds
+from wprox.functionals.bounds import Congestion, DensityBounds
+from wprox.functionals.discrepancies import KSD, MMD
 from wprox.functionals.divergences import KL
 from wprox.functionals.energies import Entropy, InteractionEnergy, InternalEnergy, PorousMedium, PotentialEnergy
-from wprox.functionals.kernel_discrepancies import KSD, MMD
 from wprox.functionals.transport import SinkhornDivergence, SlicedWasserstein, SquaredWasserstein
 
 __all__ = [

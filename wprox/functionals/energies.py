@@ -8,11 +8,12 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from wprox._checks import check_count, check_seed
+from wprox._checks import check_count
+from wprox._random import check_seed
 from wprox.functionals.base import Functional, gradient_in_points
 from wprox.kernels import EvenKernel, RadialKernel
 from wprox.measures import Measure, Particles
-from wprox.measures.base import batch_sum
+from wprox.pairs.sums import batch_sum
 
 
 class PotentialEnergy(Functional):

@@ -7,10 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox import _transport
-from wprox._checks import as_points, check_count, check_positive, check_seed
+from wprox._checks import as_points, check_count, check_positive
+from wprox._random import check_seed
 from wprox.functionals.base import Functional
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
+from wprox.transport.atoms import atoms
+from wprox.transport.entropic import sinkhorn
+from wprox.transport.line import draw_directions, sliced_square
+from wprox.transport.squared import half_square
 
 
 class _Transport(Functional):
@@ -47,7 +51,7 @@ class _Transport(Functional):
                 nodes = rho.nodes.detach().requires_grad_()
                 (by_nodes,) = torch.autograd.grad(self(Quantiles.unchecked(nodes)), nodes)
                 return (by_nodes / rho.weights)[:, None]
-        _transport.atoms(rho)  # refuses a Gaussian without quadrature points
+        atoms(rho)  # refuses a Gaussian without quadrature points
         return super().wasserstein_gradient(rho)
 
     def __repr__(self) -> str:
@@ -93,7 +97,7 @@ class SquaredWasserstein(_Transport):
         self.modulus = 1.0 if self.target.dim == 1 else None
 
     def _value(self, rho: Measure, target: Measure) -> Tensor:
-        return _transport.half_square(rho, target, self.num_itermax)
+        return half_square(rho, target, self.num_itermax)
 
 
 class SinkhornDivergence(_Transport):
@@ -131,7 +135,7 @@ class SinkhornDivergence(_Transport):
         self.iterations = check_count(iterations, "iterations")
 
     def _value(self, rho: Measure, target: Measure) -> Tensor:
-        return _transport.sinkhorn(rho, target, self.blur, self.tol, self.iterations)
+        return sinkhorn(rho, target, self.blur, self.tol, self.iterations)
 
     def __repr__(self) -> str:
         return f"SinkhornDivergence({self.target!r}, blur={self.blur:g})"
@@ -166,11 +170,11 @@ class SlicedWasserstein(_Transport):
         super().__init__(target)
         self.n_projections = check_count(n_projections, "n_projections")
         self.seed = check_seed(seed)
-        self.directions = _transport.draw_directions(self.n_projections, self.target.dim, self.seed)
+        self.directions = draw_directions(self.n_projections, self.target.dim, self.seed)
         self.modulus = 1.0 if self.target.dim == 1 else None
 
     def _value(self, rho: Measure, target: Measure) -> Tensor:
-        return _transport.sliced_square(rho, target, self.directions) / 2
+        return sliced_square(rho, target, self.directions) / 2
 
     def __repr__(self) -> str:
         return f"SlicedWasserstein({self.target!r}, n_projections={self.n_projections})"

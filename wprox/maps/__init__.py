@@ -3,7 +3,7 @@
 from wprox.maps.affine import AffineMap
 from wprox.maps.base import ComposedMap, InverseError, TransportMap
 from wprox.maps.convex import ConvexMap
-from wprox.maps.gradient import GradientStepMap
+from wprox.maps.gradient_step import GradientStepMap
 from wprox.maps.monotone import MonotoneMap
 from wprox.maps.ode import ODEMap
 from wprox.maps.residual import ResidualMap

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+CHUNK_VALUES = 2**22  # numbers that an intermediate tensor may hold where no graph is kept
 
 
 class TransportMap(nn.Module, ABC):
@@ -136,3 +138,12 @@ def apply_in_batches(map: TransportMap, x: Tensor, batch_size: int = 16384) -> t
 def invert_in_batches(map: TransportMap, y: Tensor, batch_size: int = 16384) -> Tensor:
     """T⁻¹(y) without a graph, in memory bounded by the batch size."""
     return torch.cat([map.inverse(batch) for batch in y.split(batch_size)])
+
+
+def in_chunks(apply: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, row_values: int) -> tuple[Tensor, Tensor]:
+    """apply(x), by chunks of rows where no graph is kept, so that `row_values` numbers a row stay bounded in memory."""
+    rows = max(1, CHUNK_VALUES // row_values)
+    if torch.is_grad_enabled() or len(x) <= rows:
+        return apply(x)
+    parts = [apply(chunk) for chunk in x.split(rows)]
+    return torch.cat([first for first, _ in parts]), torch.cat([second for _, second in parts])

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from wprox._checks import check_count, check_fraction, check_positive
-from wprox.maps._linear_algebra import in_chunks, newton_inverse, symmetric_log_det, tolerance_of, with_derivative
-from wprox.maps.base import TransportMap
+from wprox.maps._inverse import newton_inverse, tolerance_of, with_derivative
+from wprox.maps._log_det import symmetric_log_det
+from wprox.maps.base import TransportMap, in_chunks
 
 EXACT_DIM = 32  # up to which "auto" takes log det ∇²ψ exactly in training
 SPEED = 4.0  # of anchors and temperatures: Adam moves all parameters alike, and these have the farthest to go

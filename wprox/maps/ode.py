@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from wprox._checks import check_count, check_non_negative, check_positive, check_widths
-from wprox.maps._linear_algebra import check_residual
+from wprox.maps._inverse import check_residual
 from wprox.maps._runge_kutta import SCHEMES, Field, adaptive, fixed, stages
 from wprox.maps._velocity import ACTIVATIONS, Velocity
 from wprox.maps.base import InverseError, TransportMap

@@ -11,17 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from wprox._checks import check_count, check_fraction, check_positive, check_widths
-from wprox.maps._linear_algebra import (
-    check_residual,
-    in_chunks,
-    log_det,
-    newton_inverse,
-    spectral_bound,
-    tolerance_of,
-    with_derivative,
-)
+from wprox.maps._inverse import check_residual, newton_inverse, tolerance_of, with_derivative
+from wprox.maps._log_det import log_det, spectral_bound
 from wprox.maps.affine import AffineMap
-from wprox.maps.base import ComposedMap, TransportMap
+from wprox.maps.base import ComposedMap, TransportMap, in_chunks
 
 EXACT_DIM = 16  # up to which "auto" takes log det (I + ∇f) exactly in training, and inverses are Newton's
 SPEED = 4.0  # of frequencies: Adam moves all parameters alike, and these have the farthest to go

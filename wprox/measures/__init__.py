@@ -3,8 +3,7 @@
 from wprox.measures.base import DensityUnknownError, Measure
 from wprox.measures.gaussian import Gaussian
 from wprox.measures.grid import Grid
-from wprox.measures.kernel_particles import KernelParticles
-from wprox.measures.particles import Particles
+from wprox.measures.particles import KernelParticles, Particles
 from wprox.measures.quantiles import Quantiles
 
 __all__ = ["DensityUnknownError", "Gaussian", "Grid", "KernelParticles", "Measure", "Particles", "Quantiles"]

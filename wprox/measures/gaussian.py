@@ -12,9 +12,10 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from wprox._checks import Seed, as_floating, check_count, make_generator
+from wprox._checks import as_floating, check_count, evaluate
+from wprox._random import Seed, make_generator
 from wprox.maps.affine import AffineMap
-from wprox.measures.base import Measure, evaluate
+from wprox.measures.base import Measure
 from wprox.measures.particles import Particles
 
 

@@ -11,8 +11,9 @@ import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 
-from wprox._checks import Seed, as_floating, check_count, check_finite, make_generator
-from wprox.measures.base import Measure, evaluate
+from wprox._checks import as_floating, check_count, check_finite, evaluate
+from wprox._random import Seed, make_generator
+from wprox.measures.base import Measure
 from wprox.measures.particles import Particles
 
 if TYPE_CHECKING:
@@ -272,9 +273,10 @@ class Grid(Measure):
         Returns:
             The axes drawn on.
         """
-        from wprox.measures._grid_plot import plot_grid
+        from wprox.plot.grid import plot_density
 
-        return plot_grid(self, axes)
+        density = self.unflatten(self.weights / self.cell_volume, fill=math.nan).detach().cpu()
+        return plot_density(density, self.bounds, axes)
 
     def _deposit(self, points: Tensor, weights: Tensor) -> Tensor:
         """Masses of the free cells, (n,), after sharing each point's weight between the 2^d nearest cell centres."""

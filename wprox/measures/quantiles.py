@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wprox._checks import Seed, as_floating, check_count, check_finite, check_increasing, make_generator
+from wprox._checks import as_floating, check_count, check_finite, check_increasing, evaluate
+from wprox._random import Seed, make_generator
 from wprox.maps.monotone import interpolate
-from wprox.measures.base import Measure, evaluate, pair_sum
+from wprox.measures.base import Measure
 from wprox.measures.particles import Particles
+from wprox.pairs.sums import pair_sum
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -203,16 +205,9 @@ class Quantiles(Measure):
             ax: where to draw; a new figure, `ax.figure`, where not given.
             style: passed on to `Axes.plot`, such as `color` and `label`.
         """
-        from matplotlib.figure import Figure
+        from wprox.plot.quantiles import plot_quantiles
 
-        ax = Figure(layout="constrained").subplots() if ax is None else ax
-        nodes, density = self.nodes.detach().cpu(), self.density.detach().cpu()
-        x = torch.cat((nodes[:1], (nodes[1:] + nodes[:-1]) / 2, nodes[-1:]))
-        ax.plot(x.numpy(), torch.cat((density[:1], density, density[-1:])).numpy(), **style)
-        ax.set_ylim(bottom=0)
-        ax.set_xlabel("x")
-        ax.set_ylabel("density")
-        return ax
+        return plot_quantiles(self.nodes.detach().cpu(), self.density.detach().cpu(), ax, **style)
 
 
 def _levels(n: int) -> Tensor:

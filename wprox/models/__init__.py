@@ -1,6 +1,6 @@
 """Models: thin compositions of functionals, solvers and maps."""
 
-from wprox.models.jko_flow import JKOFlow
-from wprox.models.jko_sampler import JKOSampler
+from wprox.models.flow.jko_flow import JKOFlow
+from wprox.models.sampler.jko_sampler import JKOSampler
 
 __all__ = ["JKOFlow", "JKOSampler"]

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wprox.io import load_folder, save_folder
 from wprox.maps import AffineMap, ConvexMap, ODEMap, ResidualMap, SplineMap, TransportMap
 from wprox.measures import Gaussian
-from wprox.models.chain import Layer, RejectionStep
-from wprox.models.flow_training import preprocessing_of
-from wprox.models.sampler_training import forward_step
+from wprox.models.flow.training import preprocessing_of
+from wprox.models.folders import load_folder, save_folder
+from wprox.models.sampler.chain import Layer, RejectionStep
+from wprox.models.sampler.training import forward_step
 
 if TYPE_CHECKING:
-    from wprox.models.jko_flow import JKOFlow
-    from wprox.models.jko_sampler import JKOSampler
+    from wprox.models.flow.jko_flow import JKOFlow
+    from wprox.models.sampler.jko_sampler import JKOSampler
 
 MAP_CLASSES: dict[str, type[TransportMap]] = {
     cls.__name__: cls for cls in (AffineMap, ConvexMap, ODEMap, ResidualMap, SplineMap)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wprox._transport import exact_plan, sinkhorn
 from wprox.measures import Particles
+from wprox.transport.entropic import sinkhorn
+from wprox.transport.plans import exact_plan
 
 Coupling = Callable[[Tensor], tuple[float, Tensor]]  # y: (n, d) ↦ the cost, and t: (n, d) with ∇ cost/2 = w (y − t)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from wprox.functionals import Functional
-from wprox.functionals.pieces import apply
+from wprox.functionals.structure import apply
 from wprox.maps import TransportMap
 from wprox.measures import Measure
 

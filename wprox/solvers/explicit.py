@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import check_non_negative, check_positive, check_seed, make_generator, step_seed
+from wprox._checks import check_non_negative, check_positive
+from wprox._random import check_seed, make_generator, step_seed
 from wprox.functionals import Functional
-from wprox.functionals.pieces import apply
+from wprox.functionals.structure import apply
 from wprox.measures import DensityUnknownError, Gaussian, Measure, Particles
-from wprox.solvers._forward import check_pushable, failed, forward_step, gradient_at
-from wprox.solvers._gradient import checked_gradient, non_finite
+from wprox.solvers._explicit_step import check_pushable, failed, forward_step, gradient_at
 from wprox.solvers.base import Solver, Step, StepFailedError
+from wprox.solvers.problem import checked_gradient, non_finite
 
 NOISY_PART = 1e-6  # of the mass, that the noisy copies carry, so that F's own gradient is known there
 

@@ -14,7 +14,15 @@ from wprox._checks import check_positive
 from wprox.functionals import Functional
 from wprox.maps import ComposedMap, TransportMap
 from wprox.measures import Gaussian, Measure, Particles
-from wprox.solvers._forward import as_sum, as_terms, check_pushable, failed, forward_step, gradient_at, needs_density
+from wprox.solvers._explicit_step import (
+    as_sum,
+    as_terms,
+    check_pushable,
+    failed,
+    forward_step,
+    gradient_at,
+    needs_density,
+)
 from wprox.solvers.base import Solver, Step, StepFailedError
 
 

@@ -15,7 +15,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 
 from wprox._checks import check_count, check_positive
 from wprox.functionals import KL, Functional
-from wprox.functionals.pieces import Pieces, apply, check_precision, split
+from wprox.functionals.structure import Pieces, apply, check_precision, split
 from wprox.maps import AffineMap
 from wprox.measures import DensityUnknownError, Gaussian, Measure
 from wprox.measures.gaussian import in_float64

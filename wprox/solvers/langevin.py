@@ -8,13 +8,14 @@ import time
 import torch
 from torch import Tensor
 
-from wprox._checks import check_positive, check_seed, make_generator, step_seed
+from wprox._checks import check_positive
+from wprox._random import check_seed, make_generator, step_seed
 from wprox.functionals import Entropy, Functional, PotentialEnergy
-from wprox.functionals.pieces import apply, split
+from wprox.functionals.structure import apply, split
 from wprox.measures import DensityUnknownError, Measure, Particles
-from wprox.solvers._forward import as_sum, as_terms, failed, needs_density
-from wprox.solvers._gradient import checked_gradient, non_finite
+from wprox.solvers._explicit_step import as_sum, as_terms, failed, needs_density
 from wprox.solvers.base import Solver, Step, StepFailedError
+from wprox.solvers.problem import checked_gradient, non_finite
 
 
 class Langevin(Solver):

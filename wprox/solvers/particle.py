@@ -13,13 +13,13 @@ from torch import Tensor
 from wprox._checks import check_count, check_non_negative, check_positive
 from wprox.functionals import Functional
 from wprox.functionals.base import refuse_cut_off, terms_of
-from wprox.functionals.pieces import apply, check_precision, split
+from wprox.functionals.structure import apply, check_precision, split
 from wprox.measures import DensityUnknownError, Measure, Particles
-from wprox.measures._radial import CoincidingError
+from wprox.pairs.radial import CoincidingError
 from wprox.solvers._couplings import Coupling, ExactCoupling, SinkhornCoupling
-from wprox.solvers._gradient import non_finite
 from wprox.solvers._lbfgs import Minimiser
 from wprox.solvers.base import Solver, Step, StepFailedError
+from wprox.solvers.problem import non_finite
 
 COUPLINGS = ("identity", "exact", "sinkhorn")
 PLANS = 100  # updates of the plan in one step

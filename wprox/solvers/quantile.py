@@ -14,7 +14,7 @@ from torch import Tensor
 from wprox._checks import check_count, check_positive
 from wprox.functionals import Functional
 from wprox.functionals.base import Sum
-from wprox.functionals.pieces import Pieces, apply, check_precision, split
+from wprox.functionals.structure import Pieces, apply, check_precision, split
 from wprox.maps import MonotoneMap
 from wprox.measures import Measure, Quantiles
 from wprox.solvers._lbfgs import History

@@ -1,0 +1,3 @@
+"""The version of wprox."""
+
+__version__ = "0.1.0"

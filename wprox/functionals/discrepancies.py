@@ -1,0 +1,205 @@
+"""Discrepancies of kernels: MMD to samples, and KSD to an unnormalised density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from wprox._checks import check_count, evaluate
+from wprox._random import Seed
+from wprox.functionals.base import Functional
+from wprox.functionals.divergences import log_density_of
+from wprox.kernels import EvenKernel, InverseMultiquadric, RadialKernel, Riesz
+from wprox.measures import Gaussian, Measure, Particles
+from wprox.pairs.stein import SteinSum
+from wprox.pairs.sums import has_parameters, potential
+
+
+class MMD(Functional):
+    r"""F(ρ) = ½ MMD²(ρ, ν) = ½ ∬ k d(ρ − ν) d(ρ − ν), half the squared maximum mean discrepancy.
+
+    Its Wasserstein gradient is ∇∫ k(·, y) d(ρ − ν)(y), and its flow that of Arbel, Korba, Salim and Gretton (*Maximum
+    mean discrepancy gradient flow*, 2019). Not convex: with smooth kernels particles may come to rest where the
+    discrepancy is not least. The Riesz kernel has no scale and pulls from afar; noise in `ExplicitEuler` helps the
+    others.
+
+    Arguments:
+        target: ν: a measure, samples (m, d), or a torch `Distribution` over R^d. Of distributions and of a
+            `wprox.Gaussian`, `n_samples` draws are taken.
+        kernel: k, a kernel of `wprox.kernels` or a function of differences (m, d) → (m,), even and conditionally
+            positive definite; `wprox.kernels.Riesz(1)`, the energy distance, by default. It may be trained: the value
+            is differentiable in tensors of its own that want a gradient.
+        unbiased: leave out the pairs i = j, of particles and of samples, as the U-statistic of Gretton et al. (2012,
+            lemma 6) does: the mean over samples is then exact, and single values may be negative. Particles only.
+        n_samples: how many draws to take of a distribution.
+        seed: of these draws.
+
+    Raises:
+        TypeError: for a target that is neither a measure nor samples nor a distribution.
+        ValueError: for a measure of another dimension, a singular kernel.
+
+    Example:
+        >>> import torch, wprox
+        >>> F = wprox.MMD(torch.tensor([[0.0], [2.0]]))
+        >>> F(wprox.Particles(torch.tensor([[0.0], [1.0]])))
+        tensor(0.2500)
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        kernel: Callable[[Tensor], Tensor] | None = None,
+        unbiased: bool = False,
+        n_samples: int = 1000,
+        seed: Seed = 0,
+    ) -> None:
+        self.kernel = Riesz() if kernel is None else kernel
+        if not callable(self.kernel):
+            raise TypeError(f"kernel must be a function of differences, got {type(kernel).__name__}; see wprox.kernels")
+        if getattr(self.kernel, "singular", False):
+            raise ValueError(
+                f"{self.kernel} is infinite at 0, and the discrepancy of particles with it; see MMD's kernels"
+            )
+        self.target = _sampled(target, check_count(n_samples, "n_samples"), seed)
+        self.unbiased = bool(unbiased)
+        with torch.enable_grad():
+            self._trained = has_parameters(self.kernel, self.target.points)
+        with torch.no_grad():
+            self._constant = self._target_pairs()
+
+    def __call__(self, rho: Measure) -> Tensor:
+        if rho.dim != self.target.dim:
+            raise ValueError(f"the target lives in dimension {self.target.dim}, the measure in dimension {rho.dim}")
+        if self.unbiased and not isinstance(rho, Particles):
+            raise TypeError(f"unbiased=True counts pairs of particles; a {type(rho).__name__} needs unbiased=False")
+        samples, weights = self.target.points.to(rho.points), self.target.weights.to(rho.points)
+        cross = rho.integrate(lambda x: potential(self.kernel, x, samples, weights))
+        constant = self._target_pairs() if self._trained else self._constant
+        return self._pairs(rho, self.unbiased) / 2 - cross + constant.to(rho.points) / 2
+
+    def _target_pairs(self) -> Tensor:
+        """∬ k dν dν, which a kernel in training changes."""
+        return self._pairs(self.target, self.unbiased and isinstance(self.target, Particles))
+
+    def _pairs(self, rho: Measure, unbiased: bool) -> Tensor:
+        """∬ k dρ dρ, or its U-statistic Σ_{i≠j} w_i w_j k_ij / (1 − Σ w_i²)."""
+        known = isinstance(self.kernel, RadialKernel | EvenKernel)
+        pairs = rho.integrate_pairs(self.kernel if known else EvenKernel(self.kernel))
+        if not unbiased:
+            return pairs
+        own = rho.weights.square().sum()
+        if not float(own.detach()) < 1:
+            raise ValueError("unbiased=True needs at least two particles with weight on either side, got one")
+        at_zero = evaluate(self.kernel, torch.zeros_like(rho.points[:1]), "kernel")[0]
+        return (pairs - own * at_zero) / (1 - own)
+
+    def __repr__(self) -> str:
+        unbiased = ", unbiased=True" if self.unbiased else ""
+        return f"MMD({self.target!r}, {getattr(self.kernel, '__name__', self.kernel)}{unbiased})"
+
+
+class KSD(Functional):
+    r"""F(ρ) = ½ KSD²(ρ | π) = ½ ∬ k_π dρ dρ, half the squared kernel Stein discrepancy from the score s = ∇ log π.
+
+    k_π(x, y) = ⟨s(x), s(y)⟩ k + ⟨s(x), ∇_y k⟩ + ⟨s(y), ∇_x k⟩ + tr ∇_x∇_y k (Liu, Lee and Jordan 2016; Chwialkowski,
+    Strathmann and Gretton 2016), whose integral against π is 0: π need not be normalised, and no sample is needed.
+    Its flow is the descent of Korba, Aubin-Frankowski, Majewski and Ablin (*Kernel Stein discrepancy descent*, 2021),
+    who also show its failures: not convex, blind to the weights of modes far apart, and at rest along the symmetry
+    axis of a mixture.
+
+    Arguments:
+        target: π, as for `KL`: a torch `Distribution` over R^d, a `wprox.Gaussian`, or a log-density (n, d) → (n,); it
+            is differentiated twice. `None` where `score` is given.
+        kernel: k, a smooth kernel of `wprox.kernels`: `InverseMultiquadric()` of bandwidth 1 by default (Gorham and
+            Mackey 2017), which suits targets of scale 1; `wprox.kernels.median_bandwidth` finds other scales.
+        score: s, maps points (n, d) to (n, d), differentiably, where the log-density is not at hand.
+
+    Raises:
+        TypeError: for a kernel that is not smooth at 0, where k_π would be infinite; without target and score.
+        ValueError: for a measure of another dimension, a score of another shape, or a kernel that is being trained.
+
+    Example:
+        >>> import torch, wprox
+        >>> F = wprox.KSD(lambda x: -x.square().sum(-1) / 2)
+        >>> F(wprox.Particles(torch.zeros(1, 2)))  # k_π(0, 0) = d
+        tensor(1.)
+    """
+
+    def __init__(
+        self,
+        target: Distribution | Gaussian | Callable[[Tensor], Tensor] | None = None,
+        kernel: RadialKernel | None = None,
+        score: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if (target is None) == (score is None):
+            raise TypeError("give either a target, whose log-density is differentiated, or its score")
+        self.target, self._given_score = target, score
+        self.dim: int | None = None
+        if target is not None:
+            self.dim, self._log_target = log_density_of(target)
+        self.kernel = InverseMultiquadric() if kernel is None else kernel
+        if not isinstance(self.kernel, RadialKernel) or not self.kernel.smooth:
+            raise TypeError(
+                f"the Stein kernel needs second derivatives at 0, which {self.kernel!r} is not known to have; take "
+                "wprox.kernels.InverseMultiquadric or Gaussian, or a RadialKernel of your own with smooth = True"
+            )
+        if self.kernel.backend == "keops":
+            raise ValueError('the Stein kernel is summed in blocks only: give a kernel of backend "auto" or "blocks"')
+
+    def __call__(self, rho: Measure) -> Tensor:
+        if self.dim is not None and rho.dim != self.dim:
+            raise ValueError(f"the target lives in dimension {self.dim}, the measure in dimension {rho.dim}")
+        if has_parameters(self.kernel, rho.points):
+            raise ValueError(
+                f"KSD is not differentiable in the parameters of its kernel, but {self.kernel} has some that want a "
+                "gradient: freeze them (requires_grad_(False)), or train the kernel with MMD"
+            )
+        return SteinSum.apply(self.kernel, rho.points, self.score(rho.points), rho.weights) / 2
+
+    def score(self, x: Tensor) -> Tensor:
+        """∇ log π at points (n, d), (n, d), differentiable where x is."""
+        if self._given_score is not None:
+            score = self._given_score(x)
+            if score.shape != x.shape:
+                raise ValueError(f"the score must map {tuple(x.shape)} to its own shape, got {tuple(score.shape)}")
+            return score.to(x)
+        wanted = torch.is_grad_enabled() and x.requires_grad
+        with torch.enable_grad():
+            points = x if wanted else x.detach().requires_grad_()
+            value = evaluate(self._log_target, points, "the log-density of the target")
+            if value.ndim != 1 or not value.requires_grad:
+                raise ValueError(
+                    f"the log-density of the target must be a differentiable function (n, d) → (n,), it returned shape "
+                    f"{tuple(value.shape)}{'' if value.requires_grad else ', which does not depend on x in torch'}"
+                )
+            (score,) = torch.autograd.grad(value.sum(), points, create_graph=wanted)
+        return score
+
+    def __repr__(self) -> str:
+        target = self.target if self._given_score is None else self._given_score
+        return f"KSD({getattr(target, '__name__', type(target).__name__)}, {self.kernel})"
+
+
+def _sampled(target: Any, n_samples: int, seed: Seed) -> Measure:
+    """A target as a measure that its points and weights carry."""
+    if isinstance(target, Distribution):
+        if len(target.event_shape) != 1 or target.batch_shape:
+            raise ValueError(
+                f"the target must be one distribution over vectors, got batch shape {tuple(target.batch_shape)} and "
+                f"event shape {tuple(target.event_shape)}; wrap it in torch.distributions.Independent(target, 1)"
+            )
+        return Particles.from_distribution(target, n_samples, seed)
+    if isinstance(target, Gaussian):  # its cubature points are no picture of it
+        return Particles(target.sample(n_samples, seed).detach())
+    if isinstance(target, Measure):
+        return target.detach() if isinstance(target, Particles) else target
+    if isinstance(target, str) or callable(target):
+        raise TypeError(
+            f"target must be a measure, samples (m, d) or a torch Distribution, got {type(target).__name__}; MMD needs "
+            "draws of ν, wprox.KSD its log-density"
+        )
+    return Particles(target)

@@ -1,0 +1,1 @@
+"""The JKO flow: a density model whose blocks are JKO steps from the data to a Gaussian."""

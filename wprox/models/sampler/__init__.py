@@ -1,0 +1,1 @@
+"""The JKO sampler: draws from a density known up to a constant."""

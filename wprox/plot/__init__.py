@@ -1,0 +1,7 @@
+"""Pictures: a trajectory of measures, generated rows beside real ones, a flow block by block, a certificate."""
+
+from wprox.plot.flow import plot_flow
+from wprox.plot.samples import plot_samples
+from wprox.plot.trajectory import plot_trajectory
+
+__all__ = ["plot_flow", "plot_samples", "plot_trajectory"]

@@ -1,0 +1,1 @@
+"""The proximal step on grids, by entropic transport."""

@@ -1,0 +1,1 @@
+"""The proximal step by neural transport maps."""
