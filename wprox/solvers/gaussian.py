@@ -18,7 +18,6 @@ from wprox.functionals import KL, Functional
 from wprox.functionals.structure import Pieces, apply, check_precision, split
 from wprox.maps import AffineMap
 from wprox.measures import DensityUnknownError, Gaussian, Measure
-from wprox.measures.gaussian import in_float64
 from wprox.metrics import bures_distance
 from wprox.solvers.base import Solver, Step, StepFailedError
 
@@ -87,7 +86,7 @@ class GaussianProx(Solver):
         start = time.perf_counter()
         step_size = check_positive(step_size, "step_size")
         given = self.prepare(measure)
-        source = in_float64(given)
+        source = given.to(torch.float64)
         apply(functional, source)  # says what is missing, where F does not apply
         pieces = split(functional)
         check_precision(pieces, source)
@@ -105,11 +104,11 @@ class GaussianProx(Solver):
             value = functional(rho)
             residual = None
             if quadratic is not None:
-                residual = _quadratic_residual(quadratic, source, in_float64(rho), map, step_size)
+                residual = _quadratic_residual(quadratic, source, rho.to(torch.float64), map, step_size)
             elif given.order is not None:
-                residual = _residual(functional, in_float64(rho), map, step_size)
+                residual = _residual(functional, rho.to(torch.float64), map, step_size)
             if residual is not None:
-                residual += _mismatch(source, in_float64(rho), map) / step_size
+                residual += _mismatch(source, rho.to(torch.float64), map) / step_size
         return Step(
             measure=rho,
             map=map,
