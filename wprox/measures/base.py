@@ -26,8 +26,8 @@ class Measure(ABC):
     r"""A probability measure on R^d, given by support points, weights and (where known) a density.
 
     Functionals see nothing but the verbs `integrate`, `integrate_pairs`, `log_density`, `mean_log_density` and
-    `integrate_density`; Lagrangian solvers add `push`. A measure of your own has `points`, `weights`, `log_density`
-    (which may raise `DensityUnknownError`), `push` and `sample`; all other methods have defaults that follow from these.
+    `integrate_density`; Lagrangian solvers add `push`. A measure of your own has `points`, `weights`,
+    `log_density` (which may raise `DensityUnknownError`), `push` and `sample`; all else has defaults that follow.
 
     Attributes:
         points: (n, d), the support (or quadrature nodes) of the measure.

@@ -258,7 +258,7 @@ class KernelParticles(Particles):
         return result
 
     def log_density_at(self, x: Tensor) -> Tensor:
-        """log (φ_H ∗ ρ)(x) at any points x: (m, d), (m,), differentiable in x; the bandwidth is that of the particles."""
+        """log (φ_H ∗ ρ)(x) at any points x: (m, d), (m,), differentiable in x; H is that of the particles."""
         points, weights, x64 = self.points.detach().double(), self.weights.detach().double(), x.double()
         scale_tril = self._scale_tril(points)
         if scale_tril is None:
@@ -304,9 +304,7 @@ class KernelParticles(Particles):
             return None
         return self.factor * scale_tril
 
-    def _replace(
-        self, points: Tensor, log_density: Tensor | None = None, relative: bool = False
-    ) -> KernelParticles:
+    def _replace(self, points: Tensor, log_density: Tensor | None = None, relative: bool = False) -> KernelParticles:
         result = object.__new__(KernelParticles)
         result.points, result.weights = points, self.weights
         result._log_density, result.is_relative = None, False
