@@ -13,7 +13,6 @@ from wprox.functionals.base import Sum, terms_of
 from wprox.functionals.structure import Pieces, split
 from wprox.maps import AffineMap, GradientStepMap, MonotoneMap, TransportMap
 from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Particles, Quantiles
-from wprox.measures.gaussian import in_float64
 from wprox.solvers.base import STEP_LIMIT, StepFailedError
 from wprox.solvers.gaussian import as_quadratic
 from wprox.solvers.problem import checked_gradient
@@ -116,7 +115,7 @@ def _potential_of(divergence: KL) -> PotentialEnergy:
 
 def _affine_gradient(functional: Functional, rho: Gaussian) -> tuple[Tensor, Tensor]:
     """∇_{W₂}F(ρ)(x) = g + (x − m) P, as (P, g), in float64."""
-    source = in_float64(rho)
+    source = rho.to(torch.float64)
     pieces = split(functional)
     entropy, pieces.entropy = pieces.entropy, 0.0
     quadratic = as_quadratic(pieces, source)
@@ -132,7 +131,7 @@ def _affine_gradient(functional: Functional, rho: Gaussian) -> tuple[Tensor, Ten
 
 
 def _push_gaussian(functional: Functional, rho: Gaussian, step_size: float) -> tuple[Gaussian, AffineMap | None]:
-    source = in_float64(rho)
+    source = rho.to(torch.float64)
     slope, at_mean = _affine_gradient(functional, rho)
     matrix = torch.eye(rho.dim).to(slope) - step_size * slope
     loc = source.loc - step_size * at_mean

@@ -14,7 +14,6 @@ from wprox.functionals import Functional
 from wprox.functionals.structure import Pieces, split
 from wprox.jko import Trajectory
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
-from wprox.measures.gaussian import in_float64
 from wprox.metrics import Distance, Law, as_measure_like, exact_w2, wasserstein
 from wprox.solvers import QuantileProx, Step, StepFailedError
 from wprox.theory import bounds
@@ -341,14 +340,14 @@ def _measured_objective(
     """G(p_n) − G* where both are known: not from particles whose density is known up to a constant only."""
     if minimum is None and functional is not None and reference is not None:
         with torch.no_grad():
-            minimum = float(functional(in_float64(reference) if isinstance(reference, Gaussian) else reference))
+            minimum = float(functional(reference.to(torch.float64) if isinstance(reference, Gaussian) else reference))
     if minimum is None and pieces is not None and _target(pieces) is not None:
         minimum = 0.0
     relative = any(isinstance(step.measure, Particles) and step.measure.is_relative for step in steps)
     if values is None and steps and not relative:
         with torch.no_grad():  # the value of a float32 step is rounded more coarsely than the bounds
             values = [
-                functional(in_float64(step.measure))
+                functional(step.measure.to(torch.float64))
                 if functional is not None and isinstance(step.measure, Gaussian)
                 else step.value
                 for step in steps
