@@ -7,5 +7,6 @@ first that is broken: which law, by how much and at what input. It returns the n
 from wprox.testing.functionals import check_functional
 from wprox.testing.maps import check_map
 from wprox.testing.measures import check_measure
+from wprox.testing.solvers import check_solver
 
-__all__ = ["check_functional", "check_map", "check_measure"]
+__all__ = ["check_functional", "check_map", "check_measure", "check_solver"]

@@ -64,12 +64,14 @@ class KnownStep:
         step_size: γ, short enough for explicit schemes too.
         after: the mean and the σ of the new measure from m, σ and γ; the step is then x ↦ m′ + (σ′/σ)(x − m). `None`
             where no closed form is known.
+        needs_density: whether F depends on the density of ρ.
     """
 
     name: str
     functional: Callable[[int], Functional]
     step_size: float
     after: Callable[[Tensor, float, float], Moments] | None = None
+    needs_density: bool = False
 
 
 def standard_normal(dim: int) -> Gaussian:
@@ -112,10 +114,10 @@ PROBLEMS = {
     problem.name: problem
     for problem in (
         KnownStep("quadratic potential", lambda dim: PotentialEnergy(half_square, modulus=1.0), 0.5, _of_potential),
-        KnownStep("Gaussian KL", lambda dim: KL(standard_normal(dim)), 0.5, _of_kl),
+        KnownStep("Gaussian KL", lambda dim: KL(standard_normal(dim)), 0.4, _of_kl, needs_density=True),
         KnownStep("interaction", lambda dim: InteractionEnergy(half_square), 0.5, _of_interaction),
         KnownStep("a functional of one's own", lambda dim: SquaredSpread(), 0.4, _of_spread),
-        KnownStep("a sum of all", _sum, 0.1),
+        KnownStep("a sum of all", _sum, 0.1, needs_density=True),
     )
 }
 
