@@ -122,7 +122,7 @@ PROBLEMS = {
 }
 
 MEAN, SPREAD = (1.0, -0.5), 0.7  # of the starts
-PARTICLES, NODES, GRID_CELLS, BOX = 24, 300, 100, (-3.0, 4.0)
+PARTICLES, NODES, GRID_CELLS, BOX = 24, 300, 60, (-3.0, 4.0)
 
 
 def starts() -> list[Measure]:
