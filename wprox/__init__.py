@@ -18,6 +18,7 @@ from wprox.functionals import (
     SlicedWasserstein,
     SquaredWasserstein,
 )
+from wprox.functionals.structure import Structure
 from wprox.jko import Trajectory, jko, jko_steps
 from wprox.maps import (
     AffineMap,
@@ -33,14 +34,17 @@ from wprox.maps import (
 from wprox.measures import DensityUnknownError, Gaussian, Grid, KernelParticles, Measure, Particles, Quantiles
 from wprox.models import JKOFlow, JKOSampler
 from wprox.solvers import (
+    Ending,
     ExplicitEuler,
     ForwardBackward,
     GaussianProx,
     Langevin,
     NeuralProx,
     ParticleProx,
+    Problem,
     QuantileProx,
     SinkhornProx,
+    Solved,
     Solver,
     Step,
     StepFailedError,
@@ -58,6 +62,7 @@ __all__ = [
     "ConvexMap",
     "DensityBounds",
     "DensityUnknownError",
+    "Ending",
     "Entropy",
     "ExplicitEuler",
     "ForwardBackward",
@@ -80,17 +85,20 @@ __all__ = [
     "Particles",
     "PorousMedium",
     "PotentialEnergy",
+    "Problem",
     "QuantileProx",
     "Quantiles",
     "ResidualMap",
     "SinkhornDivergence",
     "SinkhornProx",
     "SlicedWasserstein",
+    "Solved",
     "Solver",
     "SplineMap",
     "SquaredWasserstein",
     "Step",
     "StepFailedError",
+    "Structure",
     "Trajectory",
     "TransportMap",
     "__version__",
