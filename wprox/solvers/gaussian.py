@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
@@ -126,6 +125,8 @@ class GaussianProx(Solver):
 
     def _best_gaussian(self, functional: Functional, source: Gaussian, step_size: float) -> _Outcome:
         """The minimum over m′ and A = exp(S), in coordinates in which the L² norm of a displacement is Euclidean."""
+        from scipy.optimize import minimize
+
         d, covariance = source.dim, source.covariance_matrix
         variances, axes = torch.linalg.eigh(covariance)
         lengths = ((variances[:, None] + variances) / 2).sqrt()  # |S|² = tr SΣS = Σ_ij S_ij² (σ_i² + σ_j²)/2

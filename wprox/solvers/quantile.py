@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from scipy.linalg import LinAlgError, solveh_banded
+from numpy.linalg import LinAlgError
 from torch import Tensor
 
 from wprox._checks import check_count, check_positive
@@ -276,6 +276,8 @@ class _Expansion:
         raise StepFailedError("the Hessian is not finite; check that the second derivatives of the functional are")
 
     def _solve(self, vector: Tensor, potential: Tensor, internal: Tensor, damping: float) -> Tensor:
+        from scipy.linalg import solveh_banded
+
         bands = torch.zeros(2, len(vector), dtype=torch.float64)
         bands[1] = self.proximal + potential
         bands[1, 1:] += internal
