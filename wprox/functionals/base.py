@@ -258,8 +258,8 @@ def require_functional(functional: object) -> Functional:
         )
     if callable(functional):
         raise TypeError(
-            "functional must be a wprox.Functional, got a function; a function of points is a potential, "
-            "wprox.PotentialEnergy(V); a function of measures is the __call__ of a subclass of wprox.Functional"
+            f"functional must be a wprox.Functional, got {type(functional).__name__}; a function of points is a "
+            "potential, wprox.PotentialEnergy(V), one of measures the __call__ of a subclass of wprox.Functional"
         )
     raise TypeError(f"functional must be a wprox.Functional, got {type(functional).__name__}")
 

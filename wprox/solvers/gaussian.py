@@ -97,6 +97,8 @@ class GaussianProx(Solver):
 
     def _best_gaussian(self, functional: Functional, source: Gaussian, step_size: float) -> _Outcome:
         """The minimum over m′ and A = exp(S), in coordinates in which the L² norm of a displacement is Euclidean."""
+        from scipy.optimize import minimize
+
         d, covariance = source.dim, source.covariance_matrix
         variances, axes = torch.linalg.eigh(covariance)
         lengths = ((variances[:, None] + variances) / 2).sqrt()  # |S|² = tr SΣS = Σ_ij S_ij² (σ_i² + σ_j²)/2
@@ -116,8 +118,6 @@ class GaussianProx(Solver):
                 value = functional(rho) + cost / (2 * step_size)
                 (gradient,) = torch.autograd.grad(value, parameters)
             return float(value.detach()), gradient.cpu().numpy()
-
-        from scipy.optimize import minimize
 
         spread = math.sqrt(float(variances.sum()))
         goal = self.tolerance * spread / step_size

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from numpy.linalg import LinAlgError
 from torch import Tensor
 
 from wprox._checks import check_count, check_positive
@@ -249,8 +250,6 @@ class _Expansion:
 
         Where the gaps are so small that rounding makes H singular, it is damped; as the gaps open this passes.
         """
-        from scipy.linalg import LinAlgError
-
         convex = self.potential.clamp(min=0), self.internal.clamp(min=0)
         for potential, internal, damping in ((self.potential, self.internal, 0.0), (*convex, 0.0), (*convex, 1e-12)):
             try:
