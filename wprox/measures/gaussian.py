@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from wprox._checks import as_floating, check_count, evaluate
@@ -173,6 +172,8 @@ def _gauss_hermite(d: int, order: int) -> tuple[Tensor, Tensor]:
 @lru_cache
 def _gauss_laguerre(d: int, order: int = 64) -> tuple[Tensor, Tensor]:
     """Nodes and weights for the Gamma(d/2) law, from the Jacobi matrix (Golub and Welsch 1969)."""
+    from scipy.linalg import eigh_tridiagonal
+
     k = np.arange(order)
     diagonal, off_diagonal = 2 * k + d / 2, np.sqrt(k[1:] * (k[1:] + d / 2 - 1))
     nodes, vectors = eigh_tridiagonal(diagonal, off_diagonal)

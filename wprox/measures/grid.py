@@ -8,7 +8,6 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 
 from wprox._checks import as_floating, check_count, check_finite, evaluate
@@ -294,7 +293,7 @@ class Grid(Measure):
         """Draw the density: a line in 1-D, an image in 2-D, three slices through the middle in 3-D.
 
         Arguments:
-            axes: a matplotlib axes (three in 3-D); made where not given.
+            axes: a matplotlib axes (three in 3-D); those of a new figure, `ax.figure`, where not given.
 
         Returns:
             The axes drawn on.
@@ -340,6 +339,8 @@ class Grid(Measure):
 
 def kernel_spectrum(grid: Grid, k: Callable[[Tensor], Tensor]) -> Tensor:
     """The FFT of k on the lattice of differences of cell centres, for `convolve`."""
+    from scipy.fft import next_fast_len
+
     lags, sizes = [], []
     for n, width in zip(grid.shape, grid.cell_widths, strict=True):
         size = 2 * next_fast_len(n, real=True)  # even, so that the size can be read off the half spectrum

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -253,7 +253,7 @@ class KernelParticles(Particles):
 
         Silverman's rule for fewer particles would smooth them more: another functional than that of the whole.
         """
-        result = super().subset(index)
+        result = cast(KernelParticles, super().subset(index))
         result._factor = self.factor
         return result
 
