@@ -98,9 +98,7 @@ BROKEN = {
     "grid with walls": "the gradient of Grid.log_density_at is NaN beside walls",
 }
 CASES = [
-    pytest.param(
-        name, dtype, marks=[pytest.mark.xfail(strict=True, reason=BROKEN[name])] if name in BROKEN else []
-    )
+    pytest.param(name, dtype, marks=[pytest.mark.xfail(strict=True, reason=BROKEN[name])] if name in BROKEN else [])
     for name in MEASURES
     for dtype in (torch.float32, F64)
 ]
@@ -110,7 +108,9 @@ CASES = [
 def test_laws(name, dtype):
     row = MEASURES[name]
     laws = check_measure(row.build(*row.arrays(dtype)), exempt=row.exempt)
-    assert {"integrals", "quadratic pairs", "push by the identity", "other precisions", "detached", "draws"} <= set(laws)
+    assert {"integrals", "quadratic pairs", "push by the identity", "other precisions", "detached", "draws"} <= set(
+        laws
+    )
     assert ("density" in laws) == row.density
 
 

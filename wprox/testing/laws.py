@@ -127,7 +127,11 @@ def require_close(found: Any, expected: Any, names: tuple[str, str], rtol: float
     if bool((error <= allowed).all()):
         return
     worst = int(error.argmax())
-    where = "" if found.ndim == 0 else f" in entry {tuple(int(i) for i in torch.unravel_index(error.argmax(), found.shape))}"
+    where = (
+        ""
+        if found.ndim == 0
+        else f" in entry {tuple(int(i) for i in torch.unravel_index(error.argmax(), found.shape))}"
+    )
     raise AssertionError(
         f"{names[0]} is {float(found.flatten()[worst]):.8g} and {names[1]} {float(expected.flatten()[worst]):.8g}"
         f"{where}, {float(error.flatten()[worst]):.2g} apart where {allowed:.2g} is allowed"

@@ -220,7 +220,9 @@ def push_moves_the_mean(rho: Measure) -> None:
     expected = centre + CONTRACTION * (mean - centre)
     size = float(rho.points.abs().max())
     names = ("the mean of T#ρ", "T at the mean of ρ")
-    require_close(pushed.integrate(lambda x: x), expected, names, 0.0, (_rounding(rho) + LARGEST_ERROR * _off(rho)) * size)
+    require_close(
+        pushed.integrate(lambda x: x), expected, names, 0.0, (_rounding(rho) + LARGEST_ERROR * _off(rho)) * size
+    )
 
 
 def push_changes_the_density(rho: Measure) -> None:
@@ -363,7 +365,9 @@ def _require_same(found: Measure, rho: Measure, name: str, rounding: float | Non
     require_close(found.weights, rho.weights, (f"the weights of {name}", "those of ρ"), rounding, rounding)
     known = (found.density_known, found.is_relative, found.density_follows_points)
     expected = (rho.density_known, rho.is_relative, rho.density_follows_points)
-    require(known == expected, f"(density_known, is_relative, density_follows_points) of {name} are {known}, not {expected}")
+    require(
+        known == expected, f"(density_known, is_relative, density_follows_points) of {name} are {known}, not {expected}"
+    )
     if rho.density_known:
         full = rho.weights > 0
         names = (f"the log-density of {name}", "that of ρ")

@@ -15,7 +15,7 @@ from wprox.functionals import KL, Entropy, Functional, InteractionEnergy, Porous
 from wprox.jko import jko
 from wprox.measures import Grid, Measure
 from wprox.metrics import w2
-from wprox.solvers import ExplicitEuler, ForwardBackward, Langevin, Solver, Step, StepFailedError
+from wprox.solvers import Ending, Solver, Step, StepFailedError
 from wprox.testing.examples import PROBLEMS, KnownStep, half_square, moments, standard_normal, starts
 from wprox.testing.laws import (
     Unasked,
@@ -129,14 +129,6 @@ def check_solver(
     return list(dict.fromkeys(asked))
 
 
-def is_proximal(solver: Solver) -> bool:
-    """Whether the steps of a solver minimise F + W₂²/(2γ), as those of explicit schemes do not."""
-    return bool(getattr(solver, "is_proximal", not isinstance(solver, EXPLICIT)))
-
-
-EXPLICIT = (ExplicitEuler, ForwardBackward, Langevin)  # until the seam lands
-
-
 def _refusal(case: Case, name: str, at: str) -> str:
     """Why the solver does not take the measure, or the functional; empty where it takes both."""
     try:
@@ -218,6 +210,7 @@ def report(case: Case) -> None:
     require(step.index == 0, f"the index of a step without a previous one is {step.index}")
     residual = step.residual
     require(residual is None or residual >= 0, f"residual is {residual!r}")
+    require(isinstance(step.ending, Ending), f"ending is {step.ending!r}")
     if not step.converged:
         require(len(step.message.split()) > 3, f"the step has not converged, and its message is {step.message!r}")
 
@@ -314,13 +307,11 @@ def step_sizes(case: Case) -> None:
 
 
 def what_is_no_functional(case: Case) -> None:
-    """A bare function and a class in the place of a functional are refused by `jko`, with a sentence."""
+    """A bare function and a class in the place of a functional are refused, by `jko` as well, with a sentence."""
     for wrong in (lambda rho: rho.integrate(half_square), PotentialEnergy, Entropy):
-        refused(
-            lambda wrong=wrong: jko(wrong, case.solver, case.given, 0.1, 1),
-            by=(TypeError,),
-            what=f"{getattr(wrong, '__name__', wrong)} in the place of a functional",
-        )
+        what = f"{wrong.__name__} in the place of a functional"
+        refused(jko, wrong, case.solver, case.given, 0.1, 1, by=(TypeError,), what=f"{what}, in jko,")
+        refused(case.solver.step, wrong, case.start, 0.1, by=(TypeError,), what=what)
 
 
 def subclasses(case: Case) -> None:
@@ -364,7 +355,7 @@ GENERAL_LAWS = (
 
 
 def _proximal(case: Case) -> None:
-    if not is_proximal(case.solver):
+    if not case.solver.is_proximal:
         raise Unasked("an explicit scheme")
 
 
@@ -383,11 +374,10 @@ class _Doubled:
 
 
 class _Twice(Functional):
-    """Twice the value of a functional, of which nothing else is known than whether it needs a density."""
+    """Twice the value of a functional, of which nothing else is known."""
 
-    def __init__(self, functional: Functional, needs_density: bool) -> None:
+    def __init__(self, functional: Functional) -> None:
         self.functional = functional
-        self.needs_density = needs_density
 
     def __call__(self, rho: Measure) -> Tensor:
         return 2 * self.functional(rho)
@@ -399,17 +389,17 @@ def _doubled(dim: int) -> list[list[tuple[Functional, Functional]]]:
     Some solvers want an entropy, others refuse one: of each kind there is a pair with and one without it.
     """
     target = standard_normal(dim)
-    kinds: list[tuple[type[Functional], Callable[[type], Functional], bool]] = [
-        (PotentialEnergy, lambda cls: cls(half_square), False),
-        (InteractionEnergy, lambda cls: cls(half_square), False),
-        (Entropy, lambda cls: cls(), True),
-        (KL, lambda cls: cls(target), True),
-        (PorousMedium, lambda cls: cls(2.0), True),
+    kinds: list[tuple[type[Functional], Callable[[type], Functional]]] = [
+        (PotentialEnergy, lambda cls: cls(half_square)),
+        (InteractionEnergy, lambda cls: cls(half_square)),
+        (Entropy, lambda cls: cls()),
+        (KL, lambda cls: cls(target)),
+        (PorousMedium, lambda cls: cls(2.0)),
     ]
     found = []
-    for parent, build, needs_density in kinds:
+    for parent, build in kinds:
         subclass = build(type(f"Doubled{parent.__name__}", (_Doubled, parent), {}))
-        own = _Twice(build(parent), needs_density)
+        own = _Twice(build(parent))
         extras: list[Functional] = [0.5 * PotentialEnergy(half_square), 0.5 * KL(target)]
         found.append([(subclass + extra, own + extra) for extra in extras])
     return found
