@@ -305,7 +305,9 @@ def gradient_in_parameters(case: Case) -> None:
         raise Unasked("no parameters were named")
     case.finite()
     _compare_in_parameters(case, lambda: case.functional(case.rho), "F(ρ)")
-    others = normal(case.rho.points, OTHERS, case.rho.dim, seed=case.seed + 4)
+    others = case.rho.points  # a density may be 0 elsewhere
+    if case.rho.movable:
+        others = normal(others, OTHERS, case.rho.dim, seed=case.seed + 4)
     try:
         answer(_field(case), others)
     except Unasked:
@@ -339,9 +341,9 @@ def structure(case: Case) -> None:
 
 
 def modulus(case: Case) -> None:
-    """F(ρ_t) ≤ (1 − t)F(ρ_0) + tF(ρ_1) − λ/2 t(1 − t) E|T_1 − T_0|² on generalised geodesics ρ_t = ((1 − t)T_0 + tT_1)#ρ.
+    """F(ρ_t) ≤ (1 − t)F(ρ_0) + tF(ρ_1) − λ/2 t(1 − t) E|T_1 − T_0|² where ρ_t = ((1 − t)T_0 + tT_1)#ρ.
 
-    Densities that follow the points are those of other measures than the points' own, and not convex where F is.
+    That is a generalised geodesic for gradients T of convex functions. Densities that follow the points are those of other measures than the points' own, and not convex where F is.
     """
     case.finite()
     rho, modulus = case.rho, case.functional.modulus
@@ -483,7 +485,8 @@ def _compare_along(
 def _quadrature_error(case: Case) -> float:
     """How much ⟨∇F, ξ⟩ and the difference quotient change with another order of a Gaussian's nodes."""
     rho = case.rho
-    assert isinstance(rho, Gaussian) and rho.order is not None
+    assert isinstance(rho, Gaussian)
+    assert rho.order is not None
     found = []
     for order in (rho.order, rho.order + 3):
         other = Gaussian(rho.loc, rho.covariance_matrix, order)

@@ -45,8 +45,8 @@ def check_sentence(error: Exception) -> None:
     """Raise `AssertionError` where the message of an error is no sentence."""
     if len(str(error).split()) < WORDS:
         raise AssertionError(
-            f"it refuses by {type(error).__name__}({str(error)!r}), which is no sentence that says what was given, what "
-            "was expected and what to do"
+            f"it refuses by {type(error).__name__}({str(error)!r}), which is no sentence that says what was given, "
+            "what was expected and what to do"
         )
 
 

@@ -1,4 +1,4 @@
-"""The laws of transport maps: invertible, with the log-determinant of their Jacobian, and rebuilt from what they say."""
+"""The laws of transport maps: invertible, with the log-determinant of their Jacobian, and rebuilt from their config."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def score(rho: Measure) -> None:
 def push_by_the_identity(rho: Measure) -> None:
     """The identity, as a map with a log-determinant, changes nothing."""
     pushed = answer(rho.push, AffineMap(rho.dim).to(rho.points), refusals=NO_PUSH)
-    _require_same(pushed, rho, "id#ρ")
+    _require_same(pushed, rho, "id#ρ", kind=Measure)
 
 
 def push_moves_the_mean(rho: Measure) -> None:
@@ -314,8 +314,8 @@ def draws_have_the_mean(rho: Measure) -> None:
     worst = int((error / allowed).argmax())
     require(
         bool((error <= allowed).all()),
-        f"the mean of {DRAWS} draws is off by {float(error[worst]):.2g} in coordinate {worst}, where six standard errors "
-        f"are {float(allowed[worst]):.2g}",
+        f"the mean of {DRAWS} draws is off by {float(error[worst]):.2g} in coordinate {worst}, where six standard "
+        f"errors are {float(allowed[worst]):.2g}",
     )
 
 
@@ -357,10 +357,13 @@ def _towards(centre: Tensor) -> AffineMap:
     return AffineMap.from_matrix(CONTRACTION * identity, (1 - CONTRACTION) * centre)
 
 
-def _require_same(found: Measure, rho: Measure, name: str, rounding: float | None = None) -> None:
-    """Raise `AssertionError` where two measures differ in points, weights, kind or density."""
+def _require_same(
+    found: Measure, rho: Measure, name: str, rounding: float | None = None, kind: type[Measure] | None = None
+) -> None:
+    """Raise `AssertionError` where two measures differ in points, weights, density or kind."""
     rounding = _rounding(rho) if rounding is None else rounding
-    require(type(found) is type(rho), f"{name} is a {type(found).__name__}")
+    kind = type(rho) if kind is None else kind
+    require(isinstance(found, kind), f"{name} is a {type(found).__name__}, not a {kind.__name__}")
     require_close(found.points, rho.points, (f"the points of {name}", "those of ρ"), rounding, rounding)
     require_close(found.weights, rho.weights, (f"the weights of {name}", "those of ρ"), rounding, rounding)
     known = (found.density_known, found.is_relative, found.density_follows_points)

@@ -1,4 +1,4 @@
-"""The laws of solvers: steps that descend, agree with closed forms, keep precision and mass, and report what they did."""
+"""The laws of solvers: steps that descend, agree with closed forms, keep precision and mass, and report."""
 
 from __future__ import annotations
 
