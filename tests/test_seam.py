@@ -188,6 +188,14 @@ def test_the_first_variation_says_where_it_is_not_a_field():
 
     with pytest.raises(NotImplementedError, match=r"reads rho\.points or rho\.weights.*override first_variation"):
         Reads().first_variation(wprox.Particles(normal(5)))
+
+    class Special(wprox.Functional):
+        def __call__(self, rho):
+            return rho.loc.square().sum()
+
+    with pytest.raises(NotImplementedError, match=r"asks for rho\.loc is not known"):
+        Special().first_variation(standard())
+    assert not Special().needs_density(standard())
     with pytest.raises(wprox.DensityUnknownError, match="does not know its density away from its own points"):
         wprox.Entropy().first_variation(wprox.Particles(normal(5), log_density=torch.zeros(5)))(normal(2))
     with pytest.raises(NotImplementedError, match="has no first variation"):

@@ -158,6 +158,16 @@ class _Recorder(Measure):
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         return self.rho.sample(n, seed)
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "rho" not in vars(self):
+            raise AttributeError(name)
+        value = getattr(self.rho, name)
+        if self.blind:
+            return value
+        raise NotImplementedError(
+            f"the first variation of a functional that asks for rho.{name} is not known; {ADVICE}"
+        )
+
     def __repr__(self) -> str:
         return repr(self.rho)
 

@@ -13,10 +13,11 @@ from wprox.functionals import Functional
 from wprox.functionals.structure import Structure
 from wprox.jko import Trajectory
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
-from wprox.metrics import Distance, Law, as_measure_like, exact_w2, wasserstein
+from wprox.metrics import Distance, Law, wasserstein
 from wprox.solvers import QuantileProx, Step, StepFailedError
 from wprox.theory import bounds
 from wprox.theory.stein import StepError, stein_residual
+from wprox.transport.squared import as_measure_like, exact_w2
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
