@@ -12,6 +12,7 @@ from sklearn.exceptions import NotFittedError
 import wprox
 from wprox import Gaussian, JKOSampler
 from wprox.models.sampler.chain import Chain, ForwardStep, RejectionStep
+from wprox.models.sampler.target import fitted_gaussian
 from wprox.solvers import StepFailedError
 
 QUICK = {"n_blocks": 2, "iterations": 60, "fine_tune_iterations": 20, "n_particles": 4000}
@@ -74,6 +75,22 @@ def test_a_gaussian_target_is_found_exactly_without_blocks():
     x = fitted.sample(10, seed=0)
     assert x.dtype == torch.float64
     assert torch.allclose(fitted.log_prob(x), target.log_prob(x), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Gaussian(torch.zeros(2), torch.eye(2)),
+        torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)),
+        torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), 1.0), 1),
+    ],
+    ids=["Gaussian", "MultivariateNormal", "Independent"],
+)
+def test_a_gaussian_target_is_the_start_however_it_is_given(target):
+    initial = fitted_gaussian(wprox.KL(target), 2, seed=0)
+    assert initial.dtype == torch.float32
+    assert torch.allclose(initial.loc, torch.zeros(2), atol=1e-6)
+    assert torch.allclose(initial.covariance_matrix, torch.eye(2), atol=1e-6)
 
 
 def test_the_default_initial_gaussian_has_the_scale_of_the_target():

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import Distribution, MultivariateNormal, Normal
 
 from wprox._checks import as_floating, check_count, check_positive
 from wprox._random import check_seed
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
 from wprox.measures.gaussian import in_float64
+from wprox.measures.laws import as_gaussian
 from wprox.transport.entropic import sinkhorn
 from wprox.transport.gaussian import bures_square
 from wprox.transport.line import draw_directions, line_square, sliced_square
@@ -253,7 +254,7 @@ def _draws(law: Law, seed: int) -> Tensor:
 
 def as_measure_like(q: Law, p: Measure) -> Measure | None:
     """q as a measure of p's kind, between which W₂ is exact; `None` where there is none."""
-    gaussian = _as_gaussian(q)
+    gaussian = as_gaussian(q)
     if isinstance(p, Gaussian):
         return gaussian
     if not isinstance(p, Quantiles):
@@ -264,16 +265,6 @@ def as_measure_like(q: Law, p: Measure) -> Measure | None:
         return None
     normal = Normal(gaussian.loc[0].double(), gaussian.scale_tril[0, 0].double())
     return Quantiles.from_icdf(normal.icdf, len(p))
-
-
-def _as_gaussian(q: Law) -> Gaussian | None:
-    if isinstance(q, Gaussian):
-        return q
-    if isinstance(q, MultivariateNormal):
-        return Gaussian(q.loc, q.covariance_matrix)
-    if isinstance(q, Independent) and isinstance(q.base_dist, Normal) and len(q.event_shape) == 1:
-        return Gaussian(q.base_dist.loc, torch.diag(q.base_dist.variance))
-    return None
 
 
 def exact_w2(p: Measure, q: Measure) -> float:

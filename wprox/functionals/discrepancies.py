@@ -12,9 +12,9 @@ from torch.distributions import Distribution
 from wprox._checks import check_count, evaluate
 from wprox._random import Seed
 from wprox.functionals.base import Functional
-from wprox.functionals.divergences import log_density_of
 from wprox.kernels import EvenKernel, InverseMultiquadric, RadialKernel, Riesz
 from wprox.measures import Gaussian, Measure, Particles
+from wprox.measures.laws import log_density_of
 from wprox.pairs.stein import SteinSum
 from wprox.pairs.sums import has_parameters, potential
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import Distribution
 
 from wprox.functionals.base import Functional
 from wprox.measures import Gaussian, Measure
-from wprox.measures.gaussian import normal_log_prob
+from wprox.measures.laws import as_gaussian, log_density_of
 
 
 class KL(Functional):
@@ -53,32 +52,9 @@ class KL(Functional):
         return f"KL({getattr(self.target, '__name__', type(self.target).__name__)})"
 
 
-def log_density_of(target: object) -> tuple[int | None, Callable[[Tensor], Tensor]]:
-    """The dimension of a target, where it tells it, and its log-density, (n, d) → (n,)."""
-    if isinstance(target, Distribution):
-        if len(target.event_shape) != 1 or target.batch_shape:
-            raise ValueError(
-                "the target must be one distribution over vectors, got batch shape "
-                f"{tuple(target.batch_shape)} and event shape {tuple(target.event_shape)}; "
-                "wrap it in torch.distributions.Independent(target, 1)"
-            )
-        if isinstance(target, MultivariateNormal):  # torch's own computes in the precision of its parameters
-            log_prob = partial(normal_log_prob, loc=target.loc, scale_tril=target.scale_tril)
-            return target.event_shape[0], log_prob
-        return target.event_shape[0], target.log_prob
-    if isinstance(target, Gaussian):
-        return target.dim, target.log_prob
-    if callable(target):
-        return None, target
-    raise TypeError(
-        f"target must be a torch Distribution, a wprox.Gaussian or a log-density, got {type(target).__name__}"
-    )
-
-
 def _gaussian_modulus(target: object) -> float | None:
     """1/λ_max(Σ) of a Gaussian target, `None` for any other."""
-    if isinstance(target, MultivariateNormal | Gaussian):
-        return 1 / float(torch.linalg.eigvalsh(target.covariance_matrix.detach()).max())
-    if isinstance(target, Independent) and isinstance(target.base_dist, Normal):
-        return 1 / float(target.base_dist.variance.max())
-    return None
+    gaussian = as_gaussian(target)
+    if gaussian is None:
+        return None
+    return 1 / float(torch.linalg.eigvalsh(gaussian.covariance_matrix.detach()).max())

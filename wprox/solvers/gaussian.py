@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal
 
 from wprox._checks import check_count, check_positive
-from wprox.functionals import KL, Functional
+from wprox.functionals import Functional
 from wprox.functionals.structure import Pieces, apply, check_precision, split
 from wprox.maps import AffineMap
 from wprox.measures import DensityUnknownError, Gaussian, Measure
 from wprox.measures.gaussian import in_float64
+from wprox.measures.laws import as_gaussian
 from wprox.metrics import bures_distance
 from wprox.solvers.base import Solver, Step, StepFailedError
 
@@ -195,11 +195,11 @@ def as_quadratic(pieces: Pieces, source: Gaussian) -> Quadratic | None:
     potential, interaction = torch.zeros_like(source.covariance_matrix), torch.zeros_like(source.covariance_matrix)
     others = Pieces(potentials=list(pieces.potentials))
     for weight, divergence in pieces.divergences:
-        known = _moments(divergence)
+        known = as_gaussian(divergence.target)
         if known is None:
             others.divergences.append((weight, divergence))
         else:
-            loc, covariance = (part.to(source.loc) for part in known)
+            loc, covariance = (part.detach().to(source.loc) for part in (known.loc, known.covariance_matrix))
             precision = torch.linalg.inv(covariance)
             potential = potential + weight * precision
             gradient = gradient + weight * precision @ (source.loc - loc)
@@ -218,16 +218,6 @@ def as_quadratic(pieces: Pieces, source: Gaussian) -> Quadratic | None:
             return None
         interaction = interaction + model[1]
     return Quadratic(gradient, potential, interaction, pieces.entropy)
-
-
-def _moments(divergence: KL) -> tuple[Tensor, Tensor] | None:
-    """Mean and covariance of a Gaussian target, `None` for any other."""
-    target = divergence.target
-    if isinstance(target, Gaussian | MultivariateNormal):
-        return target.loc.detach(), target.covariance_matrix.detach()
-    if isinstance(target, Independent) and isinstance(target.base_dist, Normal):
-        return target.base_dist.loc.detach(), torch.diag(target.base_dist.variance.detach())
-    return None
 
 
 def _probe(gradient: Callable[[Tensor], Tensor], centre: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:

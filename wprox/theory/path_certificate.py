@@ -8,8 +8,8 @@ from torch import Tensor
 
 from wprox.functionals import KL
 from wprox.measures import Particles
+from wprox.measures.laws import standard_normal
 from wprox.metrics import Distance, wasserstein
-from wprox.models.sampler.chain import standard_normal
 from wprox.theory.certificate import Certificate, certify
 from wprox.theory.stein import stein_residual
 

@@ -18,6 +18,7 @@ from wprox._checks import StepSize, as_points, check_count
 from wprox._random import Seed, make_generator
 from wprox.maps import ComposedMap, TransportMap
 from wprox.maps.base import apply_in_batches, invert_in_batches
+from wprox.measures.laws import standard_normal_log_prob
 from wprox.metrics import Distance
 from wprox.models.files import read_flow, write_flow
 from wprox.models.flow.columns import as_table, in_order
@@ -33,7 +34,6 @@ from wprox.models.flow.training import (
     trained_blocks,
     warn_discretised,
 )
-from wprox.models.sampler.chain import standard_normal_log_prob
 from wprox.models.step_sizes import equal_moves
 from wprox.solvers import NeuralProx
 from wprox.solvers.neural.neural import MapFactory

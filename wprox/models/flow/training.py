@@ -15,9 +15,9 @@ from wprox._random import check_seed
 from wprox.functionals import KL
 from wprox.jko import jko_steps
 from wprox.maps import ComposedMap, TransportMap
+from wprox.measures.laws import standard_normal
 from wprox.models.flow.data import FlowData
 from wprox.models.flow.preprocessing import Preprocessing
-from wprox.models.sampler.chain import standard_normal
 from wprox.models.step_sizes import growing
 from wprox.solvers import NeuralProx
 from wprox.solvers.neural.training import Outcome

@@ -14,7 +14,8 @@ from torch import Tensor
 from wprox.maps import GradientStepMap, TransportMap
 from wprox.maps._inverse import tolerance_of
 from wprox.maps.base import apply_in_batches, invert_in_batches
-from wprox.measures import Gaussian, Particles
+from wprox.measures import Particles
+from wprox.measures.laws import standard_normal_log_prob
 
 
 class RejectionStep(NamedTuple):
@@ -207,14 +208,3 @@ class Chain:
             else:
                 log_rho = log_rho + layer.log_factor(self.log_target(change) - log_rho)
         return log_rho
-
-
-def standard_normal(like: Tensor) -> Gaussian:
-    """N(0, I) in the dimension, dtype and on the device of points (n, d)."""
-    d = like.shape[1]
-    return Gaussian(like.new_zeros(d), torch.eye(d, dtype=like.dtype, device=like.device))
-
-
-def standard_normal_log_prob(x: Tensor) -> Tensor:
-    """log N(x; 0, I) for x: (n, d), (n,)."""
-    return -0.5 * (x.square().sum(1) + x.shape[1] * math.log(2 * math.pi))

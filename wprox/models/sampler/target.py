@@ -12,6 +12,7 @@ from torch import Tensor
 from wprox.functionals import KL
 from wprox.jko import jko_steps
 from wprox.measures import Gaussian, Particles
+from wprox.measures.laws import as_gaussian
 from wprox.solvers import GaussianProx, StepFailedError
 
 SCALE_STEPS = [0.1 * 16.0**k for k in range(8)]  # γ of the Gaussian that is fitted to the target: it may be far or wide
@@ -70,13 +71,13 @@ def fitted_gaussian(functional: KL, dim: int, seed: int) -> Gaussian:
         seed: of the points at which the target is checked.
     """
     target, dtype = functional.target, torch.get_default_dtype()
-    covariance = getattr(target, "covariance_matrix", None)
+    gaussian = as_gaussian(target)
+    covariance = getattr(target if gaussian is None else gaussian, "covariance_matrix", None)
     if isinstance(covariance, Tensor):
         dtype = covariance.dtype
     start = Gaussian(torch.zeros(dim).double(), torch.eye(dim).double())
     check_target(functional.log_target, start.sample(1000, seed).to(dtype))
-    closed = isinstance(target, Gaussian | torch.distributions.MultivariateNormal)
-    in_double = functional if closed else KL(lambda x: functional.log_target(x.to(dtype)).to(x))
+    in_double = functional if gaussian is not None else KL(lambda x: functional.log_target(x.to(dtype)).to(x))
     try:
         *_, last = jko_steps(in_double, GaussianProx(), start, SCALE_STEPS, len(SCALE_STEPS))
     except StepFailedError as error:
@@ -86,7 +87,7 @@ def fitted_gaussian(functional: KL, dim: int, seed: int) -> Gaussian:
         ) from None
     fitted = last.measure
     assert isinstance(fitted, Gaussian)
-    width = 1.0 if closed else 1 + math.sqrt(2 / dim)
+    width = 1.0 if gaussian is not None else 1 + math.sqrt(2 / dim)
     return Gaussian(fitted.loc.to(dtype), width**2 * fitted.covariance_matrix.to(dtype))
 
 
@@ -97,7 +98,7 @@ def check_target(log_target: Callable[[Tensor], Tensor], x: Tensor) -> None:
         try:
             values = checked(log_target(points), points)
         except RuntimeError as error:
-            if "dtype" not in str(error):
+            if not _runs_in_another_precision(log_target, x):
                 raise
             raise TypeError(
                 f"the target mixes floating-point types ({error}): it is called at points in {x.dtype}; give "
@@ -127,6 +128,18 @@ def check_target(log_target: Callable[[Tensor], Tensor], x: Tensor) -> None:
             f"the gradient of the target's log-density is not finite {where(bad, points)}; check for square "
             "roots and norms at 0, and for logarithms of 0"
         )
+
+
+def _runs_in_another_precision(log_target: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether a target that fails at points (n, d) takes them in another floating-point type."""
+    for dtype in {torch.float32, torch.float64} - {x.dtype}:
+        points = x.detach().to(dtype)
+        try:
+            checked(log_target(points), points)
+        except (RuntimeError, TypeError, ValueError):
+            continue
+        return True
+    return False
 
 
 def checked(values: Any, x: Tensor) -> Tensor:

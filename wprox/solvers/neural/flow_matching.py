@@ -7,12 +7,12 @@ from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal
 
 from wprox.functionals import KL, Functional
 from wprox.functionals.base import terms_of
 from wprox.maps import TransportMap
-from wprox.measures import Gaussian, Particles
+from wprox.measures import Particles
+from wprox.measures.laws import as_gaussian
 from wprox.solvers.neural.training import Outcome, Training, batch_of, train
 
 VALIDATION_ROWS = 4096
@@ -93,25 +93,17 @@ def relaxation(functional: Functional, step_size: float, like: Tensor) -> Relaxa
         ValueError: for any other functional.
     """
     (weight, kl), *others = terms_of(functional)
-    moments = _moments(kl.target) if isinstance(kl, KL) and weight > 0 and not others else None
-    if moments is None:
+    gaussian = as_gaussian(kl.target) if isinstance(kl, KL) and weight > 0 and not others else None
+    if gaussian is None:
         raise ValueError(
             f"flow matching needs the functional KL(· ‖ a Gaussian), whose gradient flow it can draw from, got "
             f"{functional!r}; give wprox.KL(wprox.Gaussian(loc, covariance)), or leave flow_matching at 0"
         )
-    loc, covariance = (part.detach().to(like) for part in moments)
+    loc, covariance = (part.detach().to(like) for part in (gaussian.loc, gaussian.covariance_matrix))
     variances, axes = torch.linalg.eigh(covariance)
     times = step_size * weight / variances
     decays = 1 / (1 + times)
     return Relaxation(loc, axes, decays, (variances * times * decays * (1 + decays)).sqrt())  # no 1 − A², for a small γ
-
-
-def _moments(target: object) -> tuple[Tensor, Tensor] | None:
-    if isinstance(target, Gaussian | MultivariateNormal):
-        return target.loc, target.covariance_matrix
-    if isinstance(target, Independent) and isinstance(target.base_dist, Normal):
-        return target.base_dist.loc, torch.diag(target.base_dist.variance)
-    return None
 
 
 def match_flow(
