@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 import wprox
 from wprox import JKOFlow
-from wprox.models.flow.data import FlowData
+from wprox.models.flow.settings import FlowSettings, TableSize
 from wprox.models.flow.training import joint_solver
 from wprox.models.step_sizes import equal_moves
 
@@ -96,7 +96,7 @@ def test_log_prob_is_the_change_of_variables(flow):
 
     def transform(row):
         z, _ = flow.preprocessing_.forward(row[None])
-        return flow._map(row.dtype)(z)[0][0]
+        return flow._density.map(row.dtype)(z)[0][0]
 
     for row, value in zip(x, flow.log_prob(x), strict=True):
         jacobian = torch.autograd.functional.jacobian(transform, row)
@@ -310,10 +310,9 @@ def test_equal_moves_share_the_path_and_keep_the_time(steps):
 
 @pytest.mark.parametrize(("dim", "rows", "rate"), [(2, 100, 3e-3), (9, 9000, 2e-3), (9, 8999, 3e-4)])
 def test_the_rate_of_joint_training_follows_the_size_of_the_table(dim, rows, rate):
-    points = wprox.Particles(torch.zeros(10, dim))
-    data = FlowData(points, points, 0.0, rows, 0.0)
-    assert joint_solver(JKOFlow(), data).training.learning_rate == rate
-    assert joint_solver(JKOFlow(fine_tune_learning_rate=0.1), data).training.learning_rate == 0.1
+    for flow, expected in ((JKOFlow(), rate), (JKOFlow(fine_tune_learning_rate=0.1), 0.1)):
+        settings = FlowSettings.of(flow.get_params(), TableSize(rows, dim))
+        assert joint_solver(settings).training.learning_rate == expected
 
 
 def test_refine_evens_the_moves_and_never_worsens_the_held_out_likelihood():
