@@ -2,16 +2,14 @@
 
 import math
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 import wprox
-
-matplotlib.use("Agg")
 
 SHAPES = [(7,), (5, 6), (3, 4, 5)]
 
@@ -155,16 +153,14 @@ def test_plot_draws_in_every_dimension(shape):
     drawn = axes if isinstance(axes, list) else [axes]
     assert len(drawn) == (3 if len(shape) == 3 else 1)
     assert all(ax.lines or ax.images for ax in drawn)
-    matplotlib.pyplot.close("all")
 
 
 def test_plot_takes_axes():
-    _, axes = matplotlib.pyplot.subplots(1, 3)
+    axes = Figure().subplots(1, 3)
     assert random_grid((3, 4, 5)).plot(axes) == list(axes)
     assert random_grid((5, 6)).plot(axes[0]) is axes[0]
     with pytest.raises(ValueError, match="three axes"):
         random_grid((3, 4, 5)).plot(axes[:2])
-    matplotlib.pyplot.close("all")
 
 
 @pytest.mark.parametrize(

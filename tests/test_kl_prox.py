@@ -338,7 +338,7 @@ def test_debiased_step_without_entropy_is_proved_by_its_gap(name, cells_with_mas
 def test_terms_are_sorted_by_type():
     grid = initial()
     functional = POTENTIAL + 2 * wprox.KL(lambda x: -x[:, 0]) + 0.5 * wprox.PorousMedium(2.0) + wprox.Entropy()
-    terms = sort_terms(functional + 0 * Custom(), grid, 1.0)
+    terms = sort_terms((functional + 0 * Custom()).structure(), grid, 1.0)
     assert not terms.smooth
     assert terms.local.entropy == 3.0
     assert terms.local.powers == {2.0: 0.5}

@@ -283,7 +283,7 @@ def test_previous_steps_save_evaluations():
     warm, cold = TIGHT.step(F, first.measure, 0.1, previous=first), TIGHT.step(F, first.measure, 0.1)
     assert (warm.index, cold.index) == (1, 0)
     assert torch.allclose(warm.measure.points, cold.measure.points, atol=1e-7)
-    assert torch.allclose(warm.displacement, warm.measure.points - first.measure.points)
+    assert torch.allclose(warm.state.displacement, warm.measure.points - first.measure.points)
 
 
 # --- precision, interruption, bad input ---
@@ -295,7 +295,7 @@ def test_results_come_in_the_callers_precision(coupling):
     start = wprox.Particles(normal(20, dtype=torch.float32)).with_kernel_density()
     step = solver.step(wprox.PotentialEnergy(half_square) + 0.1 * wprox.Entropy(), start, 0.5)
     assert isinstance(step.measure, wprox.KernelParticles)
-    for tensor in (step.measure.points, step.measure.weights, step.value, step.transport_cost, step.displacement):
+    for tensor in (step.measure.points, step.measure.weights, step.value, step.transport_cost, step.state.displacement):
         assert tensor.dtype == torch.float32
         assert not tensor.requires_grad
 

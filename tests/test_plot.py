@@ -10,7 +10,7 @@ import torch
 
 import wprox
 from wprox import JKOFlow, Particles, Trajectory
-from wprox.plot.trajectory import plot_flow, plot_samples, plot_trajectory
+from wprox.plot import Panel, draw, plot_flow, plot_samples, plot_trajectory
 
 matplotlib.use("agg")
 
@@ -80,6 +80,88 @@ def test_a_weighted_grid_on_the_line_has_one_bar_a_node(tmp_path):
     weights = torch.softmax(-10 * nodes[:, 0], 0)
     bars = trajectory_of([Particles(nodes, weights)]).plot()[0].patches
     assert [bar.get_height() for bar in bars] == pytest.approx((weights / 0.05).tolist(), rel=1e-3)
+
+
+def some_grid(shape, power=1.0, **options):
+    x = [torch.linspace(0.5, 1.5, n, dtype=torch.float64) ** (power * (axis + 1)) for axis, n in enumerate(shape)]
+    mass = torch.stack(torch.meshgrid(*x, indexing="ij")).prod(0)
+    if "mask" in options:
+        mass[options["mask"]] = 0
+    return wprox.Grid(mass, [(0.0, 2.0 + axis) for axis in range(len(shape))], **options)
+
+
+def test_a_grid_in_the_plane_is_an_image_with_its_walls(tmp_path):
+    mask = torch.zeros(96, 90, dtype=torch.bool)
+    mask[20:25, 30:] = True
+    grids = [some_grid((96, 90), power, mask=mask) for power in (1.0, 4.0)]
+    axes = trajectory_of(grids).plot()
+    drawn(axes[0].figure, tmp_path)
+    assert [ax.get_title() for ax in axes] == ["start", "step 1", "F"]
+    for ax, grid in zip(axes, grids, strict=False):
+        (image,) = ax.images
+        assert not ax.collections  # no dots
+        assert np.array_equal(np.ma.getmaskarray(image.get_array()), mask.T)
+        assert image.get_array().filled(0) == pytest.approx(grid.density.T.numpy())
+        assert image.get_extent() == [0.0, 2.0, 0.0, 3.0]
+        assert image.get_clim() == (0.0, pytest.approx(float(grid.density.max())))  # colours of its own
+        assert ax.get_xlabel() == f"density 0 to {float(grid.density.max()):.3g}"
+        assert (ax.get_xlim(), ax.get_ylim()) == ((0.0, 2.0), (0.0, 3.0))
+        assert matplotlib.colors.to_rgb(ax.get_facecolor()) == (0.75, 0.75, 0.75)
+
+
+def test_a_grid_in_space_is_its_middle_slice_and_says_so(tmp_path):
+    grid = some_grid((6, 7, 8))
+    axes = trajectory_of([grid, grid]).plot()
+    drawn(axes[0].figure, tmp_path)
+    assert [ax.get_title() for ax in axes] == ["start (z = 2.25)", "step 1", "F"]
+    assert axes[0].images[0].get_array().filled() == pytest.approx(grid.density[:, :, 4].T.numpy())
+    assert float(grid.points[4, 2]) == 2.25
+
+
+def test_a_grid_on_the_line_is_a_line_over_its_cells(tmp_path):
+    mask = torch.tensor([False, False, True, False, False])
+    grid = some_grid((5,), mask=mask)
+    axes = trajectory_of([grid, grid]).plot()
+    drawn(axes[0].figure, tmp_path)
+    for ax in (axes[0], grid.plot()):
+        x, y = ax.lines[0].get_data()
+        assert x == pytest.approx([0.0, 0.4, 0.4, 0.8, 0.8, 1.2, 1.2, 1.6, 1.6, 2.0])
+        assert np.nan_to_num(y[::2]) == pytest.approx(grid.density.numpy())
+        assert np.isnan(y) == pytest.approx(mask.repeat_interleave(2).numpy())
+        (wall,) = ax.patches
+        assert (wall.get_x(), wall.get_width()) == pytest.approx((0.8, 0.4))
+        assert ax.get_xlim() == (0.0, 2.0)
+        assert ax.get_ylim()[0] == 0
+
+
+def test_quantiles_and_kernel_densities_are_drawn_as_densities(tmp_path):
+    line = wprox.Quantiles.from_icdf(lambda u: 2 * u, 50)
+    axes = trajectory_of([line, particles(100, 1).with_kernel_density(0.5)]).plot()
+    drawn(axes[0].figure, tmp_path)
+    assert axes[0].lines[0].get_ydata() == pytest.approx(np.full(len(line), 0.5))
+    assert axes[1].lines
+    assert axes[0].get_xlim() == axes[1].get_xlim()
+
+
+def test_a_measure_of_ones_own_says_how_it_is_drawn():
+    class Circle(Particles):
+        pass
+
+    @draw.register(Circle)
+    def _(measure, ax):
+        ax.plot(*measure.points.T)
+        return Panel(measure.points.numpy(), "closed")
+
+    class Inside(Circle):
+        pass
+
+    angle = torch.linspace(0, 2 * np.pi, 100)
+    points = torch.stack((angle.cos(), angle.sin()), 1)
+    axes = trajectory_of([Inside(points), Inside(2 * points)]).plot()
+    assert [ax.get_title() for ax in axes] == ["start (closed)", "step 1", "F"]
+    assert axes[0].lines
+    assert not axes[0].collections
+    assert axes[0].get_xlim() == pytest.approx((-2.4, 2.4), abs=0.01)
 
 
 def test_gaussian_in_the_plane_is_drawn_by_samples(tmp_path):

@@ -161,8 +161,8 @@ def test_log_domain_is_the_same_iteration():
     rho, functional = bump(), wprox.PorousMedium(2.0)
     kernel = wprox.SinkhornProx(blur=0.05).step(functional, rho, 1e-3)
     log = wprox.SinkhornProx(blur=0.05, log_domain=True).step(functional, rho, 1e-3)
-    assert log.log_domain
-    assert not kernel.log_domain
+    assert log.state.log_domain
+    assert not kernel.state.log_domain
     assert log.iterations == kernel.iterations
     assert distance(log.measure, kernel.measure) < 1e-10
 
@@ -173,7 +173,7 @@ def test_underflow_is_noticed_and_goes_to_the_log_domain():
     functional = wprox.PotentialEnergy(lambda x: 50 * (x[:, 0] - 0.8).square()) + wprox.Entropy()
     step = wprox.SinkhornProx(blur=0.01).step(functional, rho, 10.0)
     assert step.converged
-    assert step.log_domain
+    assert step.state.log_domain
     assert "log domain" in step.message
     gibbs = wprox.Grid.from_density(lambda x: torch.exp(-50 * (x[:, 0] - 0.8).square()), 100, [(0.0, 1.0)])
     assert distance(step.measure, gibbs) < 1e-2
@@ -210,7 +210,7 @@ def test_steep_potentials_stay_in_the_kernel_domain():
     solver = {flag: wprox.SinkhornProx(blur=1 / 128, log_domain=flag) for flag in (False, True)}
     kernel, log = (solver[flag].step(wprox.Entropy(), rho, 0.004) for flag in (False, True))
     assert kernel.converged
-    assert not kernel.log_domain
+    assert not kernel.state.log_domain
     assert distance(kernel.measure, log.measure) < 1e-5
 
 
@@ -267,7 +267,7 @@ def test_negative_entropy_is_solved_or_refused(debias):
 def test_unconverged_step_says_so():
     step = wprox.SinkhornProx(iterations=2).step(wprox.PorousMedium(2.0), bump(), 1e-2)
     assert not step.converged
-    assert step.violation > 1e-6
+    assert step.state.violation > 1e-6
     assert "raise iterations" in step.message
     assert "tol is 1e-06" in step.message
 
@@ -454,7 +454,7 @@ def test_blur_far_under_a_cell_warns():
 def test_blur_of_a_cell_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert wprox.SinkhornProx().step(wprox.Entropy(), bump(), 1e-3).blur == pytest.approx(1 / 24)
+        assert wprox.SinkhornProx().step(wprox.Entropy(), bump(), 1e-3).state.blur == pytest.approx(1 / 24)
 
 
 @pytest.mark.parametrize("gamma", [0.0, -1.0, math.nan, math.inf])
@@ -486,7 +486,7 @@ def test_other_measures_are_refused_with_the_way_out():
         (wprox.PotentialEnergy(lambda x: x), r"one value a point, \(576,\)"),
         (wprox.PotentialEnergy(lambda x: torch.full_like(x[:, 0], math.inf)), "at every cell centre"),
         (wprox.Entropy() - 3 * wprox.Entropy(), "concave part"),
-        (wprox.KL(wprox.Gaussian(torch.zeros(3), torch.eye(3))), "dimension 3, the grid in dimension 2"),
+        (wprox.KL(wprox.Gaussian(torch.zeros(3), torch.eye(3))), "dimension 3, the measure in dimension 2"),
     ],
 )
 def test_functionals_that_cannot_be_solved(functional, message):

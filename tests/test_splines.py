@@ -4,12 +4,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from zuko.nn import MaskedMLP
 from zuko.transforms import MonotonicRQSTransform
 
 import wprox
 from wprox._random import seeded
 from wprox.maps._rational_quadratic import inverse_spline, spline
 from wprox.maps.affine import _SymmetricExponential
+from wprox.maps.spline import _autoregressive_network
+
+torch.distributions.Distribution.set_default_validate_args(True)  # zuko switches it off for the whole process
 
 SHAPES = [(1, 16, 40), (3, 8, 20), (4, 2, 20), (2, 3, 1)]  # coordinates, bins, points
 
@@ -140,6 +145,22 @@ def test_a_map_is_what_it_was_with_zuko(dim, monkeypatch):
         y, log_det = torch.cat((fixed, moved.mT), dim=1) @ axes.mT, log_det + log_slope.sum(0)
     assert torch.allclose(map(x)[0], y, atol=1e-12)
     assert torch.allclose(map(x)[1], log_det, atol=1e-12)
+
+
+@pytest.mark.parametrize("hidden", [(), (1,), (2, 5), (64, 64)])
+@pytest.mark.parametrize("dim", [2, 3, 7])
+def test_the_autoregressive_network_is_that_of_zuko(dim, hidden):
+    """The same names, masks, initial parameters and values, so that files written with zuko's load as before."""
+    with seeded(0):
+        network = _autoregressive_network(dim, 5, hidden)
+    with seeded(0):
+        earlier = torch.ones(dim, dim).tril(-1).bool().repeat_interleave(5, dim=0)
+        expected = MaskedMLP(earlier, hidden, activation=nn.SiLU)
+    found, wanted = network.state_dict(), expected.state_dict()
+    assert list(found) == list(wanted)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    x = torch.randn(10, dim, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(network(x), expected(x))
 
 
 @pytest.mark.parametrize("options", [{}, {"coupling": False, "hidden": (8,)}])

@@ -349,8 +349,8 @@ def test_log_domain_is_the_same_iteration_among_walls(functional, debias):
         for flag in (False, True)
     )
     assert kernel.converged
-    assert log.log_domain
-    assert not kernel.log_domain
+    assert log.state.log_domain
+    assert not kernel.state.log_domain
     assert log.iterations == kernel.iterations
     assert distance(log.measure, kernel.measure) < 1e-9
 
@@ -365,7 +365,7 @@ def test_underflow_among_walls_goes_to_the_log_domain():
     functional = wprox.PotentialEnergy(lambda x: 50 * (x[:, 0] - 0.8).square()) + wprox.Entropy()
     step = wprox.SinkhornProx(blur=0.01).step(functional, rho, 10.0)
     assert step.converged
-    assert step.log_domain
+    assert step.state.log_domain
     gibbs = wprox.Grid.from_density(
         lambda x: torch.exp(-50 * (x[:, 0] - 0.8).square()), rho.shape, rho.bounds, rho.mask
     )

@@ -15,10 +15,12 @@ from tqdm.auto import tqdm
 
 from wprox._checks import StepSize, as_points, check_count, check_positive, step_sizes
 from wprox.functionals import Functional
+from wprox.functionals.base import require_functional
 from wprox.maps import ComposedMap, TransportMap
 from wprox.maps.base import apply_in_batches, invert_in_batches
 from wprox.measures import Measure
-from wprox.solvers.base import STEP_LIMIT, Solver, Step, StepFailedError
+from wprox.solvers.base import STEP_LIMIT, Solver, Step
+from wprox.solvers.problem import StepFailedError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,6 +113,7 @@ def jko_steps(
 
     Nothing is stored: memory is that of one step.
     """
+    _check_arguments(functional, solver, initial)
     gamma = step_sizes(step_size, check_count(n_steps, "n_steps"))
     measure, previous = initial, None
     for k in range(n_steps):
@@ -158,6 +161,7 @@ def jko(
         >>> len(trajectory.measures), len(trajectory.steps), bool(trajectory.values[2] < trajectory.values[1])
         (3, 2, True)
     """
+    _check_arguments(functional, solver, initial)
     if tol is not None:
         check_positive(tol, "tol")
     if until is not None:
@@ -207,6 +211,21 @@ def jko(
     finally:
         bar.close()
     return trajectory
+
+
+def _check_arguments(functional: object, solver: object, initial: object) -> None:
+    """One sentence for what is often given in the place of a functional, a solver or a measure."""
+    require_functional(functional)
+    if isinstance(solver, type) and issubclass(solver, Solver):
+        raise TypeError(f"solver must be an object, got the class {solver.__name__}; call it: {solver.__name__}()")
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a wprox.Solver such as wprox.NeuralProx(), got {type(solver).__name__}")
+    if isinstance(initial, type):
+        raise TypeError(f"initial must be a measure, got the class {initial.__name__}; build one")
+    if not isinstance(initial, Measure):
+        raise TypeError(
+            f"initial must be a wprox measure, got {type(initial).__name__}; wprox.Particles(points) makes one"
+        )
 
 
 def _has_grown(trajectory: Trajectory) -> bool:

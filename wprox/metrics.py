@@ -13,7 +13,6 @@ from torch.distributions import Distribution, MultivariateNormal, Normal
 from wprox._checks import as_floating, check_count, check_positive
 from wprox._random import check_seed
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
-from wprox.measures.gaussian import in_float64
 from wprox.measures.laws import as_gaussian
 from wprox.transport.entropic import sinkhorn
 from wprox.transport.gaussian import bures_square
@@ -270,7 +269,7 @@ def as_measure_like(q: Law, p: Measure) -> Measure | None:
 def exact_w2(p: Measure, q: Measure) -> float:
     """W₂ between two Gaussians, or between measures of the line, in float64."""
     if isinstance(p, Gaussian) and isinstance(q, Gaussian):
-        return float(bures_wasserstein(in_float64(p), in_float64(q)))
+        return float(bures_wasserstein(p.to(torch.float64), q.to(torch.float64)))
     return float(wasserstein_1d(p, q))
 
 

@@ -34,7 +34,7 @@ def main() -> None:
         seconds = (time.perf_counter() - began) / 5
         points = trajectory.final.points
         ratio = (points.square().mean(0) - points.mean(0).square()).sqrt() / STANDARD_DEVIATIONS
-        evaluations = sum(step.evaluations for step in trajectory.steps) / 5  # type: ignore[attr-defined]
+        evaluations = sum(step.state.evaluations for step in trajectory.steps) / 5
         value = float(trajectory.values[-1])
         print(
             f"| {name} | {ratio[0]:.3f} | {ratio[1]:.3f} | {value:.3f} | {seconds:.2f} | {evaluations:.0f} |",

@@ -315,7 +315,8 @@ def underflow_table() -> None:
         trajectory, wall, cpu = timed(lambda s=solver, i=initial, g=gamma: wprox.jko(wprox.Entropy(), s, i, g, 1))
         (step,) = trajectory.steps
         print(
-            f"{name:12} log domain: {step.log_domain}  {step.iterations} iterations  {wall:.2f} s wall  {cpu:.2f} s cpu"
+            f"{name:12} log domain: {step.state.log_domain}  {step.iterations} iterations  "
+            f"{wall:.2f} s wall  {cpu:.2f} s cpu"
         )
 
 

@@ -121,7 +121,7 @@ def step_table(quick: bool) -> None:
             step = wprox.ParticleProx(tolerance=1e-2).step(functional, measure, 1.0)
             seconds = time.process_time() - began
             print(
-                f"| {name} | {n} | {seconds:.2f} | {step.evaluations} | {seconds / step.evaluations:.4f} | "
+                f"| {name} | {n} | {seconds:.2f} | {step.state.evaluations} | {seconds / step.state.evaluations:.4f} | "
                 f"{peak_megabytes():.0f} |",
                 flush=True,
             )

@@ -1,15 +1,20 @@
-"""The abstract functional on probability measures, with sums and multiples."""
+"""The abstract functional on probability measures: its value, what it declares of itself, sums and multiples."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from wprox.functionals.first_variation import from_verbs, uses_density
+from wprox.functionals.structure import Rest, Structure
 from wprox.measures import DensityUnknownError, Measure, Particles
 
+DERIVED = ("first_variation", "wasserstein_gradient", "structure", "needs_density", "modulus")  # from the value
 SHIFT = 1e-3  # of the points, relative to the farthest: whether a value that carries no gradient is a constant
 
 
@@ -19,6 +24,10 @@ class Functional(ABC):
     The verbs are `rho.integrate(f)`, `rho.integrate_pairs(k)`, `rho.log_density()`, `rho.mean_log_density()` and
     `rho.integrate_density(f)`. A functional written with them, differentiable in torch, runs on every measure and
     every solver. Functionals add (`F + G`) and scale (`0.5 * F`).
+
+    All else follows from the value: the Wasserstein gradient, the first variation, and a structure of which nothing is
+    known. Where you know more, say it: `structure` is what solvers ask. A subclass with a `__call__` of its own does
+    not inherit what its parent says of another value; it says it anew, or gets the defaults back.
 
     Attributes:
         modulus: λ where F is known to be λ-convex along generalised geodesics (Ambrosio, Gigli and Savaré,
@@ -36,6 +45,14 @@ class Functional(ABC):
 
     modulus: float | None = None
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        lineage = cls.__mro__
+        value_from = next(k for k, base in enumerate(lineage) if "__call__" in vars(base))
+        for name in DERIVED:
+            if next(k for k, base in enumerate(lineage) if name in vars(base)) > value_from:
+                setattr(cls, name, vars(Functional)[name])
+
     @abstractmethod
     def __call__(self, rho: Measure) -> Tensor:
         """F(ρ), a scalar tensor that is differentiable in the points and the density of ρ."""
@@ -46,6 +63,35 @@ class Functional(ABC):
     def at_step(self, index: int) -> Functional:
         """The functional that step `index` of `jko` minimises: F itself, but for those that draw at random anew."""
         return self
+
+    def structure(self) -> Structure:
+        """What F is made of, for solvers that know more to do with a potential or an entropy than with a value."""
+        return Structure(rest=(Rest(1.0, self),))
+
+    def needs_density(self, rho: Measure) -> bool:
+        """Whether F(ρ) depends on the density of ρ; by default it is seen from the verbs that F uses."""
+        return uses_density(self, rho)
+
+    def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
+        r"""δF/δρ as a field: maps any points x: (m, d) to (m,), up to a constant.
+
+        d/dt F((1 − t)ρ + tσ) at t = 0 is ∫ δF/δρ d(σ − ρ) (Santambrogio, *Optimal transport for applied
+        mathematicians*, definition 7.12), and the Wasserstein gradient is ∇ δF/δρ. It has a graph in x and in tensors
+        of F itself that want a gradient. By default it comes from the verbs that F is written with
+        (`wprox.functionals.first_variation`).
+
+        Raises:
+            DensityUnknownError: where F needs a density that ρ does not know away from its points.
+            NotImplementedError: where F reads `rho.points` or `rho.weights`; override this method there.
+
+        Example:
+            >>> import torch, wprox
+            >>> F = wprox.InteractionEnergy(lambda z: z.square().sum(-1) / 2)
+            >>> field = F.first_variation(wprox.Particles(torch.tensor([[0.0], [2.0]])))
+            >>> field(torch.tensor([[1.0], [3.0]]))  # (x² + (x − 2)²)/4
+            tensor([0.5000, 2.5000])
+        """
+        return from_verbs(self, rho)
 
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         r"""∇_{W₂}F(ρ) = ∇ δF/δρ at the support points, (n, d).
@@ -144,6 +190,16 @@ class Sum(Functional):
         terms = [(weight, term.at_step(index)) for weight, term in self.terms]
         return self if all(new is old for (_, new), (_, old) in zip(terms, self.terms, strict=True)) else Sum(terms)
 
+    def structure(self) -> Structure:
+        return sum((weight * term.structure() for weight, term in self.terms), Structure())
+
+    def needs_density(self, rho: Measure) -> bool:
+        return any(term.needs_density(rho) for weight, term in self.terms if weight)
+
+    def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
+        fields = [(weight, term.first_variation(rho)) for weight, term in self.terms]
+        return lambda x: torch.stack([weight * field(x) for weight, field in fields]).sum(0)
+
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         return torch.stack([weight * term.wasserstein_gradient(rho) for weight, term in self.terms]).sum(0)
 
@@ -186,6 +242,67 @@ def refuse_cut_off(functional: Functional, rho: Measure, value: Tensor) -> None:
             "carries no gradient (is there a .detach(), .item(), float(...), NumPy or torch.no_grad() in it, or does "
             "it count or round?); compute it with torch alone, or override wasserstein_gradient"
         )
+
+
+def require_functional(functional: object) -> Functional:
+    """The functional itself; a sentence for what is often given in its place.
+
+    Raises:
+        TypeError: for a class, a function, and anything else that is not a functional.
+    """
+    if isinstance(functional, Functional):
+        return functional
+    if isinstance(functional, type) and issubclass(functional, Functional):
+        raise TypeError(
+            f"functional must be an object, got the class {functional.__name__}; call it: {functional.__name__}(...)"
+        )
+    if callable(functional):
+        raise TypeError(
+            f"functional must be a wprox.Functional, got {type(functional).__name__}; a function of points is a "
+            "potential, wprox.PotentialEnergy(V), one of measures the __call__ of a subclass of wprox.Functional"
+        )
+    raise TypeError(f"functional must be a wprox.Functional, got {type(functional).__name__}")
+
+
+def checked_value(functional: Functional, rho: Measure) -> Tensor:
+    """F(ρ), checked: a verb that the measure does not have, and a value that is not one number, are reported.
+
+    Raises:
+        TypeError: where F asks the measure for a method that it does not have (it names the method), returns something
+            other than a tensor, or mixes the precision of the measure with another.
+        ValueError: where F(ρ) is not a scalar.
+    """
+    try:
+        value = functional(rho)
+    except AttributeError as error:
+        if error.obj is not rho:
+            raise
+        raise TypeError(
+            f"{functional!r} does not apply to {type(rho).__name__}: it needs the method {error.name!r}, which "
+            f"{type(rho).__name__} does not have. Every measure offers integrate, integrate_pairs, log_density, "
+            "mean_log_density and integrate_density"
+        ) from None
+    except RuntimeError as error:
+        if not _works_in_other_precision(functional, rho):
+            raise
+        raise TypeError(
+            f"{functional!r} mixes floating-point types ({error}): the solver computes in {rho.points.dtype}; make the "
+            "tensors and networks inside it float64 (A.double(), net.double()), or cast x inside it to their type"
+        ) from error
+    check_scalar(value, functional)
+    return value
+
+
+def _works_in_other_precision(functional: Functional, rho: Measure) -> bool:
+    """Whether F answers for the same measure in another precision, so that a mix of precisions is what failed."""
+    other = torch.float32 if rho.dtype == torch.float64 else torch.float64
+    try:
+        with torch.no_grad():
+            points, weights = rho.points.to(other), rho.weights.to(other)
+            functional(Particles(points, weights, torch.zeros_like(weights)))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return True
 
 
 def check_scalar(value: object, functional: Functional) -> Tensor:

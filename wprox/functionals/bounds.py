@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wprox._checks import check_non_negative, evaluate
 from wprox.functionals.base import Functional
+from wprox.functionals.structure import Bounds, Structure
 from wprox.measures import Measure
 
 Bound = float | Callable[[Tensor], Tensor]
@@ -58,6 +59,15 @@ class DensityBounds(Functional):
         density = rho.log_density().exp()
         inside = (density <= upper * (1 + self.tolerance)) & (density >= lower * (1 - self.tolerance))
         return density.new_tensor(0.0 if bool(inside.all()) else math.inf)
+
+    def structure(self) -> Structure:
+        return Structure(bounds=(Bounds(1.0, self.bounds_at, self),))
+
+    def needs_density(self, rho: Measure) -> bool:
+        return True
+
+    def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
+        raise NotImplementedError(f"{self!r} is 0 or ∞, and has no first variation; SinkhornProx keeps to it exactly")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(lower={_shown(self.lower)}, upper={_shown(self.upper)})"

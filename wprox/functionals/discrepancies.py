@@ -13,9 +13,9 @@ from wprox._checks import check_count, evaluate
 from wprox._random import Seed
 from wprox.functionals.base import Functional
 from wprox.kernels import EvenKernel, InverseMultiquadric, RadialKernel, Riesz
-from wprox.measures import Gaussian, Measure, Particles
-from wprox.measures.laws import log_density_of
-from wprox.pairs.stein import SteinSum
+from wprox.measures import Gaussian, Measure
+from wprox.measures.laws import log_density_of, sampled
+from wprox.pairs.stein import SteinSum, stein_potential
 from wprox.pairs.sums import has_parameters, potential
 
 
@@ -64,7 +64,7 @@ class MMD(Functional):
             raise ValueError(
                 f"{self.kernel} is infinite at 0, and the discrepancy of particles with it; see MMD's kernels"
             )
-        self.target = _sampled(target, check_count(n_samples, "n_samples"), seed)
+        self.target = sampled(target, check_count(n_samples, "n_samples"), seed)
         self.unbiased = bool(unbiased)
         with torch.enable_grad():
             self._trained = has_parameters(self.kernel, self.target.points)
@@ -74,21 +74,23 @@ class MMD(Functional):
     def __call__(self, rho: Measure) -> Tensor:
         if rho.dim != self.target.dim:
             raise ValueError(f"the target lives in dimension {self.target.dim}, the measure in dimension {rho.dim}")
-        if self.unbiased and not isinstance(rho, Particles):
+        if self.unbiased and not rho.is_empirical:
             raise TypeError(f"unbiased=True counts pairs of particles; a {type(rho).__name__} needs unbiased=False")
-        samples, weights = self.target.points.to(rho.points), self.target.weights.to(rho.points)
-        cross = rho.integrate(lambda x: potential(self.kernel, x, samples, weights))
+        cross = rho.integrate(self._embedding)
         constant = self._target_pairs() if self._trained else self._constant
         return self._pairs(rho, self.unbiased) / 2 - cross + constant.to(rho.points) / 2
 
     def _target_pairs(self) -> Tensor:
         """∬ k dν dν, which a kernel in training changes."""
-        return self._pairs(self.target, self.unbiased and isinstance(self.target, Particles))
+        return self._pairs(self.target, self.unbiased and self.target.is_empirical)
+
+    def _embedding(self, x: Tensor) -> Tensor:
+        """∫ k(x, y) dν(y) at points (n, d), (n,)."""
+        return potential(self.kernel, x, self.target.points.to(x), self.target.weights.to(x))
 
     def _pairs(self, rho: Measure, unbiased: bool) -> Tensor:
         """∬ k dρ dρ, or its U-statistic Σ_{i≠j} w_i w_j k_ij / (1 − Σ w_i²)."""
-        known = isinstance(self.kernel, RadialKernel | EvenKernel)
-        pairs = rho.integrate_pairs(self.kernel if known else EvenKernel(self.kernel))
+        pairs = rho.integrate_pairs(self._even())
         if not unbiased:
             return pairs
         own = rho.weights.square().sum()
@@ -96,6 +98,18 @@ class MMD(Functional):
             raise ValueError("unbiased=True needs at least two particles with weight on either side, got one")
         at_zero = evaluate(self.kernel, torch.zeros_like(rho.points[:1]), "kernel")[0]
         return (pairs - own * at_zero) / (1 - own)
+
+    def _even(self) -> Callable[[Tensor], Tensor]:
+        return self.kernel if isinstance(self.kernel, RadialKernel | EvenKernel) else EvenKernel(self.kernel)
+
+    def needs_density(self, rho: Measure) -> bool:
+        return False
+
+    def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
+        """The witness function ∫ k(·, y) d(ρ − ν)(y); without the pairs i = j, ρ counts 1/(1 − Σ w_i²) times."""
+        rho, kernel = rho.detach(), self._even()
+        share = 1 - float(rho.weights.square().sum()) if self.unbiased else 1.0
+        return lambda x: rho.convolve(kernel, x) / share - self._embedding(x)
 
     def __repr__(self) -> str:
         unbiased = ", unbiased=True" if self.unbiased else ""
@@ -160,6 +174,16 @@ class KSD(Functional):
             )
         return SteinSum.apply(self.kernel, rho.points, self.score(rho.points), rho.weights) / 2
 
+    def needs_density(self, rho: Measure) -> bool:
+        return False
+
+    def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
+        """∫ k_π(·, y) dρ(y)."""
+        y, weights = rho.points.detach(), rho.weights.detach()
+        with torch.no_grad():
+            scores = self.score(y)
+        return lambda x: stein_potential(self.kernel, x, self.score(x), y.to(x), scores.to(x), weights.to(x))
+
     def score(self, x: Tensor) -> Tensor:
         """∇ log π at points (n, d), (n, d), differentiable where x is."""
         if self._given_score is not None:
@@ -182,24 +206,3 @@ class KSD(Functional):
     def __repr__(self) -> str:
         target = self.target if self._given_score is None else self._given_score
         return f"KSD({getattr(target, '__name__', type(target).__name__)}, {self.kernel})"
-
-
-def _sampled(target: Any, n_samples: int, seed: Seed) -> Measure:
-    """A target as a measure that its points and weights carry."""
-    if isinstance(target, Distribution):
-        if len(target.event_shape) != 1 or target.batch_shape:
-            raise ValueError(
-                f"the target must be one distribution over vectors, got batch shape {tuple(target.batch_shape)} and "
-                f"event shape {tuple(target.event_shape)}; wrap it in torch.distributions.Independent(target, 1)"
-            )
-        return Particles.from_distribution(target, n_samples, seed)
-    if isinstance(target, Gaussian):  # its cubature points are no picture of it
-        return Particles(target.sample(n_samples, seed).detach())
-    if isinstance(target, Measure):
-        return target.detach() if isinstance(target, Particles) else target
-    if isinstance(target, str) or callable(target):
-        raise TypeError(
-            f"target must be a measure, samples (m, d) or a torch Distribution, got {type(target).__name__}; MMD needs "
-            "draws of ν, wprox.KSD its log-density"
-        )
-    return Particles(target)

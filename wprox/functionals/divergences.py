@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from wprox.functionals.base import Functional
+from wprox.functionals.energies import PotentialEnergy
+from wprox.functionals.structure import Potential, Structure
 from wprox.measures import Gaussian, Measure
 from wprox.measures.laws import as_gaussian, log_density_of
 
@@ -41,12 +43,33 @@ class KL(Functional):
     ) -> None:
         self.target = target
         self.dim, self.log_target = log_density_of(target)
-        self.modulus = _gaussian_modulus(target) if modulus is None else modulus
+        if modulus is None and type(self).__call__ is KL.__call__:
+            modulus = _gaussian_modulus(target)
+        self.modulus = modulus
 
     def __call__(self, rho: Measure) -> Tensor:
-        if self.dim is not None and rho.dim != self.dim:
-            raise ValueError(f"the target lives in dimension {self.dim}, the measure in dimension {rho.dim}")
+        self._check_dim(rho.dim)
         return rho.mean_log_density() - rho.integrate(self.log_target)
+
+    def _check_dim(self, dim: int) -> None:
+        if self.dim is not None and dim != self.dim:
+            raise ValueError(f"the target lives in dimension {self.dim}, the measure in dimension {dim}")
+
+    def structure(self) -> Structure:
+        """The potential −log π and the entropy."""
+
+        def potential(x: Tensor) -> Tensor:
+            self._check_dim(x.shape[1])
+            return -self.log_target(x)
+
+        potential.__name__ = f"-log {getattr(self.target, '__name__', type(self.target).__name__)}"
+        term = PotentialEnergy(potential, self.modulus)
+        term.law = self.target if isinstance(self.target, Distribution | Measure) else None
+        piece = Potential(1.0, potential, term.law, term, f"the log-density of {self!r}")
+        return Structure(potentials=(piece,), entropy=1.0)
+
+    def needs_density(self, rho: Measure) -> bool:
+        return True
 
     def __repr__(self) -> str:
         return f"KL({getattr(self.target, '__name__', type(self.target).__name__)})"

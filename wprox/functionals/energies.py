@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from wprox._checks import check_count
+from wprox._checks import check_count, evaluate
 from wprox._random import check_seed
 from wprox.functionals.base import Functional, gradient_in_points
+from wprox.functionals.structure import Interaction, Internal, Potential, Structure
 from wprox.kernels import EvenKernel, RadialKernel
-from wprox.measures import Measure, Particles
-from wprox.pairs.sums import batch_sum
+from wprox.measures import Measure
 
 
 class PotentialEnergy(Functional):
@@ -32,12 +33,23 @@ class PotentialEnergy(Functional):
         tensor(1.5000)
     """
 
+    law: Any = None  # of density exp(−V), where V comes from one; see `KL`
+
     def __init__(self, potential: Callable[[Tensor], Tensor], modulus: float | None = None) -> None:
         self.potential = _callable(potential, "potential")
         self.modulus = modulus
 
     def __call__(self, rho: Measure) -> Tensor:
         return rho.integrate(self.potential)
+
+    def structure(self) -> Structure:
+        return Structure(potentials=(Potential(1.0, self.potential, self.law, self),))
+
+    def needs_density(self, rho: Measure) -> bool:
+        return False
+
+    def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
+        return lambda x: evaluate(self.potential, x, "potential")
 
     def __repr__(self) -> str:
         return f"PotentialEnergy({_name(self.potential)})"
@@ -80,7 +92,7 @@ class InteractionEnergy(Functional):
         seed: int = 0,
     ) -> None:
         self.kernel = _callable(kernel, "kernel")
-        if modulus is None and isinstance(kernel, RadialKernel):
+        if modulus is None and isinstance(kernel, RadialKernel) and type(self).__call__ is InteractionEnergy.__call__:
             modulus = kernel.modulus
         if modulus is not None and modulus > 0:
             raise ValueError(
@@ -93,12 +105,24 @@ class InteractionEnergy(Functional):
         self._step = 0
 
     def __call__(self, rho: Measure) -> Tensor:
-        if self.batch_size is None or len(rho) <= self.batch_size or not isinstance(rho, Particles):
-            known = isinstance(self.kernel, RadialKernel | EvenKernel)
-            return rho.integrate_pairs(self.kernel if known else EvenKernel(self.kernel)) / 2
-        generator = torch.Generator().manual_seed((self.seed + 0x9E3779B97F4A7C15 * self._step) % 2**63)
-        order = torch.randperm(len(rho), generator=generator).to(rho.device)
-        return batch_sum(self.kernel, rho.points[order], rho.weights[order], self.batch_size) / 2
+        if self.batch_size is None:
+            return rho.integrate_pairs(self._even()) / 2
+        seed = (self.seed + 0x9E3779B97F4A7C15 * self._step) % 2**63
+        return rho.integrate_random_batches(self._even(), self.batch_size, seed) / 2
+
+    def _even(self) -> Callable[[Tensor], Tensor]:
+        return self.kernel if isinstance(self.kernel, RadialKernel | EvenKernel) else EvenKernel(self.kernel)
+
+    def structure(self) -> Structure:
+        return Structure(interactions=(Interaction(1.0, self.kernel, self.batch_size, self),))
+
+    def needs_density(self, rho: Measure) -> bool:
+        return False
+
+    def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
+        """W ∗ ρ with all pairs, the mean over shuffles where there are random batches."""
+        rho, kernel = rho.detach(), self._even()
+        return lambda x: rho.convolve(kernel, x)
 
     def at_step(self, index: int) -> InteractionEnergy:
         if self.batch_size is None:
@@ -130,6 +154,12 @@ class Entropy(Functional):
 
     def __call__(self, rho: Measure) -> Tensor:
         return rho.mean_log_density()
+
+    def structure(self) -> Structure:
+        return Structure(entropy=1.0)
+
+    def needs_density(self, rho: Measure) -> bool:
+        return True
 
     def __repr__(self) -> str:
         return "Entropy()"
@@ -163,6 +193,12 @@ class InternalEnergy(Functional):
             return torch.where(density > 0, self.energy(positive) / positive, torch.zeros_like(density))
 
         return rho.integrate_density(per_mass)
+
+    def structure(self) -> Structure:
+        return Structure(internal=(Internal(1.0, self.energy, term=self),))
+
+    def needs_density(self, rho: Measure) -> bool:
+        return True
 
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         if rho.density_follows_points:
@@ -200,6 +236,9 @@ class PorousMedium(InternalEnergy):
             raise ValueError(f"the exponent m must be positive and not 1, got {m:g}; m = 1 is wprox.Entropy()")
         super().__init__(lambda density: density**m / (m - 1), modulus=0.0 if m > 1 else None)
         self.exponent = m
+
+    def structure(self) -> Structure:
+        return Structure(internal=(Internal(1.0, self.energy, self.exponent, self),))
 
     def __repr__(self) -> str:
         return f"PorousMedium({self.exponent:g})"

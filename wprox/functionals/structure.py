@@ -1,50 +1,162 @@
-"""A functional taken apart into the pieces whose derivatives the exact solvers know."""
+"""What a functional is made of: the pieces whose values and derivatives solvers know, declared by the functional."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from wprox.functionals.base import Functional, check_scalar, terms_of
-from wprox.functionals.divergences import KL
-from wprox.functionals.energies import Entropy, InteractionEnergy, InternalEnergy, PotentialEnergy
 from wprox.measures import Measure
 
 
-@dataclass
-class Pieces:
-    r"""F(ρ) = ∫ V dρ + β ∫ ρ log ρ dx + Σ_j c_j ∫ U_j(ρ) dx + Σ_j (c_j/2) ∬ W_j(x − y) dρ dρ + the rest.
+class Potential(NamedTuple):
+    """c ∫ V dρ.
 
     Attributes:
-        potentials: pairs (c_j, V_j) with V = Σ c_j V_j, for the potential energies.
-        divergences: pairs (c_j, KL_j); each contributes −c_j log π_j to V and c_j to β.
-        entropy: β, with the part that comes from the divergences.
-        internal: pairs (c_j, InternalEnergy).
-        interactions: pairs (c_j, InteractionEnergy).
-        rest: pairs (c_j, F_j) of which nothing is known but that they can be called.
+        weight: c.
+        function: V, maps points (n, d) to (n,).
+        law: a law (measure or torch distribution) of density exp(−V), where V is minus its log-density.
+        term: the functional that it stands for, where there is one.
+        name: for messages.
     """
 
-    potentials: list[tuple[float, Callable[[Tensor], Tensor]]] = field(default_factory=list)
-    divergences: list[tuple[float, KL]] = field(default_factory=list)
-    entropy: float = 0.0
-    internal: list[tuple[float, InternalEnergy]] = field(default_factory=list)
-    interactions: list[tuple[float, InteractionEnergy]] = field(default_factory=list)
-    rest: list[tuple[float, Functional]] = field(default_factory=list)
+    weight: float
+    function: Callable[[Tensor], Tensor]
+    law: Any = None
+    term: Any = None
+    name: str = "a potential energy"
 
-    @property
-    def has_potential(self) -> bool:
-        return bool(self.potentials or self.divergences)
+
+class Internal(NamedTuple):
+    """c ∫ U(ρ(x)) dx.
+
+    Attributes:
+        weight: c.
+        energy: U, maps densities (n,) to (n,), with U(0) = 0.
+        exponent: m, where U(s) = s^m/(m − 1).
+        term: the functional that it stands for, where there is one.
+    """
+
+    weight: float
+    energy: Callable[[Tensor], Tensor]
+    exponent: float | None = None
+    term: Any = None
+
+
+class Interaction(NamedTuple):
+    """(c/2) ∬ W(x − y) dρ(x) dρ(y).
+
+    Attributes:
+        weight: c.
+        kernel: W, even, maps differences (m, d) to (m,).
+        batch_size: of the random batches by which particles estimate it; all pairs where `None`.
+        term: the functional that it stands for, where there is one.
+    """
+
+    weight: float
+    kernel: Callable[[Tensor], Tensor]
+    batch_size: int | None = None
+    term: Any = None
+
+    def is_sampled(self, rho: Measure) -> bool:
+        """Whether ρ draws pairs at random in place of taking all."""
+        return self.batch_size is not None and rho.is_empirical and len(rho) > self.batch_size
+
+
+class Bounds(NamedTuple):
+    """0 where lower ≤ ρ ≤ upper, ∞ otherwise.
+
+    Attributes:
+        weight: its sign is all that counts.
+        at: maps points (n, d) to the lower and the upper bound there, (n,) each.
+        term: the functional that it stands for.
+    """
+
+    weight: float
+    at: Callable[[Tensor], tuple[Tensor, Tensor]]
+    term: Any
+
+
+class Distance(NamedTuple):
+    """c ½W₂²(ρ, ν).
+
+    Attributes:
+        weight: c.
+        target: ν.
+        term: the functional that it stands for.
+    """
+
+    weight: float
+    target: Measure
+    term: Any
+
+
+class Rest(NamedTuple):
+    """c F(ρ), of which nothing is known but its value and its first variation.
+
+    Attributes:
+        weight: c.
+        term: F.
+    """
+
+    weight: float
+    term: Any
+
+
+@dataclass(frozen=True)
+class Structure:
+    r"""F(ρ) = Σ c ∫ V dρ + β ∫ ρ log ρ + Σ c ∫ U(ρ) + Σ (c/2) ∬ W dρ dρ + bounds + Σ c ½W₂²(ρ, ν) + the rest.
+
+    What `Functional.structure` returns. Structures add, and numbers multiply them.
+
+    Attributes:
+        potentials: the potential energies; a divergence KL(· ‖ π) is the potential −log π and an entropy.
+        entropy: β.
+        internal: the internal energies.
+        interactions: the interaction energies.
+        bounds: the bounds on the density.
+        distances: the squared Wasserstein distances.
+        rest: everything else.
+
+    Example:
+        >>> import torch, wprox
+        >>> F = wprox.KL(wprox.Gaussian(torch.zeros(2), torch.eye(2))) + 2 * wprox.Entropy()
+        >>> structure = F.structure()
+        >>> structure.entropy, len(structure.potentials), structure.is_gibbs
+        (3.0, 1, True)
+    """
+
+    potentials: tuple[Potential, ...] = ()
+    entropy: float = 0.0
+    internal: tuple[Internal, ...] = ()
+    interactions: tuple[Interaction, ...] = ()
+    bounds: tuple[Bounds, ...] = ()
+    distances: tuple[Distance, ...] = ()
+    rest: tuple[Rest, ...] = ()
+
+    def __add__(self, other: Structure) -> Structure:
+        return Structure(**{name: mine + getattr(other, name) for name, mine in self._pieces()})
+
+    def __rmul__(self, factor: float) -> Structure:
+        if factor == 0:
+            return Structure()
+        scaled: dict[str, Any] = {"entropy": factor * self.entropy}
+        for name, pieces in self._pieces():
+            if name != "entropy":
+                scaled[name] = tuple(piece._replace(weight=factor * piece.weight) for piece in pieces)
+        return Structure(**scaled)
+
+    def _pieces(self) -> list[tuple[str, Any]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
     def potential(self, x: Tensor) -> Tensor:
-        """V at points (n, d), (n,); the part that comes from KL(· ‖ π) is −log π."""
+        """V = Σ c_j V_j at points (n, d), (n,)."""
         value = x.new_zeros(len(x))
-        for weight, potential in self.potentials:
-            value = value + weight * potential(x)
-        for weight, divergence in self.divergences:
-            value = value - weight * divergence.log_target(x)
+        for piece in self.potentials:
+            value = value + piece.weight * piece.function(x)
         return value
 
     def potential_gradient(self, x: Tensor) -> Tensor:
@@ -56,71 +168,35 @@ class Pieces:
                 return torch.zeros_like(x)
             return torch.autograd.grad(value, points)[0]
 
+    @property
+    def is_gibbs(self) -> bool:
+        """Whether F is ∫ V dρ + β ∫ ρ log ρ with β > 0, so that F − min F is β KL to its minimiser."""
+        return self.entropy > 0 and self._only("potentials", "entropy")
 
-def split(functional: Functional) -> Pieces:
-    """The pieces of a functional; a subclass that overrides `__call__` is not taken for what it derives from."""
-    pieces = Pieces()
-    for weight, term in terms_of(functional):
-        if weight == 0:
-            continue
-        if isinstance(term, PotentialEnergy) and _is(term, PotentialEnergy):
-            pieces.potentials.append((weight, term.potential))
-        elif isinstance(term, KL) and _is(term, KL):
-            pieces.divergences.append((weight, term))
-            pieces.entropy += weight
-        elif _is(term, Entropy):
-            pieces.entropy += weight
-        elif isinstance(term, InternalEnergy) and _is(term, InternalEnergy):
-            pieces.internal.append((weight, term))
-        elif isinstance(term, InteractionEnergy) and _is(term, InteractionEnergy):
-            pieces.interactions.append((weight, term))
-        else:
-            pieces.rest.append((weight, term))
-    return pieces
+    @property
+    def is_smooth(self) -> bool:
+        """Whether F is a sum of potentials and interactions alone."""
+        return self._only("potentials", "interactions")
 
+    @property
+    def is_quadratic_but_for_its_parts(self) -> bool:
+        """Whether F is a sum of potentials, interactions and entropy alone."""
+        return self._only("potentials", "interactions", "entropy")
 
-def apply(functional: Functional, rho: Measure) -> Tensor:
-    """F(ρ), checked: a verb that the measure does not have, and a value that is not one number, are reported.
+    @property
+    def law(self) -> Any:
+        """The normalised law to which F is a multiple of KL, `None` where it is not one or not known."""
+        if not self.is_gibbs or len(self.potentials) != 1:
+            return None
+        (potential,) = self.potentials
+        return potential.law if potential.weight == self.entropy else None
 
-    Raises:
-        TypeError: where F asks the measure for a method that it does not have (it names the method), returns something
-            other than a tensor, or mixes the precision of the measure with another.
-        ValueError: where F(ρ) is not a scalar.
-    """
-    try:
-        value = functional(rho)
-    except AttributeError as error:
-        if error.obj is not rho:
-            raise
-        raise TypeError(
-            f"{functional!r} does not apply to {type(rho).__name__}: it needs the method {error.name!r}, which "
-            f"{type(rho).__name__} does not have. Every measure offers integrate, integrate_pairs, log_density, "
-            "mean_log_density and integrate_density"
-        ) from None
-    except RuntimeError as error:
-        if "dtype" not in str(error):
-            raise
-        raise TypeError(
-            f"{functional!r} mixes floating-point types ({error}): the solver computes in {rho.points.dtype}; make the "
-            "tensors and networks inside it float64 (A.double(), net.double()), or cast x inside it to their type"
-        ) from error
-    check_scalar(value, functional)
-    return value
+    @property
+    def others(self) -> list[Rest]:
+        """Bounds, distances and the rest: what is known by functionals alone."""
+        return [
+            Rest(piece.weight, piece.term) for pieces in (self.bounds, self.distances, self.rest) for piece in pieces
+        ]
 
-
-def check_precision(pieces: Pieces, rho: Measure) -> None:
-    """Raise `TypeError` where a potential or a log-density at float64 points comes in lower precision."""
-    x = rho.points[:1].detach().double()
-    with torch.no_grad():
-        found = [("a potential energy", potential(x)) for _, potential in pieces.potentials]
-        found += [(f"the log-density of {term!r}", term.log_target(x)) for _, term in pieces.divergences]
-    for name, value in found:
-        if value.dtype != torch.float64:
-            raise TypeError(
-                f"{name} is {value.dtype} at float64 points: the solver computes in float64, and its steps would stall "
-                "at the coarser rounding; make the tensors, parameters and networks inside it float64"
-            )
-
-
-def _is(term: Functional, cls: type[Functional]) -> bool:
-    return isinstance(term, cls) and type(term).__call__ is cls.__call__
+    def _only(self, *names: str) -> bool:
+        return not any(pieces for name, pieces in self._pieces() if name not in names)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from wprox._checks import as_points, check_count, check_positive
 from wprox._random import check_seed
 from wprox.functionals.base import Functional
-from wprox.measures import Gaussian, Measure, Particles, Quantiles
-from wprox.transport.atoms import atoms
+from wprox.functionals.structure import Distance, Structure
+from wprox.measures import Measure, Particles
 from wprox.transport.entropic import sinkhorn
 from wprox.transport.line import draw_directions, sliced_square
+from wprox.transport.potentials import (
+    are_gaussian,
+    gaussian_field,
+    own_gradient,
+    sinkhorn_field,
+    sliced_field,
+    squared_field,
+)
 from wprox.transport.squared import half_square
 
 
@@ -38,21 +46,22 @@ class _Transport(Functional):
     def _value(self, rho: Measure, target: Measure) -> Tensor:
         raise NotImplementedError
 
+    def _field(self, rho: Measure, target: Measure) -> Callable[[Tensor], Tensor]:
+        raise NotImplementedError
+
+    def needs_density(self, rho: Measure) -> bool:
+        return False
+
+    def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
+        """Kantorovich's potential at any points: that between the points of ρ and ν, and its c-transform elsewhere."""
+        if are_gaussian(rho, self.target):
+            return gaussian_field(self, rho)
+        return self._field(rho, self.target)
+
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         """∇ δF/δρ at the support points, (n, d); between Gaussians exact, as δF/δρ is quadratic there."""
-        with torch.enable_grad():
-            if isinstance(rho, Gaussian) and isinstance(self.target, Gaussian):
-                loc = rho.loc.detach().requires_grad_()
-                covariance = rho.covariance_matrix.detach().requires_grad_()
-                value = self(Gaussian(loc, covariance))
-                by_loc, by_covariance = torch.autograd.grad(value, (loc, covariance))
-                return by_loc + 2 * (rho.points.detach() - rho.loc.detach()) @ by_covariance
-            if isinstance(rho, Quantiles):
-                nodes = rho.nodes.detach().requires_grad_()
-                (by_nodes,) = torch.autograd.grad(self(Quantiles.unchecked(nodes)), nodes)
-                return (by_nodes / rho.weights)[:, None]
-        atoms(rho)  # refuses a Gaussian without quadrature points
-        return super().wasserstein_gradient(rho)
+        gradient = own_gradient(self, rho, self.target)
+        return super().wasserstein_gradient(rho) if gradient is None else gradient
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.target!r})"
@@ -99,6 +108,12 @@ class SquaredWasserstein(_Transport):
     def _value(self, rho: Measure, target: Measure) -> Tensor:
         return half_square(rho, target, self.num_itermax)
 
+    def _field(self, rho: Measure, target: Measure) -> Callable[[Tensor], Tensor]:
+        return squared_field(rho, target, self.num_itermax)
+
+    def structure(self) -> Structure:
+        return Structure(distances=(Distance(1.0, self.target, self),))
+
 
 class SinkhornDivergence(_Transport):
     r"""F(ρ) = S_ε(ρ, ν) = OT_ε(ρ, ν) − ½ OT_ε(ρ, ρ) − ½ OT_ε(ν, ν), with ε = blur².
@@ -136,6 +151,9 @@ class SinkhornDivergence(_Transport):
 
     def _value(self, rho: Measure, target: Measure) -> Tensor:
         return sinkhorn(rho, target, self.blur, self.tol, self.iterations)
+
+    def _field(self, rho: Measure, target: Measure) -> Callable[[Tensor], Tensor]:
+        return sinkhorn_field(rho, target, self.blur, self.tol, self.iterations)
 
     def __repr__(self) -> str:
         return f"SinkhornDivergence({self.target!r}, blur={self.blur:g})"
@@ -175,6 +193,9 @@ class SlicedWasserstein(_Transport):
 
     def _value(self, rho: Measure, target: Measure) -> Tensor:
         return sliced_square(rho, target, self.directions) / 2
+
+    def _field(self, rho: Measure, target: Measure) -> Callable[[Tensor], Tensor]:
+        return sliced_field(rho, target, self.directions)
 
     def __repr__(self) -> str:
         return f"SlicedWasserstein({self.target!r}, n_projections={self.n_projections})"

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from zuko.nn import MaskedLinear, MaskedMLP
 
 from wprox._checks import check_count, check_positive, check_widths
 from wprox.maps._rational_quadratic import inverse_spline, spline
@@ -138,7 +137,8 @@ def _by_columns(network: nn.Sequential, features: Tensor) -> Tensor:
     """The network on points that are columns, (features, n) → (outputs, n): splines want their parameters in rows."""
     for layer in network:
         if isinstance(layer, nn.Linear):
-            weight = layer.mask * layer.weight if isinstance(layer, MaskedLinear) else layer.weight
+            mask = getattr(layer, "mask", None)
+            weight = layer.weight if mask is None else mask * layer.weight
             features = torch.addmm(layer.bias[:, None], weight, features)
         else:
             features = layer(features)
@@ -220,6 +220,33 @@ class _CouplingSpline(TransportMap):
         return (axes @ torch.cat((fixed, moved))).mT
 
 
+class _MaskedLinear(nn.Linear):
+    """A linear layer with those weights only that a mask (out, in) lets through."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__(mask.shape[1], mask.shape[0])
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.mask * self.weight, self.bias)
+
+
+def _autoregressive_network(dim: int, outputs: int, hidden: tuple[int, ...]) -> nn.Sequential:
+    """`outputs` numbers a coordinate, functions of the coordinates before it (MADE: Germain et al. 2015).
+
+    A unit of degree m sees the units of degree at most m of the layer before it: coordinates have degrees 1, …, d,
+    hidden units 1, …, d − 1 in turn, and the outputs of coordinate k have degree k − 1.
+    """
+    inner = [torch.arange(width) % (dim - 1) + 1 for width in hidden]
+    degrees = [torch.arange(dim) + 1, *inner, torch.arange(dim).repeat_interleave(outputs)]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(degrees):
+        layers += [_MaskedLinear(after[:, None] >= before), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
 class _AutoregressiveSpline(TransportMap):
     """Splines of every coordinate of x @ axes, each conditioned on all before it."""
 
@@ -227,9 +254,7 @@ class _AutoregressiveSpline(TransportMap):
         super().__init__()
         self.dim, self.bins, self.bound = len(axes.order), bins, bound
         self.axes = axes
-        before = torch.ones(self.dim, self.dim).tril(-1).bool()
-        adjacency = before.repeat_interleave(3 * bins - 1, dim=0)
-        self.network = _zero_last_layer(MaskedMLP(adjacency, hidden, activation=nn.SiLU))
+        self.network = _zero_last_layer(_autoregressive_network(self.dim, 3 * bins - 1, hidden))
 
     def _parameters_of(self, z: Tensor) -> Tensor:
         return _by_columns(self.network, z).unflatten(0, (-1, 3 * self.bins - 1))

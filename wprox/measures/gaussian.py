@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from wprox._checks import as_floating, check_count, evaluate
@@ -42,6 +41,8 @@ class Gaussian(Measure):
         >>> rho.integrate(lambda x: x.square().sum(-1))
         tensor(2.0000)
     """
+
+    movable = False
 
     def __init__(self, loc: Any, covariance_matrix: Any, order: int | None = None) -> None:
         covariance = as_floating(covariance_matrix, "covariance_matrix")
@@ -91,6 +92,9 @@ class Gaussian(Measure):
         # (x − m)ᵀ Σ⁻¹ (x − m) at a point m + L z is |z|², whatever Σ is
         return -0.5 * (self._nodes.square().sum(1) + self.dim * math.log(2 * math.pi) + self._log_det_covariance)
 
+    def log_density_at(self, x: Tensor) -> Tensor:
+        return self.log_prob(x)
+
     def integrate_density(self, f: Callable[[Tensor], Tensor]) -> Tensor:
         """∫ f(ρ) dρ by Gauss–Laguerre quadrature: log ρ(x) = log ρ(m) − s, where s follows the Gamma(d/2) law."""
         nodes, weights = _gauss_laguerre(self.dim)
@@ -120,6 +124,16 @@ class Gaussian(Measure):
         shift = map.shift.to(self.loc)
         return Gaussian(matrix @ self.loc + shift, matrix @ self.covariance_matrix @ matrix.mT, self.order)
 
+    def to(self, dtype: torch.dtype) -> Gaussian:
+        """The same Gaussian in another precision."""
+        if dtype == self.dtype:
+            return self
+        return Gaussian(self.loc.to(dtype), self.covariance_matrix.to(dtype), self.order)
+
+    def detach(self) -> Gaussian:
+        """The same Gaussian, cut from the graph that made it."""
+        return Gaussian(self.loc.detach(), self.covariance_matrix.detach(), self.order)
+
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         generator = make_generator(seed, self.device)
         noise = torch.randn(check_count(n, "n"), self.dim, generator=generator, dtype=self.dtype, device=self.device)
@@ -129,13 +143,6 @@ class Gaussian(Measure):
         """n draws as `Particles` that carry the exact log-density: what sampling solvers start from."""
         points = self.sample(n, seed)
         return Particles(points, log_density=self.log_prob(points))
-
-
-def in_float64(rho: Gaussian) -> Gaussian:
-    """The same Gaussian in float64."""
-    if rho.dtype == torch.float64:
-        return rho
-    return Gaussian(rho.loc.double(), rho.covariance_matrix.double(), rho.order)
 
 
 def normal_log_prob(x: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
@@ -165,6 +172,8 @@ def _gauss_hermite(d: int, order: int) -> tuple[Tensor, Tensor]:
 @lru_cache
 def _gauss_laguerre(d: int, order: int = 64) -> tuple[Tensor, Tensor]:
     """Nodes and weights for the Gamma(d/2) law, from the Jacobi matrix (Golub and Welsch 1969)."""
+    from scipy.linalg import eigh_tridiagonal
+
     k = np.arange(order)
     diagonal, off_diagonal = 2 * k + d / 2, np.sqrt(k[1:] * (k[1:] + d / 2 - 1))
     nodes, vectors = eigh_tridiagonal(diagonal, off_diagonal)

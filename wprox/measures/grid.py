@@ -8,7 +8,6 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
-from scipy.fft import next_fast_len
 from torch import Tensor
 
 from wprox._checks import as_floating, check_count, check_finite, evaluate
@@ -50,6 +49,8 @@ class Grid(Measure):
         tensor([[1., 1.],
                 [2., 0.]])
     """
+
+    movable = False
 
     def __init__(self, mass: Any, bounds: Bounds, mask: Any = None) -> None:
         values = as_floating(mass, "mass")
@@ -207,6 +208,10 @@ class Grid(Measure):
         result.points, result.axes = self.points.to(dtype), [axis.to(dtype) for axis in self.axes]
         return result
 
+    def detach(self) -> Grid:
+        """The same histogram, cut from the graph that made it."""
+        return self.with_weights(self.weights.detach())
+
     def same_cells(self, other: Measure) -> bool:
         """Whether `other` is a Grid with the same box, cells and walls."""
         if not isinstance(other, Grid) or self.shape != other.shape or self.bounds != other.bounds:
@@ -222,12 +227,15 @@ class Grid(Measure):
             values = torch.where(empty, torch.zeros_like(values), values)
         return torch.tensordot(self.weights, values, dims=1)
 
-    def convolve(self, k: Callable[[Tensor], Tensor]) -> Tensor:
-        """(k ∗ ρ)(x_i) = Σ_j w_j k(x_i − x_j) at the support points, (n,), by FFT.
+    def convolve(self, k: Callable[[Tensor], Tensor], x: Tensor | None = None) -> Tensor:
+        """(k ∗ ρ)(x_i) = Σ_j w_j k(x_i − x_j) at the support points, (n,), by FFT; elsewhere as a sum.
 
         Arguments:
             k: maps differences (m, d) to values (m,); it must be finite, at 0 too.
+            x: (m, d), other points than those of the grid.
         """
+        if x is not None and x is not self.points:
+            return super().convolve(k, x)
         return self.flatten(convolve(self.mass, kernel_spectrum(self, k)))
 
     def integrate_pairs(self, k: Callable[[Tensor], Tensor]) -> Tensor:
@@ -235,6 +243,23 @@ class Grid(Measure):
 
     def log_density(self) -> Tensor:
         return self.weights.log() - math.log(self.cell_volume)
+
+    def log_density_at(self, x: Tensor) -> Tensor:
+        """log ρ at any points x: (m, d), (m,), linear between cell centres, constant beyond; −∞ outside of the box."""
+        values = self.unflatten(self.log_density().detach(), fill=-math.inf)
+        position = (x - x.new_tensor([low for low, _ in self.bounds])) / x.new_tensor(self.cell_widths) - 0.5
+        sizes = torch.tensor(self.shape, device=x.device)
+        position = torch.minimum(position.clamp(min=0), (sizes - 1).to(x))
+        lower = position.detach().floor().long()
+        result = torch.zeros_like(x[:, 0])
+        for corner in product((0, 1), repeat=self.dim):
+            shift = torch.tensor(corner, device=x.device)
+            cell = torch.minimum(lower + shift, sizes - 1)
+            share = torch.where(shift.bool(), position - lower, 1 - (position - lower)).prod(1)
+            at_cell = values[tuple(cell.unbind(1))].to(x)
+            result = result + torch.where(share > 0, share * at_cell, 0)  # no 0 · ∞ beside empty cells
+        low, high = x.new_tensor(self.bounds).unbind(1)
+        return result.masked_fill(((x < low) | (x > high)).any(1), -math.inf)
 
     def mean_log_density(self) -> Tensor:
         # 0 log 0 = 0: empty cells count nothing
@@ -268,7 +293,7 @@ class Grid(Measure):
         """Draw the density: a line in 1-D, an image in 2-D, three slices through the middle in 3-D.
 
         Arguments:
-            axes: a matplotlib axes (three in 3-D); made where not given.
+            axes: a matplotlib axes (three in 3-D); those of a new figure, `ax.figure`, where not given.
 
         Returns:
             The axes drawn on.
@@ -314,6 +339,8 @@ class Grid(Measure):
 
 def kernel_spectrum(grid: Grid, k: Callable[[Tensor], Tensor]) -> Tensor:
     """The FFT of k on the lattice of differences of cell centres, for `convolve`."""
+    from scipy.fft import next_fast_len
+
     lags, sizes = [], []
     for n, width in zip(grid.shape, grid.cell_widths, strict=True):
         size = 2 * next_fast_len(n, real=True)  # even, so that the size can be read off the half spectrum

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from wprox._random import Seed
+from wprox.measures.base import Measure
 from wprox.measures.gaussian import Gaussian, normal_log_prob
+from wprox.measures.particles import Particles
 
 
 def as_gaussian(law: object) -> Gaussian | None:
@@ -74,6 +78,28 @@ def log_density_of(target: object) -> tuple[int | None, Callable[[Tensor], Tenso
     raise TypeError(
         f"target must be a torch Distribution, a wprox.Gaussian or a log-density, got {type(target).__name__}"
     )
+
+
+def sampled(law: Any, n_samples: int, seed: Seed) -> Measure:
+    """A law, or samples (m, d), as a measure that its points and weights carry; of laws, `n_samples` draws are taken.
+
+    Raises:
+        TypeError: for what cannot be drawn from.
+        ValueError: for a Distribution that is not one law over vectors.
+    """
+    if isinstance(law, Distribution):
+        log_density_of(law)  # refuses what is no law of vectors
+        return Particles.from_distribution(law, n_samples, seed)
+    if isinstance(law, Gaussian):  # its cubature points are no picture of it
+        return Particles(law.sample(n_samples, seed).detach())
+    if isinstance(law, Measure):
+        return law.detach()
+    if isinstance(law, str) or callable(law):
+        raise TypeError(
+            f"target must be a measure, samples (m, d) or a torch Distribution, got {type(law).__name__}; MMD needs "
+            "draws of ν, wprox.KSD its log-density"
+        )
+    return Particles(law)
 
 
 def standard_normal(like: Tensor) -> Gaussian:

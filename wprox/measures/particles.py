@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from wprox import kernels
 from wprox._checks import as_floating, as_points, as_weights, check_count, check_positive, evaluate
 from wprox._random import Seed, make_generator, seeded
-from wprox.measures.base import DensityUnknownError, Measure
+from wprox.measures.base import DensityUnknownError, Measure, value_and_slope
 from wprox.pairs.log_density import LogKernelSum, kernel_score
+from wprox.pairs.sums import batch_sum, potential
+
+ROWS_AT_ONCE = 2**22  # numbers of kernel values that are formed at once away from the particles
+EXACT = "donot_use_mm_for_euclid_dist"
 
 
 class Particles(Measure):
@@ -35,6 +40,8 @@ class Particles(Measure):
         tensor(3.)
     """
 
+    is_empirical = True
+
     def __init__(self, points: Any, weights: Any = None, log_density: Any = None) -> None:
         self.points = as_points(points, "points")
         n = len(self.points)
@@ -44,7 +51,6 @@ class Particles(Measure):
             self._log_density = as_floating(log_density, "log_density").to(self.points)
             if self._log_density.shape != (n,):
                 raise ValueError(f"log_density must have shape ({n},), got {tuple(self._log_density.shape)}")
-        self._is_relative = False
 
     @classmethod
     def from_distribution(cls, distribution: torch.distributions.Distribution, n: int, seed: Seed = None) -> Particles:
@@ -70,16 +76,10 @@ class Particles(Measure):
 
     @property
     def density_known(self) -> bool:
-        """Whether `log_density` answers."""
-        return self._log_density is not None and not self._is_relative
-
-    @property
-    def is_relative(self) -> bool:
-        """Whether the density is known only relative to the unknown density of an earlier measure."""
-        return self._is_relative
+        return self._log_density is not None and not self.is_relative
 
     def log_density(self) -> Tensor:
-        if self._log_density is None or self._is_relative:
+        if self._log_density is None or self.is_relative:
             raise DensityUnknownError(
                 "these particles have no density: log ρ at the points is unknown. Smooth them with "
                 "Particles.with_kernel_density(), give it as Particles(points, log_density=...), draw them "
@@ -89,7 +89,7 @@ class Particles(Measure):
         return self._log_density
 
     def mean_log_density(self) -> Tensor:
-        if self._is_relative:
+        if self.is_relative:
             assert self._log_density is not None
             return self.weights @ self._log_density
         return super().mean_log_density()
@@ -103,59 +103,58 @@ class Particles(Measure):
         """
         if self._log_density is not None:
             return self
-        result = self._replace(self.points, torch.zeros_like(self.weights))
-        result._is_relative = True
-        return result
-
-    def detach(self) -> Particles:
-        """The same particles, cut from the graph that made them."""
-        result = self._replace(self.points.detach(), None if self._log_density is None else self._log_density.detach())
-        result.weights = self.weights.detach()
-        result._is_relative = self._is_relative
-        return result
-
-    def to(self, dtype: torch.dtype) -> Particles:
-        """The same particles in another precision; they keep their weights as they are."""
-        result = self._replace(
-            self.points.to(dtype), None if self._log_density is None else self._log_density.to(dtype)
-        )
-        result.weights = self.weights.to(dtype)
-        result._is_relative = self._is_relative
-        return result
+        return self._replace(self.points, torch.zeros_like(self.weights), relative=True)
 
     def push(self, map: Callable) -> Particles:
         output = map(self.points)
         if not isinstance(output, tuple):
-            return self._replace(evaluate(lambda _: output, self.points, "map"), None)
+            return self._replace(evaluate(lambda _: output, self.points, "map"))
         points, log_det = output
         if points.shape != self.points.shape or log_det.shape != self.weights.shape:
             raise ValueError(
                 f"a map must return (y, log_det) of shapes {tuple(self.points.shape)} and {tuple(self.weights.shape)}, "
                 f"got {tuple(points.shape)} and {tuple(log_det.shape)}"
             )
-        result = self._replace(points, None if self._log_density is None else self._log_density - log_det)
-        result._is_relative = self._is_relative
-        return result
+        log_density = None if self._log_density is None else self._log_density - log_det
+        return self._replace(points, log_density, self.is_relative)
+
+    def to(self, dtype: torch.dtype) -> Particles:
+        """The same particles in another precision; they keep their weights as they are."""
+        return self._map(lambda values: values.to(dtype), self.weights.to(dtype))
+
+    def detach(self) -> Particles:
+        """The same particles, cut from the graph that made them."""
+        return self._map(Tensor.detach, self.weights.detach())
 
     def subset(self, index: Tensor | slice) -> Particles:
         """The particles at `index`, with weights scaled to sum to 1: a minibatch."""
-        log_density = None if self._log_density is None else self._log_density[index]
-        result = self._replace(self.points[index], log_density)
         weights = self.weights[index]
-        result.weights = weights / weights.sum()
-        result._is_relative = self._is_relative
-        return result
+        return self._map(lambda values: values[index], weights / weights.sum())
+
+    def integrate_random_batches(self, k: Callable[[Tensor], Tensor], size: int, seed: int) -> Tensor:
+        if len(self) <= size:
+            return self.integrate_pairs(k)
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(self.device)
+        return batch_sum(k, self.points[order], self.weights[order], size)
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         generator = make_generator(seed, self.device)
         index = torch.multinomial(self.weights, check_count(n, "n"), replacement=True, generator=generator)
         return self.points[index]
 
-    def _replace(self, points: Tensor, log_density: Tensor | None) -> Particles:
+    def _map(self, f: Callable[[Tensor], Tensor], weights: Tensor) -> Particles:
+        """f of points and log-density, with other weights."""
+        result = self._replace(
+            f(self.points), None if self._log_density is None else f(self._log_density), self.is_relative
+        )
+        result.weights = weights
+        return result
+
+    def _replace(self, points: Tensor, log_density: Tensor | None = None, relative: bool = False) -> Particles:
         """The same weights at other points; skips the checks of the constructor, which inner loops need not repeat."""
         result = object.__new__(Particles)
         result.points, result.weights = points, self.weights
-        result._log_density, result._is_relative = log_density, False
+        result._log_density, result.is_relative = log_density, relative
         return result
 
 
@@ -247,7 +246,50 @@ class KernelParticles(Particles):
         points = evaluate(lambda _: points, self.points, "map")
         if points.shape != self.points.shape:
             raise ValueError(f"a map must return points of shape {tuple(self.points.shape)}, got {tuple(points.shape)}")
-        return self._replace(points, None)
+        return self._replace(points)
+
+    def subset(self, index: Tensor | slice) -> KernelParticles:
+        """The particles at `index`, a minibatch, with the bandwidth factor of all of them.
+
+        Silverman's rule for fewer particles would smooth them more: another functional than that of the whole.
+        """
+        result = cast(KernelParticles, super().subset(index))
+        result._factor = self.factor
+        return result
+
+    def log_density_at(self, x: Tensor) -> Tensor:
+        """log (φ_H ∗ ρ)(x) at any points x: (m, d), (m,), differentiable in x; H is that of the particles."""
+        points, weights, x64 = self.points.detach().double(), self.weights.detach().double(), x.double()
+        scale_tril = self._scale_tril(points)
+        if scale_tril is None:
+            return torch.full_like(x[:, 0], math.inf)
+        centre = weights @ points
+        z, z_at = (torch.linalg.solve_triangular(scale_tril, (p - centre).mT, upper=False).mT for p in (points, x64))
+        constant = scale_tril.diagonal().log().sum() + self.dim / 2 * math.log(2 * math.pi)
+        log_weights = weights.log()
+        rows = max(1, ROWS_AT_ONCE // len(z))
+        parts = [
+            torch.logsumexp(log_weights - torch.cdist(part, z, compute_mode=EXACT).square() / 2, 1)
+            for part in z_at.split(rows)
+        ]
+        return (torch.cat(parts) - constant).to(x)
+
+    def density_variation(self, x: Tensor, f: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        r"""f(φ ∗ ρ) + φ ∗ (ρ f′(φ ∗ ρ)) at any points x, (m,): the first variation of ∫ f(φ_H ∗ ρ) dρ.
+
+        Raises:
+            DensityUnknownError: where H follows the covariance of the particles, and so varies with ρ itself.
+        """
+        if self.bandwidth is None:
+            raise DensityUnknownError(
+                "a bandwidth that follows the particles varies with them, and the first variation away from them is "
+                "not known; give a fixed one: Particles.with_kernel_density(bandwidth=h)"
+            )
+        at, own = self.log_density_at(x), self.log_density().detach()
+        value, slope = (at, (-own).exp()) if f is None else (f(at.exp()), value_and_slope(f, own.exp())[1])
+        scale = (2 * math.pi * self.bandwidth**2) ** (-self.dim / 2)
+        others = self.weights.detach() * slope
+        return value + scale * potential(kernels.Gaussian(self.bandwidth), x, self.points.detach().to(x), others.to(x))
 
     def _scale_tril(self, points: Tensor) -> Tensor | None:
         """The Cholesky factor of H, (d, d); `None` where the particles have no spread in some direction."""
@@ -262,10 +304,10 @@ class KernelParticles(Particles):
             return None
         return self.factor * scale_tril
 
-    def _replace(self, points: Tensor, log_density: Tensor | None) -> KernelParticles:
+    def _replace(self, points: Tensor, log_density: Tensor | None = None, relative: bool = False) -> KernelParticles:
         result = object.__new__(KernelParticles)
         result.points, result.weights = points, self.weights
-        result._log_density, result._is_relative = None, False
+        result._log_density, result.is_relative = None, False
         result.bandwidth, result._factor = self.bandwidth, self._factor
         return result
 

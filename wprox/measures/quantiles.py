@@ -14,7 +14,7 @@ from wprox._random import Seed, make_generator
 from wprox.maps.monotone import interpolate
 from wprox.measures.base import Measure
 from wprox.measures.particles import Particles
-from wprox.pairs.sums import pair_sum
+from wprox.pairs.sums import pair_sum, potential
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +45,8 @@ class Quantiles(Measure):
         >>> rho.integrate(lambda x: x[:, 0]), rho.log_density().exp()[50]
         (tensor(1., dtype=torch.float64), tensor(0.5000, dtype=torch.float64))
     """
+
+    movable = False
 
     def __init__(self, nodes: Any) -> None:
         nodes = as_floating(nodes, "nodes").to(torch.float64)
@@ -134,17 +136,34 @@ class Quantiles(Measure):
 
         The midpoints, with equal weights, are a second quadrature of ρ that never meets the first one.
         """
-        at_zero = evaluate(k, self.points.new_zeros(1, 1), "k")
-        if bool(torch.isfinite(at_zero).all()):
+        if self._is_finite_at_zero(k):
             return super().integrate_pairs(k)
+        return pair_sum(k, self.points, self.weights, *self._midpoints())
+
+    def convolve(self, k: Callable[[Tensor], Tensor], x: Tensor | None = None) -> Tensor:
+        if self._is_finite_at_zero(k):
+            return super().convolve(k, x)
+        x = self.points if x is None else x
+        return potential(k, x, *(part.to(x) for part in self._midpoints()))
+
+    def _is_finite_at_zero(self, k: Callable[[Tensor], Tensor]) -> bool:
+        return bool(torch.isfinite(evaluate(k, self.points.new_zeros(1, 1), "k")).all())
+
+    def _midpoints(self) -> tuple[Tensor, Tensor]:
+        """The midpoints between the nodes, (n − 1, 1), and their equal weights."""
         midpoints = (self.nodes[1:] + self.nodes[:-1])[:, None] / 2
-        equal = self.weights.new_full((len(midpoints),), 1 / len(midpoints))
-        return pair_sum(k, self.points, self.weights, midpoints, equal)
+        return midpoints, self.weights.new_full((len(midpoints),), 1 / len(midpoints))
 
     def log_density(self) -> Tensor:
         """log ρ at the nodes, (n,): the mean of both sides, so that its average is `mean_log_density`."""
         sides = self.density.log()
         return torch.cat((sides[:1], (sides[1:] + sides[:-1]) / 2, sides[-1:]))
+
+    def log_density_at(self, x: Tensor) -> Tensor:
+        """log ρ at any points x: (m, 1), (m,), linear between its values at the nodes; −∞ outside of them."""
+        values, _ = interpolate(x[:, 0].to(self.nodes), self.nodes.detach(), self.log_density().detach())
+        outside = (x[:, 0] < self.nodes[0]) | (x[:, 0] > self.nodes[-1])
+        return values.masked_fill(outside, -math.inf).to(x)
 
     def integrate_density(self, f: Callable[[Tensor], Tensor]) -> Tensor:
         return f(self.density).mean()
@@ -187,6 +206,14 @@ class Quantiles(Measure):
         check_finite(nodes, "the pushed nodes")
         check_increasing(nodes.detach(), "the pushed nodes", advice)
         return Quantiles.unchecked(nodes)
+
+    def to(self, dtype: torch.dtype) -> Quantiles:
+        """The same measure, since the nodes are kept in float64 whatever is asked for."""
+        return self
+
+    def detach(self) -> Quantiles:
+        """The same measure, cut from the graph that made it."""
+        return Quantiles.unchecked(self.nodes.detach())
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         generator = make_generator(seed, self.device)

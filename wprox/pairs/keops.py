@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox.kernels import RadialKernel, check_backend
+from wprox.kernels.base import RadialKernel, check_backend
 
 
 class NoFormulaError(TypeError):

@@ -11,6 +11,8 @@ from torch import Tensor
 from wprox.kernels import RadialKernel
 from wprox.pairs.radial import Cloud, centre_of, derivatives, differentiable, squared_distances
 
+NUMBERS_AT_ONCE = 2**20  # of differences x − y that are formed at once away from the points
+
 
 class SteinSum(torch.autograd.Function):
     r"""Σ_ij w_i w_j k_π(x_i, x_j) as a function of points x, scores s and weights w.
@@ -41,18 +43,32 @@ class SteinSum(torch.autograd.Function):
         return None, by_points, by_scores, None if potential is None else (2 * slope * potential).to(weights)
 
 
+def stein_potential(kernel: RadialKernel, x: Tensor, s: Tensor, y: Tensor, t: Tensor, weights: Tensor) -> Tensor:
+    """Σ_j w_j k_π(x_i, y_j) of points x with scores s, (m, d), and y with scores t, (n, d), (m,), by autodiff."""
+    rows = max(1, NUMBERS_AT_ONCE // y.numel())
+    parts = zip(x.split(rows), s.split(rows), strict=True)
+    return torch.cat([_stein_values(kernel, part, scores, y, t) @ weights for part, scores in parts])
+
+
+def _stein_values(kernel: RadialKernel, x: Tensor, s: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """k_π(x_i, y_j), (m, n), as a part of the graph."""
+    z = x[:, None] - y
+    r = z.square().sum(-1)
+    with torch.enable_grad():
+        argument = r if r.requires_grad else r.detach().requires_grad_()
+        profile = [kernel.profile(argument)]
+        for _ in range(2):
+            (slope,) = torch.autograd.grad(profile[-1].sum(), argument, create_graph=True)
+            profile.append(slope)
+    if not r.requires_grad:
+        profile = [part.detach() for part in profile]
+    shifted = ((s[:, None] - t) * z).sum(-1) + x.shape[1]
+    return profile[0] * (s @ t.mT) - 2 * profile[1] * shifted - 4 * r * profile[2]
+
+
 def _by_autodiff(kernel: RadialKernel, x: Tensor, s: Tensor, w: Tensor) -> Tensor:
     """The same sum by automatic differentiation, all pairs at once."""
-    z = x[:, None] - x
-    r = z.square().sum(-1)
-    if not r.requires_grad:
-        r = r.requires_grad_()
-    profile = [kernel.profile(r)]
-    for _ in range(2):
-        (slope,) = torch.autograd.grad(profile[-1].sum(), r, create_graph=True)
-        profile.append(slope)
-    shifted = ((s[:, None] - s) * z).sum(-1) + x.shape[1]
-    return w @ (profile[0] * (s @ s.mT) - 2 * profile[1] * shifted - 4 * r * profile[2]) @ w
+    return w @ _stein_values(kernel, x, s, x, s) @ w
 
 
 def _sums(

@@ -52,7 +52,12 @@ def pair_sum(
 
 
 def potential(k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor, weights: Tensor) -> Tensor:
-    """(k ∗ ν)(x_i) = Σ_j v_j k(x_i − y_j) of ν = Σ_j v_j δ_{y_j}, (n,), in blocks of rows."""
+    """(k ∗ ν)(x_i) = Σ_j v_j k(x_i − y_j) of ν = Σ_j v_j δ_{y_j}, (n,), in blocks of rows.
+
+    A singular kernel leaves out pairs that coincide.
+    """
+    if getattr(k, "singular", False):
+        k = partial(_punctured, k)
     if isinstance(k, RadialKernel) and not has_parameters(k, points):
         return CrossSum.apply(k, partial(_pair_sum, k), points, others, weights)
 
@@ -150,6 +155,13 @@ def _block_bytes(k: Callable[[Tensor], Tensor], points: Tensor) -> int:
 def _side(k: Callable[[Tensor], Tensor], points: Tensor) -> int:
     """Of a square tile of pairs whose differences fit into a block."""
     return max(1, math.isqrt(_block_bytes(k, points) // (points.shape[1] * points.element_size())))
+
+
+def _punctured(k: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """k(z), and 0 where z is 0; evaluated elsewhere there, so that 0 · ∞ stays out of the gradient."""
+    coincide = (z == 0).all(-1)
+    values = evaluate(k, torch.where(coincide[:, None], torch.ones_like(z), z), "k")
+    return values.masked_fill(coincide, 0)
 
 
 def _evaluate_kernel(k: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from wprox._checks import check_count
-from wprox.measures import DensityUnknownError, Gaussian, Measure
-from wprox.plot.figure import BLUE, DRAWN, as_array, histogram, integer_ticks, row_of_axes, scatter, share_limits, thin
+from wprox.measures import Measure
+from wprox.plot.figure import BLUE, integer_ticks, row_of_axes, share_limits
+from wprox.plot.measures import draw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,10 @@ def plot_trajectory(trajectory: HasMeasures, axes: Sequence[Axes] | None = None,
     """Draw `count` measures along a trajectory, evenly spread, and the values of the functional.
 
     A measure on the line is drawn as its density where it knows one, as a histogram where it does not; a measure in
-    the plane as points, as large as their weights; in higher dimensions the first two coordinates are drawn.
+    the plane as points, as large as their weights; in higher dimensions the first two coordinates are drawn. A `Grid`
+    is drawn as an image, in 3-D that of the middle slice along the third axis, walls in grey. Each image has colours of
+    its own, from density 0 to the greatest, which is written below it: in one scale for all, a density that spreads or
+    gathers would be black in most of them. `wprox.plot.draw.register` says how a measure of one's own is drawn.
 
     Arguments:
         trajectory: what `jko` returned.
@@ -59,13 +62,14 @@ def plot_trajectory(trajectory: HasMeasures, axes: Sequence[Axes] | None = None,
     if len(axes) < len(chosen) + 1:
         raise ValueError(f"plotting {count} measures and the values needs {count + 1} axes, got {len(axes)}")
     panels, last, spare = axes[: len(chosen)], axes[-1], axes[len(chosen) : -1]
-    clouds = [_drawable(measures[k]) for k in chosen]
-    for ax, k, (points, weights) in zip(panels, chosen, clouds, strict=True):
-        _draw_measure(ax, measures[k], points, weights)
+    drawn = [draw(measures[k], ax) for ax, k in zip(panels, chosen, strict=True)]
+    for ax, k in zip(panels, chosen, strict=True):
         ax.set_title("start" if k == 0 else f"step {k}")
-    if measures[0].dim > 2:
-        panels[0].set_title(f"start (coordinates 1 and 2 of {measures[0].dim})")
-    share_limits(panels, [points for points, _ in clouds])
+    if drawn[0].note:
+        panels[0].set_title(f"start ({drawn[0].note})")
+    together = [(ax, points) for ax, (points, _) in zip(panels, drawn, strict=True) if points is not None]
+    if together:
+        share_limits(*zip(*together, strict=True))
     for ax in spare:
         ax.set_visible(False)
     values = [float(value) for value in trajectory.values]
@@ -74,32 +78,3 @@ def plot_trajectory(trajectory: HasMeasures, axes: Sequence[Axes] | None = None,
     last.set_xlabel("step")
     integer_ticks(last)
     return [*panels, last]
-
-
-def _drawable(measure: Measure) -> tuple[np.ndarray, np.ndarray]:
-    """Points and weights that look like the measure; a Gaussian's own cubature points do not."""
-    if isinstance(measure, Gaussian):
-        points = as_array(measure.sample(DRAWN, seed=0))
-        return points, np.full(len(points), 1 / len(points))
-    return as_array(measure.points), as_array(measure.weights)
-
-
-def _draw_measure(ax: Axes, measure: Measure, points: np.ndarray, weights: np.ndarray) -> None:
-    if points.shape[1] > 1:
-        rows = thin(len(points))
-        scatter(ax, points[rows], weights[rows])
-        return
-    if isinstance(measure, Gaussian):
-        nodes = torch.linspace(float(points.min()), float(points.max()), 300).to(measure.points)
-        x, density = as_array(nodes), np.exp(as_array(measure.log_prob(nodes[:, None])))
-    else:
-        try:
-            density = np.exp(as_array(measure.log_density()))
-        except DensityUnknownError:
-            histogram(ax, points[:, 0], weights)
-            return
-        order = np.argsort(points[:, 0])
-        x, density = points[order, 0], density[order]
-    ax.fill_between(x, density, color=BLUE, alpha=0.3, linewidth=0)
-    ax.plot(x, density, color=BLUE, linewidth=1.2)
-    ax.set_ylim(bottom=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,30 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import check_non_negative, check_positive
+from wprox._checks import check_non_negative
 from wprox._random import check_seed, make_generator, step_seed
 from wprox.functionals import Functional
-from wprox.functionals.structure import apply
-from wprox.measures import DensityUnknownError, Gaussian, Measure, Particles
-from wprox.solvers._explicit_step import check_pushable, failed, forward_step, gradient_at
-from wprox.solvers.base import Solver, Step, StepFailedError
-from wprox.solvers.problem import checked_gradient, non_finite
-
-NOISY_PART = 1e-6  # of the mass, that the noisy copies carry, so that F's own gradient is known there
+from wprox.functionals.base import terms_of
+from wprox.functionals.first_variation import gradient_of_field
+from wprox.measures import DensityUnknownError, Gaussian, Measure
+from wprox.solvers._explicit_step import CONVERSION, MOVES, forward_step, gradient_at
+from wprox.solvers.base import Ending, Solved, Solver
+from wprox.solvers.problem import Problem, StepFailedError, finite_value, gradient_of
 
 
 @dataclass(frozen=True)
-class ExplicitStep(Step):
-    """A step of `ExplicitEuler`, with what the next one goes on from.
+class _State:
+    """What the next step goes on from.
 
     Attributes:
-        functional: F.
+        functional, measure: F and ρ, to which the rest belongs.
+        value: F(ρ).
         gradient: ∇_{W₂}F(ρ) at the points of ρ, (n, d), where it was computed.
         velocity: the displacement of the points that momentum is made of, (n, d).
         since_restart: the number of steps since momentum was last zero.
     """
 
-    functional: Functional | None = None
+    functional: Functional
+    measure: Measure
+    value: Tensor
     gradient: Tensor | None = None
     velocity: Tensor | None = None
     since_restart: int = 0
@@ -53,8 +54,8 @@ class ExplicitEuler(Solver):
 
     With **noise** the gradient is taken at noisy points, x − γ∇_{W₂}F(ρ)(x + βξ) with ξ ~ N(0, I): F is smoothed on the
     scale β, which lets flows of MMD leave the points where they get stuck; let β fall to 0 (Arbel, Korba, Salim and
-    Gretton, *Maximum mean discrepancy gradient flow*, 2019, section 4). The noisy points enter as particles of mass
-    10⁻⁶ in all, so any functional will do; a step costs that of twice as many points.
+    Gretton, *Maximum mean discrepancy gradient flow*, 2019, section 4). It is the gradient of `F.first_variation(ρ)`
+    there.
 
     **Accelerated**, x_{k+1} = y_k − γ∇_{W₂}F(y_k) with y_k = x_k + β_k(x_k − x_{k−1}), for the positions of the
     particles (Nesterov 1983; for flows of measures Taghvaei and Mehta 2019, Wang and Li 2022). Where `F.modulus` is a
@@ -81,63 +82,47 @@ class ExplicitEuler(Solver):
         tensor([[0.6000, 0.6000]])
     """
 
+    accepts = MOVES
+    conversion = CONVERSION
+    is_proximal = False
+
     def __init__(self, accelerated: bool = False, noise: float | Callable[[int], float] = 0.0, seed: int = 0) -> None:
         self.accelerated = bool(accelerated)
         self.noise = noise if callable(noise) else check_non_negative(noise, "noise")
         self.seed = check_seed(seed)
 
+    def takes(self, measure: Measure) -> bool:
+        return measure.movable or isinstance(measure, MOVES)
+
     def prepare(self, measure: Measure) -> Measure:
-        check_pushable(measure, "ExplicitEuler")
-        if (self.accelerated or self.noise != 0) and not isinstance(measure, Particles):
+        measure = super().prepare(measure)
+        if (self.accelerated or self.noise != 0) and not measure.movable:
             raise TypeError(
                 f"noise and acceleration move each particle by itself and need Particles, got {type(measure).__name__}"
             )
-        return measure.detach() if isinstance(measure, Particles) else measure
+        return measure.detach()
 
     @torch.no_grad()
-    def step(
-        self,
-        functional: Functional,
-        measure: Measure,
-        step_size: float,
-        *,
-        previous: Step | None = None,
-        held_out: Measure | None = None,
-    ) -> ExplicitStep:
-        start = time.perf_counter()
-        step_size = check_positive(step_size, "step_size")
-        index = 0 if previous is None else previous.index + 1
-        source = self.prepare(measure)
-        known = None
-        if isinstance(previous, ExplicitStep) and previous.measure is measure and previous.functional is functional:
-            known = previous
+    def solve(self, problem: Problem, state: Any) -> Solved:
+        functional, source = problem.functional, problem.measure
+        known = state if isinstance(state, _State) and state.functional is functional else None
+        if known is not None and not torch.equal(known.measure.points, source.points):
+            known = None
         try:
             if self.accelerated or self.noise != 0:
-                assert isinstance(source, Particles)
-                fields = self._step_particles(functional, source, step_size, known, index)
-            else:
-                fields = _step_plain(functional, source, step_size, None if known is None else known.gradient)
-        except StepFailedError as error:
-            raise failed(error, index) from error
+                return self._step_particles(functional, source, problem.step_size, known, problem.index)
+            return _step_plain(functional, source, problem.step_size, None if known is None else known.gradient)
         except DensityUnknownError as error:
             raise DensityUnknownError(
                 f"{functional!r} depends on a density whose gradient {type(source).__name__} do not know here: "
                 "Gaussian and Quantiles do, as do Particles.with_kernel_density() without noise; or take entropy "
                 "and KL implicitly, by ForwardBackward or NeuralProx, or by Langevin's noise"
             ) from error
-        return ExplicitStep(
-            **fields,
-            step_size=step_size,
-            iterations=1,
-            seconds=time.perf_counter() - start,
-            index=index,
-            functional=functional,
-        )
 
     def _step_particles(
-        self, functional: Functional, source: Particles, step_size: float, known: ExplicitStep | None, index: int
-    ) -> dict[str, Any]:
-        """The fields of a step with noise or momentum."""
+        self, functional: Functional, source: Measure, step_size: float, known: _State | None, index: int
+    ) -> Solved:
+        """A step with noise or momentum."""
         points = source.points
         since_restart, velocity = 0, None if known is None else known.velocity
         if self.accelerated and velocity is not None and known is not None:
@@ -147,29 +132,24 @@ class ExplicitEuler(Solver):
             beta = check_non_negative(self.noise(index), f"noise({index})") if callable(self.noise) else self.noise
             gradient = _noisy_gradient(functional, source, points, beta, step_seed(self.seed, index))
         else:
-            gradient = checked_gradient(functional, source.push(lambda _: points))
+            gradient = gradient_of(functional, source.at(points))
         new = points - step_size * gradient
-        rho = source.push(lambda _: new)
-        value = _finite_value(functional, rho)
+        rho = source.at(new)
+        value = finite_value(functional, rho)
         velocity = new - source.points
         since_restart += 1
         is_convex = functional.modulus is not None and functional.modulus > 0
         if known is not None and not is_convex and bool(value > known.value):
             velocity, since_restart = torch.zeros_like(velocity), 0
-        return {
-            "measure": rho,
-            "map": None,
-            "value": value,
-            "transport_cost": source.weights @ (new - source.points).square().sum(1),
-            "velocity": velocity if self.accelerated else None,
-            "since_restart": since_restart,
-        }
+        cost = source.weights @ (new - source.points).square().sum(1)
+        state = _State(functional, rho, value, velocity=velocity, since_restart=since_restart)
+        return Solved(rho, cost, value=value, ending=Ending.EXPLICIT, iterations=1, state=state)
 
 
-def _step_plain(functional: Functional, source: Measure, step_size: float, gradient: Tensor | None) -> dict[str, Any]:
-    """The fields of a plain step; the gradient at its end, which the residual takes, is kept for the next one."""
+def _step_plain(functional: Functional, source: Measure, step_size: float, gradient: Tensor | None) -> Solved:
+    """A plain step; the gradient at its end, which the residual takes, is kept for the next one."""
     rho, map, gradient = forward_step(functional, source, step_size, gradient)
-    value = _finite_value(functional, rho)
+    value = finite_value(functional, rho)
     following = gradient_at(functional, rho, source.points - step_size * gradient)
     residual = math.sqrt(float(source.weights @ (following - gradient).square().sum(1)))
     cost = step_size**2 * (source.weights @ gradient.square().sum(1))
@@ -180,22 +160,18 @@ def _step_plain(functional: Functional, source: Measure, step_size: float, gradi
             f"along the step the gradient changed by {rate:.3g} times the way, so that step_size must be below "
             f"{2 / rate:.3g}, and it is {step_size:g}"
         )
-    return {
-        "measure": rho,
-        "map": map,
-        "value": value,
-        "transport_cost": cost,
-        "residual": residual,
-        "gradient": None if isinstance(rho, Gaussian) else following,  # those of a Gaussian are at other points
-        "message": message,
-    }
-
-
-def _finite_value(functional: Functional, rho: Measure) -> Tensor:
-    value = apply(functional, rho)
-    if not bool(torch.isfinite(value)):
-        raise StepFailedError(non_finite(functional, rho))
-    return value
+    kept = None if isinstance(rho, Gaussian) else following  # those of a Gaussian are at other points
+    return Solved(
+        rho,
+        cost,
+        map,
+        value,
+        residual,
+        Ending.EXPLICIT,
+        message,
+        iterations=1,
+        state=_State(functional, rho, value, gradient=kept),
+    )
 
 
 def _momentum(modulus: float | None, step_size: float, since_restart: int) -> float:
@@ -206,10 +182,19 @@ def _momentum(modulus: float | None, step_size: float, since_restart: int) -> fl
     return max(0.0, (1 - root) / (1 + root))
 
 
-def _noisy_gradient(functional: Functional, rho: Particles, points: Tensor, beta: float, seed: int) -> Tensor:
-    """∇_{W₂}F(ρ') at points + βξ, ρ' having the points and, to a tiny part, the noisy ones."""
+def _noisy_gradient(functional: Functional, rho: Measure, points: Tensor, beta: float, seed: int) -> Tensor:
+    """∇ δF/δρ' at points + βξ, where ρ' has the points: F's own gradient between the particles."""
     generator = make_generator(seed, rho.device)
     noise = torch.randn(points.shape, generator=generator, dtype=points.dtype, device=points.device)
-    weights = torch.cat(((1 - NOISY_PART) * rho.weights, NOISY_PART * rho.weights))
-    both = Particles(torch.cat((points, points + beta * noise)), weights)
-    return checked_gradient(functional, both)[len(points) :]
+    moved, noisy = rho.at(points), points + beta * noise
+    total = torch.zeros_like(points)
+    for weight, term in terms_of(functional):
+        gradient = gradient_of_field(term.first_variation(moved), noisy)
+        bad = (~torch.isfinite(gradient)).any(1)
+        if bool(bad.any()):
+            raise StepFailedError(
+                f"the gradient of {term!r} is not finite at {int(bad.sum())} of {len(points)} noisy points: lower the "
+                "noise, or make it smooth there"
+            )
+        total = total + weight * gradient
+    return total

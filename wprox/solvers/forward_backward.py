@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from wprox._checks import check_positive
 from wprox.functionals import Functional
+from wprox.functionals.terms import Term, as_sum, terms_of_one_kind
 from wprox.maps import ComposedMap, TransportMap
-from wprox.measures import Gaussian, Measure, Particles
-from wprox.solvers._explicit_step import (
-    as_sum,
-    as_terms,
-    check_pushable,
-    failed,
-    forward_step,
-    gradient_at,
-    needs_density,
-)
-from wprox.solvers.base import Solver, Step, StepFailedError
-
-
-@dataclass(frozen=True)
-class ForwardBackwardStep(Step):
-    """A step of `ForwardBackward`.
-
-    Attributes:
-        backward: the proximal half-step, as its solver returned it; `None` where that is not known.
-    """
-
-    backward: Step | None = None
+from wprox.measures import Gaussian, Measure
+from wprox.solvers._explicit_step import CONVERSION, MOVES, forward_step, gradient_at
+from wprox.solvers.base import Solved, Solver, Step
+from wprox.solvers.problem import Problem
 
 
 class ForwardBackward(Solver):
@@ -77,6 +58,10 @@ class ForwardBackward(Solver):
         (tensor([1.5000]), True)
     """
 
+    accepts = MOVES
+    conversion = CONVERSION
+    is_proximal = False
+
     def __init__(self, backward: Solver, forward: Callable[[Functional], bool] | None = None) -> None:
         if not isinstance(backward, Solver):
             raise TypeError(f"backward must be a solver such as wprox.NeuralProx(), got {backward!r}")
@@ -85,77 +70,59 @@ class ForwardBackward(Solver):
         self.backward = backward
         self.forward = forward
 
+    def takes(self, measure: Measure) -> bool:
+        return measure.movable or isinstance(measure, MOVES)
+
     def prepare(self, measure: Measure) -> Measure:
-        check_pushable(measure, "ForwardBackward")
-        return self.backward.prepare(measure)
+        return self.backward.prepare(super().prepare(measure))
 
     def value(self, functional: Functional, measure: Measure) -> Tensor:
         return self.backward.value(functional, measure)
 
-    def step(
-        self,
-        functional: Functional,
-        measure: Measure,
-        step_size: float,
-        *,
-        previous: Step | None = None,
-        held_out: Measure | None = None,
-    ) -> ForwardBackwardStep:
-        start = time.perf_counter()
-        step_size = check_positive(step_size, "step_size")
-        index = 0 if previous is None else previous.index + 1
-        source = self.prepare(measure)
+    def solve(self, problem: Problem, state: Any) -> Solved:
+        functional, source, step_size = problem.functional, problem.measure, problem.step_size
+        state = state if isinstance(state, Step) else None
         explicit, implicit = self._split(functional, source)
-        middle, first, gradient = source, None, None
-        try:
-            if explicit is not None:
-                with torch.no_grad():
-                    middle, first, gradient = forward_step(explicit, source, step_size, with_density=True)
-                    if held_out is not None:
-                        held_out = _push_held_out(explicit, self.backward.prepare(held_out), first, step_size)
-            inner_previous = previous.backward if isinstance(previous, ForwardBackwardStep) else None
-            inner = self.backward.step(implicit, middle, step_size, previous=inner_previous, held_out=held_out)
-            rho = inner.measure
+        middle, first, gradient, held_out = source, None, None, problem.held_out
+        if explicit is not None:
             with torch.no_grad():
-                value = self.value(functional, rho)
-                images = _images(source, gradient, inner, step_size)
-                residual = inner.residual
-                if residual is not None and explicit is not None and gradient is not None:
-                    change = gradient_at(explicit, rho, images) - gradient
-                    residual += math.sqrt(float(source.weights @ change.square().sum(1)))
-        except StepFailedError as error:
-            raise failed(error, index) from error
+                middle, first, gradient = forward_step(explicit, source, step_size, with_density=True)
+                if held_out is not None:
+                    held_out = _push_held_out(explicit, self.backward.prepare(held_out), first, step_size)
+        inner = self.backward.step(implicit, middle, step_size, previous=state, held_out=held_out)
+        rho = inner.measure
+        with torch.no_grad():
+            value = self.value(functional, rho)
+            images = _images(source, gradient, inner, step_size)
+            residual = inner.residual
+            if residual is not None and explicit is not None and gradient is not None:
+                change = gradient_at(explicit, rho, images) - gradient
+                residual += math.sqrt(float(source.weights @ change.square().sum(1)))
         message = inner.message
-        if isinstance(middle, Particles) and isinstance(rho, Particles) and rho.is_relative and not middle.is_relative:
+        if rho.is_relative and not middle.is_relative:
             message += "; the forward map of G is not known, so values are up to a constant of this step"
         maps: list[TransportMap | None] = [first, inner.map] if explicit is not None else [inner.map]
         known = [map for map in maps if map is not None]
-        return ForwardBackwardStep(
+        return Solved(
             measure=rho,
+            transport_cost=source.weights @ (images - source.points).square().sum(1),
             map=ComposedMap(known) if len(known) == len(maps) else None,
             value=value,
-            transport_cost=source.weights @ (images - source.points).square().sum(1),
-            step_size=step_size,
             residual=residual,
-            converged=inner.converged,
-            iterations=inner.iterations,
-            seconds=time.perf_counter() - start,
+            ending=inner.ending,
             message=message,
-            index=index,
+            iterations=inner.iterations,
             held_out=inner.held_out,
-            interrupted=inner.interrupted,
-            backward=inner,
+            state=inner,
         )
 
     def _split(self, functional: Functional, rho: Measure) -> tuple[Functional | None, Functional]:
         """G, or `None` where it is 0, and H."""
-        terms = as_terms(functional)
-        if self.forward is None:
-            goes_forward = [not needs_density(term, rho) for _, term in terms]
-        else:
-            goes_forward = [bool(self.forward(term)) for _, term in terms]
-        explicit = [term for term, is_explicit in zip(terms, goes_forward, strict=True) if is_explicit]
-        implicit = [term for term, is_explicit in zip(terms, goes_forward, strict=True) if not is_explicit]
+        explicit: list[Term] = []
+        implicit: list[Term] = []
+        for weight, term in terms_of_one_kind(functional.structure()):
+            forward = not term.needs_density(rho) if self.forward is None else bool(self.forward(term))
+            (explicit if forward else implicit).append((weight, term))
         if not implicit:
             raise ValueError(
                 f"every term of {functional!r} goes forward, so there is no proximal half-step: use ExplicitEuler, or "

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from wprox._checks import check_count, check_positive
 from wprox.functionals import Functional
-from wprox.functionals.structure import Pieces, apply, check_precision, split
+from wprox.functionals.quadratic import Quadratic, quadratic_at
 from wprox.maps import AffineMap
-from wprox.measures import DensityUnknownError, Gaussian, Measure
-from wprox.measures.gaussian import in_float64
-from wprox.measures.laws import as_gaussian
-from wprox.metrics import bures_distance
-from wprox.solvers.base import Solver, Step, StepFailedError
+from wprox.measures import Gaussian
+from wprox.solvers.base import Ending, Solved, Solver
+from wprox.solvers.problem import Problem, StepFailedError
+from wprox.transport.gaussian import bures_square
 
 
 class GaussianProx(Solver):
@@ -36,7 +33,8 @@ class GaussianProx(Solver):
 
         S = M^{−½} Y M^{−½},   Y = ½ (C + 2γβ + (C² + 4γβC)^½),   C = M^{−½} Σ M^{−½},   (I + γQ)(m′ − m) = −γ∇V(m).
 
-    Whether a potential or a kernel is quadratic is found out by probing its gradient in float64.
+    A Gaussian target says that it is one; a potential or a kernel of your own is quadratic where the operations that it
+    is made of say so (`wprox.functionals.quadratic`).
 
     **Otherwise it is the best Gaussian step**: the minimum among Gaussians, by L-BFGS, which in general is not the JKO
     step (it is Gaussian variational inference by JKO: Lambert, Chewi, Bach, Bonnabel and Rigollet, NeurIPS 2022).
@@ -64,68 +62,43 @@ class GaussianProx(Solver):
         tensor([2., 2.])
     """
 
+    accepts = (Gaussian,)
+    conversion = "fit one with Gaussian.from_samples(x)"
+
     def __init__(self, iterations: int = 1000, tolerance: float = 1e-7) -> None:
         self.iterations = check_count(iterations, "iterations")
         self.tolerance = check_positive(tolerance, "tolerance")
 
-    def prepare(self, measure: Measure) -> Gaussian:
-        if not isinstance(measure, Gaussian):
-            raise TypeError(
-                f"GaussianProx needs a Gaussian, got {type(measure).__name__}; fit one with Gaussian.from_samples(x)"
-            )
-        return measure
-
-    def step(
-        self,
-        functional: Functional,
-        measure: Measure,
-        step_size: float,
-        *,
-        previous: Step | None = None,
-        held_out: Measure | None = None,
-    ) -> Step:
-        start = time.perf_counter()
-        step_size = check_positive(step_size, "step_size")
-        given = self.prepare(measure)
-        source = in_float64(given)
-        apply(functional, source)  # says what is missing, where F does not apply
-        pieces = split(functional)
-        check_precision(pieces, source)
-        quadratic = as_quadratic(pieces, source)
-        if quadratic is not None:
+    @torch.no_grad()
+    def solve(self, problem: Problem, state: Any) -> Solved:
+        given = problem.measure
+        assert isinstance(given, Gaussian)
+        assert isinstance(problem.anchor, Gaussian)
+        source = problem.anchor.to(torch.float64)
+        functional, step_size = problem.functional, problem.step_size
+        problem.value(source)  # says what is missing, where F does not apply
+        problem.check_precision()
+        quadratic = quadratic_at(problem.structure, source.loc)
+        if quadratic is not None and quadratic.entropy >= 0:
             outcome = _closed_form(quadratic, source, step_size)
         else:
-            outcome = self._best_gaussian(functional, source, step_size)
+            quadratic, outcome = None, self._best_gaussian(functional, source, step_size)
         loc, matrix = outcome.loc, outcome.matrix
         stretch = matrix - torch.eye(source.dim, dtype=torch.float64, device=source.device)
         cost = (loc - source.loc).square().sum() + (stretch @ source.covariance_matrix * stretch).sum()
         rho = Gaussian(loc.to(given.dtype), outcome.covariance.to(given.dtype), given.order)
         map = AffineMap.from_matrix(matrix.to(given.dtype), (loc - matrix @ source.loc).to(given.dtype))
-        with torch.no_grad():
-            value = functional(rho)
-            residual = None
-            if quadratic is not None:
-                residual = _quadratic_residual(quadratic, source, in_float64(rho), map, step_size)
-            elif given.order is not None:
-                residual = _residual(functional, in_float64(rho), map, step_size)
-            if residual is not None:
-                residual += _mismatch(source, in_float64(rho), map) / step_size
-        return Step(
-            measure=rho,
-            map=map,
-            value=value,
-            transport_cost=cost.to(given.dtype),
-            step_size=step_size,
-            residual=residual,
-            converged=outcome.converged,
-            iterations=outcome.iterations,
-            seconds=time.perf_counter() - start,
-            message=outcome.message,
-            index=0 if previous is None else previous.index + 1,
+        residual = _first_order_error(problem, quadratic, source, rho.to(torch.float64), map)
+        if problem.anchor is not given:
+            map = _optimal_map(given.to(torch.float64), rho.to(torch.float64)).to(given.dtype)
+        return Solved(
+            rho, cost.to(given.dtype), map, None, residual, outcome.ending, outcome.message, outcome.iterations
         )
 
     def _best_gaussian(self, functional: Functional, source: Gaussian, step_size: float) -> _Outcome:
         """The minimum over m′ and A = exp(S), in coordinates in which the L² norm of a displacement is Euclidean."""
+        from scipy.optimize import minimize
+
         d, covariance = source.dim, source.covariance_matrix
         variances, axes = torch.linalg.eigh(covariance)
         lengths = ((variances[:, None] + variances) / 2).sqrt()  # |S|² = tr SΣS = Σ_ij S_ij² (σ_i² + σ_j²)/2
@@ -164,7 +137,8 @@ class GaussianProx(Solver):
         message = f"the best Gaussian step; the norm of the gradient among Gaussians is {gradient_norm:.2g}"
         if source.order is None:
             message += "; Step.residual needs Gaussian(..., order=k)"
-        return _Outcome(loc, matrix, rho.covariance_matrix, gradient_norm <= goal, int(result.nit), message)
+        ending = Ending.CONVERGED if gradient_norm <= goal else Ending.ITERATIONS
+        return _Outcome(loc, matrix, rho.covariance_matrix, ending, int(result.nit), message)
 
 
 @dataclass(frozen=True)
@@ -172,70 +146,9 @@ class _Outcome:
     loc: Tensor
     matrix: Tensor
     covariance: Tensor
-    converged: bool
-    iterations: int
-    message: str
-
-
-@dataclass(frozen=True)
-class Quadratic:
-    """F(N(m, Σ)) = V(m) + ½ tr (Q + R)Σ − ½ β log det Σ + a constant, with ∇V at the mean of the source."""
-
-    gradient: Tensor
-    potential: Tensor
-    interaction: Tensor
-    entropy: float
-
-
-def as_quadratic(pieces: Pieces, source: Gaussian) -> Quadratic | None:
-    """The quadratic pieces of F, or `None` where it has others."""
-    if pieces.rest or pieces.internal or pieces.entropy < 0:
-        return None
-    gradient = torch.zeros_like(source.loc)
-    potential, interaction = torch.zeros_like(source.covariance_matrix), torch.zeros_like(source.covariance_matrix)
-    others = Pieces(potentials=list(pieces.potentials))
-    for weight, divergence in pieces.divergences:
-        known = as_gaussian(divergence.target)
-        if known is None:
-            others.divergences.append((weight, divergence))
-        else:
-            loc, covariance = (part.detach().to(source.loc) for part in (known.loc, known.covariance_matrix))
-            precision = torch.linalg.inv(covariance)
-            potential = potential + weight * precision
-            gradient = gradient + weight * precision @ (source.loc - loc)
-    scale = (
-        1 + float(source.loc.abs().max()) + 5 * math.sqrt(float(torch.linalg.eigvalsh(source.covariance_matrix)[-1]))
-    )
-    if others.has_potential:
-        model = _probe(others.potential_gradient, source.loc, scale)
-        if model is None:
-            return None
-        gradient, potential = gradient + model[0], potential + model[1]
-    for weight, term in pieces.interactions:
-        kernel = Pieces(potentials=[(weight, term.kernel)])
-        model = _probe(kernel.potential_gradient, torch.zeros_like(source.loc), scale)
-        if model is None:
-            return None
-        interaction = interaction + model[1]
-    return Quadratic(gradient, potential, interaction, pieces.entropy)
-
-
-def _probe(gradient: Callable[[Tensor], Tensor], centre: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-    """∇V(centre) and ∇²V where V is quadratic, `None` where it is not; checked at points up to ten scales away."""
-    d = len(centre)
-    steps = scale * torch.eye(d).to(centre)
-    slopes = gradient(torch.cat((centre + steps, centre - steps)))
-    hessian = (slopes[:d] - slopes[d:]) / (2 * scale)
-    at_centre = gradient(centre[None])[0]
-    generator = torch.Generator().manual_seed(0)
-    offsets = torch.randn(32, d, generator=generator, dtype=torch.float64).to(centre)
-    offsets = offsets * scale * torch.logspace(-1, 1, 32).to(centre)[:, None] / math.sqrt(d)
-    values = gradient(centre + offsets)
-    error = (values - at_centre - offsets @ hessian).norm(dim=1)
-    size = at_centre.norm() + offsets.norm(dim=1) * hessian.norm()
-    if not bool((error <= 1e-10 * size).all()):  # NaN and infinity fail as well
-        return None
-    return at_centre, (hessian + hessian.mT) / 2
+    ending: Ending
+    iterations: int = 0
+    message: str = ""
 
 
 def _closed_form(quadratic: Quadratic, source: Gaussian, step_size: float) -> _Outcome:
@@ -257,7 +170,7 @@ def _closed_form(quadratic: Quadratic, source: Gaussian, step_size: float) -> _O
     turned = half @ axes
     covariance = (turned * end) @ turned.mT
     matrix = (turned * (end / gap)) @ turned.mT
-    return _Outcome(loc, matrix, covariance, True, 0, "in closed form")
+    return _Outcome(loc, matrix, covariance, Ending.CLOSED_FORM)
 
 
 def _inverse(map: AffineMap) -> tuple[Tensor, Tensor]:
@@ -273,7 +186,8 @@ def _inverse(map: AffineMap) -> tuple[Tensor, Tensor]:
 def _mismatch(source: Gaussian, rho: Gaussian, map: AffineMap) -> float:
     """W₂(T⁻¹#ρ, μ): map and measure are rounded each by itself, and (3) wants T#μ = ρ."""
     inverse, shift = _inverse(map)
-    return float(bures_distance(inverse @ (rho.loc - shift), inverse @ rho.scale_tril, source.loc, source.scale_tril))
+    square = bures_square(inverse @ (rho.loc - shift), inverse @ rho.scale_tril, source.loc, source.scale_tril)
+    return math.sqrt(max(0.0, float(square)))
 
 
 def _quadratic_residual(
@@ -289,12 +203,23 @@ def _quadratic_residual(
     return math.sqrt(float(at_mean.square().sum() + (slope @ rho.covariance_matrix * slope).sum()))
 
 
-def _residual(functional: Functional, rho: Gaussian, map: AffineMap, step_size: float) -> float | None:
-    """‖∇F(ρ) + (id − T⁻¹)/γ‖ in L²(ρ) by the quadrature of ρ; `None` where F cannot give its gradient."""
-    try:
-        gradient = functional.wasserstein_gradient(rho)
-    except (DensityUnknownError, NotImplementedError):
+def _first_order_error(
+    problem: Problem, quadratic: Quadratic | None, source: Gaussian, rho: Gaussian, map: AffineMap
+) -> float | None:
+    """The residual of measure and map as they are returned; `None` where the quadrature of ρ cannot see it."""
+    if quadratic is not None:
+        residual: float | None = _quadratic_residual(quadratic, source, rho, map, problem.step_size)
+    elif rho.order is not None:
+        inverse, shift = _inverse(map)
+        residual = problem.residual(rho, (rho.points - shift) @ inverse)
+    else:
         return None
-    inverse, shift = _inverse(map)
-    origin = (rho.points - shift) @ inverse
-    return math.sqrt(float(rho.weights @ (gradient + (rho.points - origin) / step_size).square().sum(1)))
+    return None if residual is None else residual + _mismatch(source, rho, map) / problem.step_size
+
+
+def _optimal_map(source: Gaussian, rho: Gaussian) -> AffineMap:
+    """The optimal map from one Gaussian to another: from the source to the anchor's step, where these differ."""
+    factor, other = source.scale_tril, rho.scale_tril
+    left, _, right = torch.linalg.svd(other.mT @ factor)
+    matrix = torch.linalg.solve_triangular(factor, other @ (left @ right), upper=False, left=False)
+    return AffineMap.from_matrix((matrix + matrix.mT) / 2, rho.loc - matrix @ source.loc)

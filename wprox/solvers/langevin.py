@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-import time
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from wprox._checks import check_positive
 from wprox._random import check_seed, make_generator, step_seed
-from wprox.functionals import Entropy, Functional, PotentialEnergy
-from wprox.functionals.structure import apply, split
-from wprox.measures import DensityUnknownError, Measure, Particles
-from wprox.solvers._explicit_step import as_sum, as_terms, failed, needs_density
-from wprox.solvers.base import Solver, Step, StepFailedError
-from wprox.solvers.problem import checked_gradient, non_finite
+from wprox.functionals import Functional
+from wprox.functionals.base import checked_value
+from wprox.functionals.structure import Structure
+from wprox.functionals.terms import as_sum, terms_of_one_kind
+from wprox.measures import Measure
+from wprox.solvers.base import Ending, ParticleSolver, Solved
+from wprox.solvers.problem import Problem, StepFailedError, gradient_of, non_finite
 
 
-class Langevin(Solver):
+class Langevin(ParticleSolver):
     r"""Langevin dynamics, x ← x − γ∇_{W₂}G(ρ)(x) + √(2γτ) ξ with ξ ~ N(0, I), for F = G + τ ∫ρ log ρ.
 
     The stochastic baseline: its law follows the gradient flow of F to first order in γ (Jordan, Kinderlehrer and Otto
@@ -50,100 +51,75 @@ class Langevin(Solver):
         True
     """
 
+    conversion = "draw some: Particles(measure.sample(1000))"
+    is_proximal = False
+
     def __init__(self, adjusted: bool = False, seed: int = 0) -> None:
         self.adjusted = bool(adjusted)
         self.seed = check_seed(seed)
 
-    def prepare(self, measure: Measure) -> Particles:
+    def prepare(self, measure: Measure) -> Measure:
         """The particles without a density that would not follow them through the noise."""
-        if not isinstance(measure, Particles):
-            raise TypeError(
-                f"Langevin needs Particles, got {type(measure).__name__}; draw some: Particles(measure.sample(1000))"
-            )
-        return measure.detach().push(lambda x: x)
+        measure = super().prepare(measure).detach()
+        return measure.at(measure.points)
 
     def value(self, functional: Functional, measure: Measure) -> Tensor:
-        try:
-            return apply(functional, measure)
-        except DensityUnknownError:
-            return apply(self._split(functional, measure)[0], measure)
+        if measure.density_known or measure.density_follows_points:
+            return checked_value(functional, measure)
+        return checked_value(self._split(functional, measure)[0], measure)
 
     @torch.no_grad()
-    def step(
-        self,
-        functional: Functional,
-        measure: Measure,
-        step_size: float,
-        *,
-        previous: Step | None = None,
-        held_out: Measure | None = None,
-    ) -> Step:
-        start = time.perf_counter()
-        step_size = check_positive(step_size, "step_size")
-        index = 0 if previous is None else previous.index + 1
-        source = self.prepare(measure)
-        smooth, temperature = self._split(functional, source)
-        generator = make_generator(step_seed(self.seed, index), source.device)
+    def solve(self, problem: Problem, state: Any) -> Solved:
+        source, step_size = problem.measure, problem.step_size
+        smooth, temperature = self._split(problem.functional, source)
+        generator = make_generator(step_seed(self.seed, problem.index), source.device)
         noise = torch.randn(source.points.shape, generator=generator, dtype=source.dtype, device=source.device)
-        try:
-            gradient = checked_gradient(smooth, source)
-            points = source.points - step_size * gradient + math.sqrt(2 * step_size * temperature) * noise
-            message = ""
-            if self.adjusted:
-                uniform = torch.rand(len(source), generator=generator, dtype=source.dtype, device=source.device)
-                rise = self._log_ratio(smooth, source, points, gradient, step_size, temperature)
-                accepted = uniform.log() < rise  # a proposal of no density, or NaN, is rejected
-                points = torch.where(accepted[:, None], points, source.points)
-                message = f"accepted {float(source.weights @ accepted.to(source.weights)):.0%} of the moves"
-            rho = source.push(lambda _: points)
-            value = self.value(functional, rho)
-            if not bool(torch.isfinite(value)):
-                raise StepFailedError(non_finite(smooth, rho))
-        except StepFailedError as error:
-            raise failed(error, index) from error
-        return Step(
-            measure=rho,
-            map=None,
-            value=value,
-            transport_cost=source.weights @ (points - source.points).square().sum(1),
-            step_size=step_size,
-            iterations=1,
-            seconds=time.perf_counter() - start,
-            message=message,
-            index=index,
-        )
+        gradient = gradient_of(smooth, source)
+        points = source.points - step_size * gradient + math.sqrt(2 * step_size * temperature) * noise
+        message = ""
+        if self.adjusted:
+            uniform = torch.rand(len(source), generator=generator, dtype=source.dtype, device=source.device)
+            rise = self._log_ratio(smooth.structure(), source.points, points, gradient, step_size, temperature)
+            accepted = uniform.log() < rise  # a proposal of no density, or NaN, is rejected
+            points = torch.where(accepted[:, None], points, source.points)
+            message = f"accepted {float(source.weights @ accepted.to(source.weights)):.0%} of the moves"
+        rho = source.at(points)
+        value = self.value(problem.functional, rho)
+        if not bool(torch.isfinite(value)):
+            raise StepFailedError(non_finite(smooth, rho))
+        cost = problem.cost(rho)
+        return Solved(rho, cost, value=value, ending=Ending.EXPLICIT, message=message, iterations=1)
 
     def _split(self, functional: Functional, rho: Measure) -> tuple[Functional, float]:
         """G and τ."""
-        terms = as_terms(functional)
-        temperature = sum(weight for weight, term in terms if isinstance(term, Entropy))
-        smooth = [(weight, term) for weight, term in terms if not isinstance(term, Entropy)]
+        structure = functional.structure()
+        temperature = structure.entropy
         if temperature <= 0:
             raise ValueError(
                 f"Langevin's noise stands for an entropy of positive weight, and {functional!r} has {temperature:g}; "
                 "ExplicitEuler follows functionals without one"
             )
+        smooth = terms_of_one_kind(replace(structure, entropy=0.0))
         for _, term in smooth:
-            if needs_density(term, rho):
+            if term.needs_density(rho):
                 raise ValueError(
                     f"{term!r} needs a density, which Langevin's particles do not have; use ForwardBackward"
                 )
-            if self.adjusted and not isinstance(term, PotentialEnergy):
-                raise ValueError(
-                    f"adjusted=True needs a target that does not change, a sum of potentials, KL and entropy, and "
-                    f"{term!r} is not one; use adjusted=False"
-                )
-        return as_sum(smooth or [(1.0, PotentialEnergy(lambda x: torch.zeros_like(x[:, 0])))]), temperature
+        if self.adjusted and not structure.is_gibbs:
+            other = next(term for _, term in smooth if not term.structure().potentials)
+            raise ValueError(
+                f"adjusted=True needs a target that does not change, a sum of potentials, KL and entropy, and "
+                f"{other!r} is not one; use adjusted=False"
+            )
+        return as_sum(smooth), temperature
 
     @staticmethod
     def _log_ratio(
-        smooth: Functional, source: Particles, points: Tensor, gradient: Tensor, step_size: float, temperature: float
+        smooth: Structure, x: Tensor, y: Tensor, gradient: Tensor, step_size: float, temperature: float
     ) -> Tensor:
         """The logarithm of π(y) q(x | y) / (π(x) q(y | x)) of moves x → y, (n,)."""
-        pieces = split(smooth)
-        there = pieces.potential_gradient(points)
-        x, y = source.points, points
+        there = smooth.potential_gradient(y)
         forth = (y - x + step_size * gradient).square().sum(1)
         back = (x - y + step_size * there).square().sum(1)
-        energy = pieces.potential(y) - pieces.potential(x)
+        energy = smooth.potential(y) - smooth.potential(x)
         return -(energy + (back - forth) / (4 * step_size)) / temperature

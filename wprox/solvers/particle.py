@@ -3,48 +3,43 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from wprox._checks import check_count, check_non_negative, check_positive
-from wprox.functionals import Functional
-from wprox.functionals.base import refuse_cut_off, terms_of
-from wprox.functionals.structure import apply, check_precision, split
-from wprox.measures import DensityUnknownError, Measure, Particles
+from wprox.functionals.base import checked_value, refuse_cut_off, terms_of
+from wprox.measures import DensityUnknownError, Measure
 from wprox.pairs.radial import CoincidingError
 from wprox.solvers._couplings import Coupling, ExactCoupling, SinkhornCoupling
 from wprox.solvers._lbfgs import Minimiser
-from wprox.solvers.base import Solver, Step, StepFailedError
-from wprox.solvers.problem import non_finite
+from wprox.solvers.base import Ending, ParticleSolver, Solved
+from wprox.solvers.problem import Problem, StepFailedError, non_finite
 
 COUPLINGS = ("identity", "exact", "sinkhorn")
 PLANS = 100  # updates of the plan in one step
 FAR = 1e12  # how far a step may look for its minimum, relative to the particles and to an explicit step
-STALLED = (
-    "neither the objective nor its gradient becomes smaller, as where the functional has kinks (a cusp of a kernel "
-    "where particles meet its target): a larger tolerance would accept this"
-)
-NO_DESCENT = "the line search found no descent; is the functional smooth there, and its gradient that of its value?"
 
 
 @dataclass(frozen=True)
-class ParticleStep(Step):
-    """A step of `ParticleProx`.
+class _State:
+    """What the next step goes on from: y − x of each particle, (n, d), in a step of size γ, and what that cost.
 
     Attributes:
-        displacement: (n, d), y − x of each particle; the next step may start from it.
+        displacement: y − x.
+        step_size: γ.
         evaluations: how often the functional and its gradient were computed.
     """
 
-    displacement: Tensor = field(default_factory=lambda: torch.empty(0))
-    evaluations: int = 0
+    displacement: Tensor
+    step_size: float
+    evaluations: int
 
 
-class ParticleProx(Solver):
+class ParticleProx(ParticleSolver):
     r"""The proximal step over free displacements of the particles.
 
         argmin_y F(Σ_i w_i δ_{y_i}) + C(y)/(2γ),       C(y) = Σ_i w_i |y_i − x_i|²,
@@ -86,6 +81,8 @@ class ParticleProx(Solver):
         (tensor([[2., 0.], [0., 1.]]), True)
     """
 
+    conversion = "draw some, as in Particles(measure.sample(1000, seed=0))"
+
     def __init__(
         self,
         coupling: str = "identity",
@@ -110,83 +107,56 @@ class ParticleProx(Solver):
         self.absolute_tolerance = check_non_negative(absolute_tolerance, "absolute_tolerance")
         self.memory = check_count(memory, "memory")
 
-    def prepare(self, measure: Measure) -> Particles:
-        if not isinstance(measure, Particles):
-            raise TypeError(
-                f"ParticleProx needs Particles, got {type(measure).__name__}; "
-                "draw some, as in Particles(measure.sample(1000, seed=0))"
-            )
-        return measure
-
-    def step(
-        self,
-        functional: Functional,
-        measure: Measure,
-        step_size: float,
-        *,
-        previous: Step | None = None,
-        held_out: Measure | None = None,
-    ) -> ParticleStep:
-        start = time.perf_counter()
-        step_size = check_positive(step_size, "step_size")
-        given = self.prepare(measure).detach()
-        problem = _Problem(functional, given, step_size, self.blur)
-        search = Minimiser(problem.evaluate, problem.first(previous), lambda v: step_size * v, self.memory)
-        ending, interrupted = "", False
+    def solve(self, problem: Problem, state: Any) -> Solved:
+        step_size = problem.step_size
+        objective = _Objective(problem, self.blur)
+        search = Minimiser(objective.evaluate, objective.first(state), lambda v: step_size * v, self.memory)
+        ending, interrupted = Ending.ITERATIONS, False
         try:
             if self.coupling == "exact":
-                ending = self._alternate(problem, search)
-            else:
-                ending = "" if search.run(self._is_done(step_size), self.iterations) else NO_DESCENT
-                ending = STALLED if search.stalled else ending
+                ending = self._alternate(objective, search)
+            elif not search.run(self._is_done(step_size), self.iterations):
+                ending = Ending.STALLED if search.stalled else Ending.NO_DESCENT
         except KeyboardInterrupt:
             interrupted = True
-        best = search.point if problem.accepted is None else problem.accepted
-        if not best.value <= problem.origin.value:  # a difference within rounding
-            best = problem.origin
-        if search.outside is not None and best is problem.origin and ending == NO_DESCENT:
-            raise StepFailedError(non_finite(functional, problem.measure(search.outside)))
+        best = search.point if objective.accepted is None else objective.accepted
+        if not best.value <= objective.origin.value:  # a difference within rounding
+            best = objective.origin
+        if search.outside is not None and best is objective.origin and ending is Ending.NO_DESCENT:
+            raise StepFailedError(non_finite(problem.functional, objective.measure(search.outside)))
         residual, goal = float(best.gradient.norm()), self._goal(best, step_size)
-        displacement = problem.displacement(best.position)
-        rho = given.push(lambda x: (problem.points + displacement).to(x))
-        with torch.no_grad():
-            value = functional(rho)
-        return ParticleStep(
+        if interrupted or residual <= goal:
+            ending = Ending.INTERRUPTED if interrupted else Ending.CONVERGED
+        given = problem.measure.detach()
+        targets = objective.points + objective.displacement(best.position)
+        rho = given.at(targets.to(given.points))
+        return Solved(
             measure=rho,
-            map=None,
-            value=value,
-            transport_cost=value.new_tensor(best.cost),
-            step_size=step_size,
+            transport_cost=given.weights.new_tensor(best.cost),
             residual=residual,
-            converged=residual <= goal and not interrupted,
+            ending=ending,
+            message=self._message(residual, goal, ending),
             iterations=search.iterations,
-            seconds=time.perf_counter() - start,
-            message=self._message(residual, goal, ending, interrupted),
-            index=0 if previous is None else previous.index + 1,
-            interrupted=interrupted,
-            displacement=displacement.to(given.points),
-            evaluations=problem.evaluations,
+            state=_State((targets - objective.start).to(given.points), step_size, objective.evaluations),
         )
 
-    def _alternate(self, problem: _Problem, search: Minimiser[_Point]) -> str:
-        """Minimise over particles and plans in turn; how that ended, empty where the goal was met."""
+    def _alternate(self, problem: _Objective, search: Minimiser[_Point]) -> Ending:
+        """Minimise over particles and plans in turn; how that ended."""
         gamma = problem.step_size
         coupling = ExactCoupling(problem.points, problem.weights)
         descending, accepted = search.run(self._is_done(gamma), self.iterations), problem.origin
         for _ in range(PLANS):
             point = problem.couple(search.point, coupling)
             if point.value > accepted.value:
-                return NO_DESCENT
+                return Ending.NO_DESCENT
             problem.accepted = accepted = search.point = point
-            if self._is_done(gamma)(point):
-                return ""
-            if search.iterations >= self.iterations:
-                return ""
+            if self._is_done(gamma)(point) or search.iterations >= self.iterations:
+                return Ending.ITERATIONS
             if not descending:
-                return STALLED if search.stalled else NO_DESCENT
+                return Ending.STALLED if search.stalled else Ending.NO_DESCENT
             tenth = float(point.gradient.norm()) / 10  # while the plan moves, more would be wasted
             descending = search.run(self._is_done(gamma, tenth), self.iterations)
-        return f"the plan was still changing after {PLANS} updates"
+        return Ending.PLAN
 
     def _goal(self, point: _Point, step_size: float) -> float:
         """How large ε may be: relative to the mean speed √C/γ of the step."""
@@ -195,12 +165,15 @@ class ParticleProx(Solver):
     def _is_done(self, step_size: float, enough: float = 0.0) -> Callable[[_Point], bool]:
         return lambda point: float(point.gradient.norm()) <= max(self._goal(point, step_size) / 2, enough)
 
-    def _message(self, residual: float, goal: float, ending: str, interrupted: bool) -> str:
-        if interrupted:
+    def _message(self, residual: float, goal: float, ending: Ending) -> str:
+        if ending is Ending.INTERRUPTED:
             return f"interrupted at residual {residual:.2g}: the best so far is returned"
-        if residual <= goal:
+        if ending is Ending.CONVERGED:
             return f"the residual {residual:.2g} is within the tolerance"
-        advice = ending or f"{self.iterations} iterations were not enough: allow more, or a larger tolerance"
+        advice = {
+            Ending.ITERATIONS: f"{self.iterations} iterations were not enough: allow more, or a larger tolerance",
+            Ending.PLAN: f"{Ending.PLAN.value} after {PLANS} updates",
+        }.get(ending, ending.value)
         return f"the residual is {residual:.2g}, not {goal:.2g}: {advice}"
 
 
@@ -216,13 +189,14 @@ class _Point:
     slope: Tensor
 
 
-class _Problem:
-    """J of one step, in float64: the functional, and the cost of moving to targets."""
+class _Objective:
+    """J of one step, in float64, over displacements from the anchor: the functional, and the cost of moving there."""
 
-    def __init__(self, functional: Functional, given: Particles, step_size: float, blur: float | None) -> None:
-        self.functional, self.step_size = functional, step_size
-        self.source = given.to(torch.float64)
-        self.points, self.weights = self.source.points, self.source.weights
+    def __init__(self, problem: Problem, blur: float | None) -> None:
+        self.problem, self.step_size = problem, problem.step_size
+        self.source = problem.measure.detach().to(torch.float64)
+        self.start = self.source.points
+        self.points, self.weights = problem.anchor.points.detach().double(), self.source.weights
         self.smooth = None if blur is None else SinkhornCoupling(self.points, self.weights, blur)
         self.roots = self.weights.sqrt()[:, None]
         self.scales = torch.where(self.roots > 0, 1 / self.roots, 0)  # particles without mass stay
@@ -232,12 +206,12 @@ class _Problem:
         self.accepted: _Point | None = None  # the best of those points whose plan is optimal
         self.limit = math.inf
         self.origin = self._origin()
-        length = float((self.points * self.roots).norm()) + step_size * float(self.origin.gradient.norm())
+        length = float((self.points * self.roots).norm()) + self.step_size * float(self.origin.gradient.norm())
         self.limit = FAR * length if length else math.inf
 
     def _origin(self) -> _Point:
         """J where the particles are, checked."""
-        position = torch.zeros_like(self.points).reshape(-1)
+        position = ((self.start - self.points) * self.roots).reshape(-1)
         here = self.measure(position)
         self.evaluations += 1
         y = here.points.detach().requires_grad_()
@@ -245,46 +219,46 @@ class _Problem:
             value = self._checked_value(y)
         except DensityUnknownError as error:
             raise DensityUnknownError(
-                f"{self.functional!r} needs the density, which moved particles do not have: smooth them with "
+                f"{self.problem.functional!r} needs the density, which moved particles do not have: smooth them with "
                 "Particles.with_kernel_density(), or use a solver that carries densities along, NeuralProx"
             ) from error
-        check_precision(split(self.functional), here)
+        self.problem.check_precision()
         point = self._differentiated(position, y, value)
         if not (math.isfinite(point.value) and bool(torch.isfinite(point.gradient).all())):
-            raise StepFailedError(non_finite(self.functional, here))
+            raise StepFailedError(non_finite(self.problem.functional, here))
         return point
 
     def _checked_value(self, y: Tensor) -> Tensor:
         """F at y, with a graph; raises where a term of it does not apply, or moves without a gradient."""
-        rho, values = self.source.push(lambda _: y), []
+        rho, values = self.source.at(y), []
         with torch.enable_grad():
-            for weight, term in terms_of(self.functional):
-                value = apply(term, rho)
+            for weight, term in terms_of(self.problem.functional):
+                value = checked_value(term, rho)
                 if not value.requires_grad:
                     refuse_cut_off(term, rho, value)
                 values.append(weight * value)
             return torch.stack(values).sum()
 
     def displacement(self, position: Tensor) -> Tensor:
-        """y − x, (n, d)."""
+        """y − a, (n, d)."""
         return position.reshape(self.points.shape) * self.scales
 
-    def measure(self, position: Tensor) -> Particles:
+    def measure(self, position: Tensor) -> Measure:
         """The particles at y."""
-        return self.source.push(lambda x: x + self.displacement(position))
+        return self.source.at(self.points + self.displacement(position))
 
     def evaluate(self, position: Tensor) -> _Point:
         """F and its gradient at a position, with the cost."""
         self.evaluations += 1
         if float(position.norm()) > self.limit:
             raise StepFailedError(
-                f"the step ran away: F + W₂²/(2γ) has no minimum near these particles. Is {self.functional!r} bounded "
-                f"from below, and step_size = {self.step_size:g} short enough for it?"
+                "the step ran away: F + W₂²/(2γ) has no minimum near these particles. Is "
+                f"{self.problem.functional!r} bounded from below, and step_size = {self.step_size:g} short enough?"
             )
         with torch.enable_grad():
             y = (self.points + self.displacement(position)).requires_grad_()
             try:
-                value = self.functional(self.source.push(lambda _: y))
+                value = self.problem.functional(self.source.at(y))
             except CoincidingError:  # a trial, for the particles of the start are apart
                 value = y.new_tensor(math.inf)
         return self._differentiated(position, y, value)
@@ -311,11 +285,11 @@ class _Problem:
         self.offset = cost - float(pull @ pull)
         return self._point(point.position, point.energy, point.slope)
 
-    def first(self, previous: Step | None) -> _Point:
+    def first(self, state: object) -> _Point:
         """Where to start: at rest, or moving on as in the step before where that is better."""
-        if not isinstance(previous, ParticleStep) or previous.displacement.shape != self.points.shape:
+        if not isinstance(state, _State) or state.displacement.shape != self.points.shape:
             return self.origin
-        displacement = previous.displacement.to(self.points) * (self.step_size / previous.step_size)
-        moved = self.evaluate((displacement * self.roots).reshape(-1))
+        shift = state.displacement.to(self.points) * (self.step_size / state.step_size)
+        moved = self.evaluate(((self.start + shift - self.points) * self.roots).reshape(-1))
         is_better = moved.value < self.origin.value and bool(torch.isfinite(moved.gradient).all())
         return moved if is_better else self.origin

@@ -1,18 +1,118 @@
-"""The Wasserstein gradient of a functional, checked: a value or gradient that is not finite names its term."""
+"""The proximal problem that a solver is asked with, and what can be asked of it."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from wprox.functionals import Functional
-from wprox.functionals.base import terms_of
-from wprox.measures import Measure
-from wprox.solvers.base import StepFailedError
+from wprox.functionals.base import Functional, checked_value, terms_of
+from wprox.functionals.structure import Structure
+from wprox.measures import DensityUnknownError, Measure
 
 
-def checked_gradient(functional: Functional, rho: Measure) -> Tensor:
-    """∇_{W₂}F(ρ) at the points of ρ, (n, d).
+class StepFailedError(RuntimeError):
+    """A step that could not be finished.
+
+    Arguments:
+        message: why, and what to do.
+        is_too_long: whether the message says already that the step size is beyond a limit.
+
+    Attributes:
+        index: the number of the step in its trajectory, where it is known.
+        trajectory: what `jko` had computed before the step that failed.
+    """
+
+    def __init__(self, message: str, is_too_long: bool = False) -> None:
+        super().__init__(message)
+        self.is_too_long = is_too_long
+        self.index: int | None = None
+        self.trajectory: object = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    r"""argmin_ρ F(ρ) + W₂²(α, ρ)/(2γ), where the anchor α is the measure μ itself unless a scheme moves it.
+
+    Attributes:
+        functional: F.
+        measure: μ, from where the step starts.
+        step_size: γ.
+        anchor: α, from where the transport cost counts; row by row the points of μ, where the solver moves points.
+        held_out: draws of μ that a solver does not train on.
+        index: the number of the step in its trajectory, from 0.
+
+    Example:
+        >>> import torch, wprox
+        >>> F = wprox.PotentialEnergy(lambda x: x.square().sum(-1) / 2)
+        >>> mu = wprox.Particles(torch.tensor([[3.0]]))
+        >>> problem = wprox.Problem(F, mu, 0.5)
+        >>> rho = mu.at(torch.tensor([[2.0]]))
+        >>> problem.objective(rho, problem.cost(rho)), problem.residual(rho)  # the step: F + cost/2γ = 2 + 1
+        (tensor(3.), 0.0)
+    """
+
+    functional: Functional
+    measure: Measure
+    step_size: float
+    anchor: Measure = None  # type: ignore[assignment]
+    held_out: Measure | None = None
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        if self.anchor is None:
+            object.__setattr__(self, "anchor", self.measure)
+
+    @cached_property
+    def structure(self) -> Structure:
+        """What F is made of."""
+        return self.functional.structure()
+
+    def value(self, rho: Measure) -> Tensor:
+        """F(ρ), checked; see `wprox.functionals.base.checked_value`."""
+        return checked_value(self.functional, rho)
+
+    def cost(self, rho: Measure) -> Tensor:
+        """Σ_i w_i |y_i − a_i|² for a measure at points y, row by row those of the anchor."""
+        return self.anchor.weights @ (rho.points - self.anchor.points).square().sum(1)
+
+    def objective(self, rho: Measure, cost: Tensor) -> Tensor:
+        """F(ρ) + cost/(2γ)."""
+        return self.functional(rho) + cost / (2 * self.step_size)
+
+    def residual(self, rho: Measure, origins: Tensor | None = None) -> float | None:
+        """‖∇F(ρ) + (id − T⁻¹)/γ‖ in L²(ρ), the first-order error; `None` where F cannot give its gradient.
+
+        Arguments:
+            rho: ρ.
+            origins: T⁻¹ at the points of ρ, (n, d); the points of the anchor by default.
+        """
+        try:
+            gradient = self.functional.wasserstein_gradient(rho)
+        except (DensityUnknownError, NotImplementedError):
+            return None
+        origins = self.anchor.points if origins is None else origins
+        return math.sqrt(float(rho.weights @ (gradient + (rho.points - origins) / self.step_size).square().sum(1)))
+
+    def check_precision(self) -> None:
+        """Raise `TypeError` where a potential at float64 points comes in lower precision, so that steps would stall."""
+        x = self.measure.points[:1].detach().double()
+        for piece in self.structure.potentials:
+            with torch.no_grad():
+                dtype = piece.function(x).dtype
+            if dtype != torch.float64:
+                raise TypeError(
+                    f"{piece.name} is {dtype} at float64 points: the solver computes in float64, "
+                    "and its steps would stall at the coarser rounding; make the tensors, parameters and networks "
+                    "inside it float64"
+                )
+
+
+def gradient_of(functional: Functional, rho: Measure) -> Tensor:
+    """∇_{W₂}F(ρ) at the points of ρ, (n, d), checked.
 
     Raises:
         StepFailedError: where it is not finite; the message names the term of the sum and the first such point.
@@ -21,6 +121,18 @@ def checked_gradient(functional: Functional, rho: Measure) -> Tensor:
     if not bool(torch.isfinite(gradient).all()):
         raise StepFailedError(non_finite(functional, rho))
     return gradient
+
+
+def finite_value(functional: Functional, rho: Measure) -> Tensor:
+    """F(ρ), checked.
+
+    Raises:
+        StepFailedError: where it is not finite; the message names the term of the sum.
+    """
+    value = checked_value(functional, rho)
+    if not bool(torch.isfinite(value)):
+        raise StepFailedError(non_finite(functional, rho))
+    return value
 
 
 def non_finite(functional: Functional, rho: Measure) -> str:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from scipy.linalg import LinAlgError, solveh_banded
+from numpy.linalg import LinAlgError
 from torch import Tensor
 
 from wprox._checks import check_count, check_positive
 from wprox.functionals import Functional
-from wprox.functionals.base import Sum
-from wprox.functionals.structure import Pieces, apply, check_precision, split
+from wprox.functionals.terms import as_sum, terms_of_one_kind
 from wprox.maps import MonotoneMap
-from wprox.measures import Measure, Quantiles
+from wprox.measures import Quantiles
 from wprox.solvers._lbfgs import History
-from wprox.solvers.base import Solver, Step, StepFailedError
+from wprox.solvers.base import Ending, Solved, Solver
+from wprox.solvers.problem import Problem, StepFailedError
 
+SMALL = "the last update was below the tolerance"
 BATCH = 2**17  # nodes differentiated at once, so that a batch fits the cache
 EPSILON = torch.finfo(torch.float64).eps
 
@@ -60,55 +61,33 @@ class QuantileProx(Solver):
         ([0.5, 0.55, 0.6], True)
     """
 
+    accepts = (Quantiles,)
+    conversion = "make some with Quantiles.from_icdf(icdf, n) or Quantiles.from_samples(x, n)"
+
     def __init__(self, iterations: int = 200, tolerance: float = 1e-9, memory: int = 30) -> None:
         self.iterations = check_count(iterations, "iterations")
         self.tolerance = check_positive(tolerance, "tolerance")
         self.memory = check_count(memory, "memory")
 
-    def prepare(self, measure: Measure) -> Quantiles:
-        if not isinstance(measure, Quantiles):
-            raise TypeError(
-                f"QuantileProx needs Quantiles, got {type(measure).__name__}; "
-                "make some with Quantiles.from_icdf(icdf, n) or Quantiles.from_samples(x, n)"
-            )
-        return measure
-
-    def step(
-        self,
-        functional: Functional,
-        measure: Measure,
-        step_size: float,
-        *,
-        previous: Step | None = None,
-        held_out: Measure | None = None,
-    ) -> Step:
-        start = time.perf_counter()
-        step_size = check_positive(step_size, "step_size")
-        source = self.prepare(measure)
-        apply(functional, source)  # says what is missing, where F does not apply
-        pieces = split(functional)
-        check_precision(pieces, source)
-        problem = _Problem(pieces, source, step_size)
-        outcome = self._minimise(problem)
+    @torch.no_grad()
+    def solve(self, problem: Problem, state: Any) -> Solved:
+        source = problem.measure
+        assert isinstance(source, Quantiles)
+        problem.value(source)  # says what is missing, where F does not apply
+        problem.check_precision()
+        outcome = self._minimise(_Objective(problem), source.nodes.detach())
         rho = Quantiles.unchecked(outcome.nodes)
-        with torch.no_grad():
-            value = functional(rho)
-        return Step(
+        return Solved(
             measure=rho,
+            transport_cost=problem.cost(rho),
             map=MonotoneMap(source.nodes, rho.nodes),
-            value=value,
-            transport_cost=source.weights @ (rho.nodes - source.nodes).square(),
-            step_size=step_size,
             residual=outcome.residual,
-            converged=outcome.converged,
-            iterations=outcome.iterations,
-            seconds=time.perf_counter() - start,
+            ending=outcome.ending,
             message=outcome.message,
-            index=0 if previous is None else previous.index + 1,
+            iterations=outcome.iterations,
         )
 
-    def _minimise(self, problem: _Problem) -> _Outcome:
-        x = problem.source
+    def _minimise(self, problem: _Objective, x: Tensor) -> _Outcome:
         value, _ = problem.value(x)
         if not math.isfinite(value):
             raise StepFailedError(
@@ -126,37 +105,41 @@ class QuantileProx(Solver):
             is_small = problem.norm(direction) <= max(self.tolerance * problem.spread(x), rounding)
             shift = problem.search(x, point, direction)
             if shift is None:
-                message = "the last update was below the tolerance" if is_small else "the line search found no descent"
-                return _Outcome(x, point.residual, is_small, count, message)
+                ending = Ending.CONVERGED if is_small else Ending.NO_DESCENT
+                return _Outcome(x, point.residual, ending, count, SMALL if is_small else ending.value)
             gradient, x = point.gradient, x + shift
             point = problem.expand(x)
             if is_small:
-                return _Outcome(x, point.residual, True, count, "the last update was below the tolerance")
+                return _Outcome(x, point.residual, Ending.CONVERGED, count, SMALL)
             if problem.rest is not None:
                 history.add(shift, point.gradient - gradient)
-        return _Outcome(x, point.residual, False, self.iterations, f"{self.iterations} iterations were not enough")
+        message = f"{self.iterations} iterations were not enough"
+        return _Outcome(x, point.residual, Ending.ITERATIONS, self.iterations, message)
 
 
 @dataclass(frozen=True)
 class _Outcome:
     nodes: Tensor
     residual: float
-    converged: bool
+    ending: Ending
     iterations: int
     message: str
 
 
-class _Problem:
+class _Objective:
     """J of one step, with its derivatives."""
 
-    def __init__(self, pieces: Pieces, source: Quantiles, step_size: float) -> None:
-        self.pieces = pieces
-        rest = [*pieces.interactions, *pieces.rest]
-        self.rest = Sum(list(rest)) if rest else None
-        self.source = source.nodes.detach()
-        self.weights = source.weights
-        self.mass = 1 / (len(source) - 1)
-        self.step_size = step_size
+    def __init__(self, problem: Problem) -> None:
+        structure = problem.structure
+        self.structure = structure
+        others = replace(structure, potentials=(), entropy=0.0, internal=())
+        self.rest = as_sum(terms) if (terms := terms_of_one_kind(others)) else None
+        anchor = problem.anchor
+        assert isinstance(anchor, Quantiles)
+        self.source = anchor.nodes.detach()
+        self.weights = anchor.weights
+        self.mass = 1 / (len(anchor) - 1)
+        self.step_size = problem.step_size
 
     def norm(self, v: Tensor) -> float:
         """‖v‖ in L²(ρ)."""
@@ -170,12 +153,12 @@ class _Problem:
         """J(x), and the size of the terms that were added up: rounding errors are relative to it."""
         parts = [self.weights @ (x - self.source).square() / (2 * self.step_size)]
         with torch.no_grad():
-            if self.pieces.has_potential:
-                parts.append(self.weights @ self.pieces.potential(x[:, None]))
-            if self.pieces.entropy or self.pieces.internal:
+            if self.structure.potentials:
+                parts.append(self.weights @ self.structure.potential(x[:, None]))
+            if self.structure.entropy or self.structure.internal:
                 density = self.mass / x.diff()
-                parts.append(self.pieces.entropy * density.log().mean())
-                parts += [weight * (term.energy(density) / density).mean() for weight, term in self.pieces.internal]
+                parts.append(self.structure.entropy * density.log().mean())
+                parts += [piece.weight * (piece.energy(density) / density).mean() for piece in self.structure.internal]
             if self.rest is not None:
                 parts.append(self.rest(Quantiles.unchecked(x)))
         values = [float(part) for part in parts]
@@ -187,19 +170,19 @@ class _Problem:
         For a gap Δ with ρ = h/Δ, the derivatives of h U(ρ)/ρ = Δ U(h/Δ) are U − ρU′ and ρ³U″/h.
         """
         pull, curvature = (x - self.source) / self.step_size, x.new_zeros(len(x))
-        if self.pieces.has_potential:
-            slope, curvature = _derivatives(lambda points: self.pieces.potential(points[:, None]), x)
+        if self.structure.potentials:
+            slope, curvature = _derivatives(lambda points: self.structure.potential(points[:, None]), x)
             pull = pull + slope
         gradient = self.weights * pull
         gap_curvature = x.new_zeros(len(x) - 1)
-        if self.pieces.entropy or self.pieces.internal:
+        if self.structure.entropy or self.structure.internal:
             density = self.mass / x.diff()
-            pressure = self.pieces.entropy * density
-            gap_curvature = gap_curvature + self.pieces.entropy * density.square() / self.mass
-            for weight, term in self.pieces.internal:
-                slope, bend = _derivatives(term.energy, density)
-                pressure = pressure + weight * (density * slope - term.energy(density))
-                gap_curvature = gap_curvature + weight * density**3 * bend / self.mass
+            pressure = self.structure.entropy * density
+            gap_curvature = gap_curvature + self.structure.entropy * density.square() / self.mass
+            for piece in self.structure.internal:
+                slope, bend = _derivatives(piece.energy, density)
+                pressure = pressure + piece.weight * (density * slope - piece.energy(density))
+                gap_curvature = gap_curvature + piece.weight * density**3 * bend / self.mass
             gradient[:-1] += pressure
             gradient[1:] -= pressure
         if self.rest is not None:
@@ -276,6 +259,8 @@ class _Expansion:
         raise StepFailedError("the Hessian is not finite; check that the second derivatives of the functional are")
 
     def _solve(self, vector: Tensor, potential: Tensor, internal: Tensor, damping: float) -> Tensor:
+        from scipy.linalg import solveh_banded
+
         bands = torch.zeros(2, len(vector), dtype=torch.float64)
         bands[1] = self.proximal + potential
         bands[1, 1:] += internal

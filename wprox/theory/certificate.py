@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from wprox._checks import plain
 from wprox.functionals import KL, Functional
-from wprox.functionals.structure import Pieces, split
+from wprox.functionals.structure import Structure
 from wprox.jko import Trajectory
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
-from wprox.measures.gaussian import in_float64
 from wprox.measures.laws import standard_normal
 from wprox.metrics import Distance, Law, as_measure_like, exact_w2, wasserstein
 from wprox.solvers import QuantileProx, Step, StepFailedError
@@ -178,14 +176,14 @@ def certify(
     steps = [] if trajectory is None else list(trajectory.steps if isinstance(trajectory, Trajectory) else trajectory)
     measures = list(trajectory.measures) if isinstance(trajectory, Trajectory) else []
     modulus = bounds.check_modulus(modulus if modulus is not None or functional is None else functional.modulus)
-    pieces = None if functional is None else split(functional)
+    structure = None if functional is None else functional.structure()
     residuals = plain(residuals)
     sizes = _step_sizes(plain(step_sizes), steps, residuals)
-    errors, residuals_are = _residuals(residuals, steps, measures, pieces, sizes, seed)
+    errors, residuals_are = _residuals(residuals, steps, measures, structure, sizes, seed)
     minimiser = _minimiser(minimiser, functional, measures, modulus)
     distance = _initial_distance(initial_w2, measures, minimiser, seed)
     objective = bounds.objective_bound(distance.value, sizes, errors, modulus)
-    entropy = None if pieces is None or not _is_gibbs(pieces) else pieces.entropy
+    entropy = structure.entropy if structure is not None and structure.is_gibbs else None
     kl = None if entropy is None else objective[-1] / entropy
     reference = _reference(minimiser, measures)
     return Certificate(
@@ -200,7 +198,7 @@ def certify(
         tv=None if kl is None else bounds.pinsker(kl),
         contributions=_contributions(distance.value, sizes, errors, modulus),
         measured_w2=None if reference is None else [exact_w2(rho, reference) for rho in measures],
-        measured_objective=_measured_objective(values, steps, functional, pieces, reference, minimum, len(sizes)),
+        measured_objective=_measured_objective(values, steps, functional, structure, reference, minimum, len(sizes)),
         inverse_w2=_inverse_w2(inverse_errors, lipschitz, len(sizes)),
     )
 
@@ -250,14 +248,14 @@ def _residuals(
     given: str | float | Sequence[float | StepError] | None,
     steps: list[Step],
     measures: list[Measure],
-    pieces: Pieces | None,
+    structure: Structure | None,
     sizes: list[float],
     seed: int,
 ) -> tuple[list[float], str]:
     if isinstance(given, str):
         if given != "critic":
             raise ValueError(f'residuals must be numbers or "critic", got {given!r}')
-        given = _critics(measures, pieces, sizes, seed)
+        given = _critics(measures, structure, sizes, seed)
     if given is None:
         unknown = [k for k, step in enumerate(steps) if step.residual is None]
         if unknown or not steps:
@@ -278,9 +276,9 @@ def _residuals(
     return errors, "estimates" if estimated else "as given"
 
 
-def _critics(measures: list[Measure], pieces: Pieces | None, sizes: list[float], seed: int) -> list[StepError]:
+def _critics(measures: list[Measure], structure: Structure | None, sizes: list[float], seed: int) -> list[StepError]:
     """A Stein critic a step, for trajectories of equally weighted particles."""
-    if pieces is None or pieces.internal or pieces.interactions or pieces.rest or pieces.entropy < 0:
+    if structure is None or not (structure.is_gibbs or _is_potential(structure)):
         raise ValueError(
             'residuals="critic" needs the functional, and it must be a sum of PotentialEnergy, Entropy and KL; for '
             "others give residuals=[...]"
@@ -289,14 +287,14 @@ def _critics(measures: list[Measure], pieces: Pieces | None, sizes: list[float],
     if not pairs or any(not isinstance(rho, Particles) or float(rho.weights.std()) > 1e-9 for rho in measures):
         raise ValueError('residuals="critic" needs a Trajectory of Particles with equal weights; resample them first')
     return [
-        stein_residual(before.points, after.points, pieces.potential_gradient, size, seed + k, pieces.entropy)
+        stein_residual(before.points, after.points, structure.potential_gradient, size, seed + k, structure.entropy)
         for k, (before, after, size) in enumerate(pairs)
     ]
 
 
-def _is_gibbs(pieces: Pieces) -> bool:
-    """Whether G − G* is a multiple of KL to the minimiser."""
-    return pieces.entropy > 0 and not (pieces.internal or pieces.interactions or pieces.rest)
+def _is_potential(structure: Structure) -> bool:
+    """Whether F is a potential energy."""
+    return structure.is_smooth and not structure.interactions
 
 
 def _minimiser(given: Law | None, functional: Functional | None, measures: list[Measure], modulus: float) -> Law | None:
@@ -318,7 +316,7 @@ def _minimiser(given: Law | None, functional: Functional | None, measures: list[
         except StepFailedError:
             return given
         return step.measure if step.converged else given  # an atom is the limit of nodes, and never reached
-    return _target(split(functional)) if given is None else given
+    return functional.structure().law if given is None else given
 
 
 def _reference(minimiser: Law | None, measures: list[Measure]) -> Measure | None:
@@ -328,15 +326,6 @@ def _reference(minimiser: Law | None, measures: list[Measure]) -> Measure | None
     if isinstance(measures[0], Quantiles) and not isinstance(minimiser, Quantiles):
         return None
     return as_measure_like(minimiser, measures[0])
-
-
-def _target(pieces: Pieces) -> Law | None:
-    """The target of a functional that is a multiple of KL to a normalised law, else `None`."""
-    if not _is_gibbs(pieces) or pieces.potentials or len(pieces.divergences) != 1:
-        return None
-    weight, divergence = pieces.divergences[0]
-    target = divergence.target
-    return target if weight == pieces.entropy and isinstance(target, Measure | Distribution) else None
 
 
 def _initial_distance(
@@ -359,7 +348,7 @@ def _measured_objective(
     values: Sequence[Any] | None,
     steps: list[Step],
     functional: Functional | None,
-    pieces: Pieces | None,
+    structure: Structure | None,
     reference: Measure | None,
     minimum: float | None,
     count: int,
@@ -367,14 +356,14 @@ def _measured_objective(
     """G(p_n) − G* where both are known: not from particles whose density is known up to a constant only."""
     if minimum is None and functional is not None and reference is not None:
         with torch.no_grad():
-            minimum = float(functional(in_float64(reference) if isinstance(reference, Gaussian) else reference))
-    if minimum is None and pieces is not None and _target(pieces) is not None:
+            minimum = float(functional(reference.to(torch.float64) if isinstance(reference, Gaussian) else reference))
+    if minimum is None and structure is not None and structure.law is not None:
         minimum = 0.0
     relative = any(isinstance(step.measure, Particles) and step.measure.is_relative for step in steps)
     if values is None and steps and not relative:
         with torch.no_grad():  # the value of a float32 step is rounded more coarsely than the bounds
             values = [
-                functional(in_float64(step.measure))
+                functional(step.measure.to(torch.float64))
                 if functional is not None and isinstance(step.measure, Gaussian)
                 else step.value
                 for step in steps

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wprox.measures import Gaussian, Measure
 from wprox.transport.atoms import atoms, check_same_space
+from wprox.transport.plans import half_square_distances
 
 LOST = 1e-200  # a sum below this may soon underflow in Sinkhorn iterations on a kernel
 PLAIN, CYCLE = 20, 120  # Sinkhorn iterations that are not over-relaxed, of so many
@@ -38,6 +39,27 @@ def sinkhorn(p: Measure, q: Measure, blur: float, tol: float, iterations: int) -
         terms.append(factor * (weights @ f + masses @ g - epsilon * excess))
         del exponent  # n × n numbers
     return torch.stack(terms).sum()
+
+
+def potentials_of(
+    x: Tensor,
+    a: Tensor,
+    y: Tensor,
+    b: Tensor,
+    epsilon: float,
+    tol: float,
+    iterations: int,
+    symmetric: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The dual potentials f and g of OT_ε between weighted points."""
+    return _all_potentials(half_square_distances(x, y), a, b, epsilon, tol, iterations, symmetric)
+
+
+def entropic_transform(z: Tensor, y: Tensor, b: Tensor, g: Tensor, epsilon: float) -> Tensor:
+    """−ε log Σ_j b_j exp((g_j − ½|z − y_j|²)/ε) at points z: (m, d), (m,), the smooth c-transform of g."""
+    carriers = b > 0
+    exponents = (g[carriers] - half_square_distances(z, y[carriers])) / epsilon
+    return -epsilon * torch.logsumexp(b[carriers].log() + exponents, 1)
 
 
 @torch.no_grad()

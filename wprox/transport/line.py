@@ -35,6 +35,12 @@ class QuantileFunctions(NamedTuple):
     weights: Tensor
     order: Tensor | None = None
 
+    def row(self, k: int) -> QuantileFunctions:
+        """One of the laws alone."""
+        low = self.low[k : k + 1]
+        high = low if self.high is self.low else self.high[k : k + 1]
+        return QuantileFunctions(self.levels[k : k + 1], low, high, self.weights)
+
     def at(self, piece: Tensor, level: Tensor) -> Tensor:
         """The values at levels (L, m) of the given pieces (L, m)."""
         low = self.low.gather(1, piece)
@@ -61,7 +67,7 @@ def line_square(p: Measure, q: Measure) -> Tensor:
         q = _gaussian_quantiles(q, p)
     if isinstance(p, Quantiles) and isinstance(q, Quantiles) and len(p) == len(q):
         return p.weights @ (p.nodes - q.nodes.to(p.nodes)).square()
-    return _square(_on_line(p), _on_line(q))[0]
+    return _square(as_quantile_functions(p), as_quantile_functions(q))[0]
 
 
 def sliced_square(p: Measure, q: Measure, directions: Tensor) -> Tensor:
@@ -75,7 +81,7 @@ def sliced_square(p: Measure, q: Measure, directions: Tensor) -> Tensor:
         deviation, other = ((directions @ rho.scale_tril.to(p.device, torch.float64)).norm(dim=1) for rho in (p, q))
         return (mean.square() + (deviation - other).square()).mean()
     (x, a), (y, b) = atoms(p), atoms(q)
-    return _square(_project(x, a, directions), _project(y.to(x), b.to(x), directions)).mean()
+    return _square(project(x, a, directions), project(y.to(x), b.to(x), directions)).mean()
 
 
 def _square(functions: QuantileFunctions, others: QuantileFunctions) -> Tensor:
@@ -104,15 +110,18 @@ def _square(functions: QuantileFunctions, others: QuantileFunctions) -> Tensor:
     return square + torch.stack([by_weights(weights, row) for row in potential])
 
 
-def _on_line(rho: Measure) -> QuantileFunctions:
+def as_quantile_functions(rho: Measure, other: Measure | None = None) -> QuantileFunctions:
+    """The quantile function of a measure of the line; a Gaussian's by as many nodes as `other` has."""
+    if isinstance(rho, Gaussian):
+        rho = _gaussian_quantiles(rho, rho if other is None else other)
     if isinstance(rho, Quantiles):
         levels = torch.linspace(0, 1, len(rho), dtype=torch.float64, device=rho.device)[None, 1:]
         return QuantileFunctions(levels, rho.nodes[None, :-1], rho.nodes[None, 1:], rho.weights)
     points, weights = atoms(rho)
-    return _project(points, weights, torch.ones_like(points[:1]))
+    return project(points, weights, torch.ones_like(points[:1]))
 
 
-def _project(points: Tensor, weights: Tensor, directions: Tensor) -> QuantileFunctions:
+def project(points: Tensor, weights: Tensor, directions: Tensor) -> QuantileFunctions:
     """The quantile functions of projections of particles."""
     values, order = (directions @ points.mT).sort(1)
     levels = weights.detach()[order].cumsum(1)

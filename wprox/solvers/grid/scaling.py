@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wprox.solvers.base import Ending
 from wprox.solvers.grid.anderson import Anderson
 from wprox.solvers.grid.gibbs import Kernel
 from wprox.solvers.grid.kl_prox import LocalTerms
@@ -20,8 +21,6 @@ CONTINUES = 0.5  # a start whose violation is above this is no better than none
 LOST_FRACTION = 0.01  # of the tolerance: the mass that the kernel domain may misplace by underflow
 NEGLIGIBLE = 1e-20  # cells below this fraction of the largest mass are not extrapolated
 SELF_ITERATIONS = 200  # of the transport of a measure to itself, which takes about ten
-TOO_FAR = "implicit heat flow does not reach where the mass should go; set heat_steps=None, or raise blur"
-OVERFLOW = "F times γ/blur² overflows, and μ is returned as it was; lower step_size or raise blur"
 WHAT_TO_TRY = "raise iterations, or ease the problem with a larger blur or a smaller step_size"
 BISECTIONS = 70  # from a width of 2400 down to rounding
 LARGEST = 600.0  # the logarithm of a mass that still counts in full in the violation
@@ -48,7 +47,8 @@ class Solution:
         log_scalings: (k, n), log b and, for the debiased step, log d: where a next step may start from.
         log_source: (n,), log a.
         violation: the marginal's violation, in mass.
-        message: how it ended.
+        ending: how it ended.
+        message: the same with its numbers.
         log_domain: whether it ended in the log domain.
     """
 
@@ -57,7 +57,7 @@ class Solution:
     log_source: Tensor
     violation: float
     iterations: int
-    converged: bool
+    ending: Ending
     message: str
     log_domain: bool
 
@@ -222,14 +222,15 @@ class ScalingIteration:
                     anderson.restart()
                     continue
                 log_a = torch.zeros_like(self.mass)
-                return Solution(self.mass, self.start(), log_a, 1.0, count, False, OVERFLOW, self.log_domain)
+                ending = Ending.OVERFLOW
+                return Solution(self.mass, self.start(), log_a, 1.0, count, ending, ending.value, self.log_domain)
             solved = current.violation <= linearisation.tol
             mass = self.normalised(current.log_mass).exp() if solved else self.mass
             if solved and linearisation.resolves(mass, current.violation):
                 if misplaces:
-                    return self._solution(current, count, False, TOO_FAR)
+                    return self._solution(current, count, Ending.OUT_OF_REACH, Ending.OUT_OF_REACH.value)
                 if linearisation.settles(mass, current.violation, current.image):
-                    return self._solution(current, count, True, "")
+                    return self._solution(current, count, Ending.CONVERGED, "")
                 if linearisation.accepted:  # moves may be short for want of relaxation, far from a solution
                     kept, error = current, linearisation.moved
                 best, accelerated, scalings = math.inf, False, linearisation.scalings
@@ -243,17 +244,21 @@ class ScalingIteration:
             scalings = torch.where(root > math.sqrt(NEGLIGIBLE) * root.max(), extrapolated, current.image)
             accelerated = memory > 0
         current = current if kept is None else kept
-        message = f"a violation of {current.violation:.2g} in mass is left, tol is {self.tol:.2g}"
+        ending, message = (
+            Ending.ITERATIONS,
+            f"a violation of {current.violation:.2g} in mass is left, tol is {self.tol:.2g}",
+        )
         if kept is not None and linearisation.repeat:
+            ending = Ending.UNSETTLED
             message = f"linearisation does not settle, and would have moved a mass of {error:.2g} next"
-        return self._solution(current, iterations, False, f"{message}; {WHAT_TO_TRY}")
+        return self._solution(current, iterations, ending, f"{message}; {WHAT_TO_TRY}")
 
-    def _solution(self, last: Iterate, count: int, converged: bool, message: str) -> Solution:
+    def _solution(self, last: Iterate, count: int, ending: Ending, message: str) -> Solution:
         mass = self.within_bounds(last.log_mass)
         if not message:
             domain = "log" if self.log_domain else "kernel"
             message = f"a violation of {last.violation:.2g} in mass after {count} iterations in the {domain} domain"
-        return Solution(mass, last.image, last.log_source, last.violation, count, converged, message, self.log_domain)
+        return Solution(mass, last.image, last.log_source, last.violation, count, ending, message, self.log_domain)
 
     def self_scaling(self, log_mass: Tensor) -> Tensor:
         """log d with d ⊙ K d = ρ, (n,): the transport of a measure to itself; −∞ where there is no mass."""

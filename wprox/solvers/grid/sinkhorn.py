@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from wprox._checks import check_count, check_positive
-from wprox.functionals import Functional
-from wprox.measures import Grid, Measure
-from wprox.solvers.base import Solver, Step
+from wprox.measures import Grid
+from wprox.solvers.base import Solved, Solver
 from wprox.solvers.grid.gibbs import Kernel
 from wprox.solvers.grid.scaling import ScalingIteration
 from wprox.solvers.grid.terms import GridTerms, sort_terms
 from wprox.solvers.grid.walls import HeatKernel, make_kernel
+from wprox.solvers.problem import Problem
 
 DEBIAS = (None, "entropy", "sinkhorn")
 SMALLEST_BLUR = 0.25  # in cells: exp(−1/(2 · 0.25²)) = 3e-4 of the mass reaches a neighbour
@@ -28,10 +28,12 @@ ANNEALING_TOL, ANNEALING_ITERATIONS = 1e-2, 50  # of each larger blur
 
 
 @dataclass(frozen=True)
-class SinkhornStep(Step):
-    """A `Step` of `SinkhornProx`, with the potentials that the next step starts from.
+class _State:
+    """What the next step starts from.
 
     Attributes:
+        measure: ρ, as it was returned.
+        step_size: γ.
         log_scalings: (k, n), log b, and log d of a debiased step.
         self_scaling: (n,), log d with d ⊙ K d = ρ.
         violation: the marginal's violation in mass.
@@ -39,11 +41,13 @@ class SinkhornStep(Step):
         log_domain: whether the step ended in the log domain.
     """
 
-    log_scalings: Tensor | None = None
-    self_scaling: Tensor | None = None
-    violation: float = 0.0
-    blur: float = 0.0
-    log_domain: bool = False
+    measure: Grid
+    step_size: float
+    log_scalings: Tensor
+    self_scaling: Tensor
+    violation: float
+    blur: float
+    log_domain: bool
 
 
 class SinkhornProx(Solver):
@@ -100,6 +104,11 @@ class SinkhornProx(Solver):
         (True, tensor(0.15..., dtype=torch.float64))
     """
 
+    accepts = (Grid,)
+    conversion = (
+        "build one with Grid.from_density(density, shape, bounds) or Grid.from_particles(particles, shape, bounds)"
+    )
+
     def __init__(
         self,
         blur: float | None = None,
@@ -123,68 +132,43 @@ class SinkhornProx(Solver):
         self.log_domain = bool(log_domain)
         self._kernel: tuple[Grid, float, Kernel] | None = None
 
-    def prepare(self, measure: Measure) -> Grid:
-        """The grid itself; any other measure is refused."""
-        return _as_grid(measure)
-
     @torch.no_grad()
-    def step(
-        self,
-        functional: Functional,
-        measure: Measure,
-        step_size: float,
-        *,
-        previous: Step | None = None,
-        held_out: Measure | None = None,
-    ) -> SinkhornStep:
-        start = time.perf_counter()
-        gamma = check_positive(step_size, "step_size")
-        source = _as_grid(measure)
-        if not isinstance(functional, Functional):
-            raise TypeError(f"functional must be a wprox.Functional, got {type(functional).__name__}")
+    def solve(self, problem: Problem, state: Any) -> Solved:
+        source, gamma = problem.anchor, problem.step_size
+        assert isinstance(source, Grid)
         if self.log_domain and self.heat_steps is not None and source.mask is not None:
             raise ValueError(
                 "log_domain=True among walls needs heat_steps=None: implicit steps are solved in the kernel domain"
             )
         grid = source.to(torch.float64)
         kernel, blur = self._kernel_of(grid)
-        terms = sort_terms(functional, grid, gamma / blur**2, kernel.rooms, self.debias)
+        terms = sort_terms(problem.structure, grid, gamma / blur**2, kernel.rooms, self.debias)
         iteration = ScalingIteration(terms, kernel, grid.weights, self.debias, self.tol, self.log_domain)
-        scalings, own_source = None, None
-        if _continues(previous, grid, blur):
-            assert isinstance(previous, SinkhornStep)
-            if previous.measure.dtype == source.dtype and torch.equal(previous.measure.weights, source.weights):
-                own_source = previous.self_scaling
-            scalings = iteration.continued(previous.log_scalings, gamma / previous.step_size)
+        known = state if isinstance(state, _State) and _continues(state, grid, blur) else None
+        scalings = None
+        if known is not None:
+            scalings = iteration.continued(known.log_scalings, gamma / known.step_size)
         if scalings is None:
             scalings = self._annealed(terms, grid, blur)
         if scalings is None:
             scalings = iteration.start()
         solution = iteration.solve(scalings, self.memory, self.iterations, not self.semi_implicit)
-        if own_source is None:
-            own_source = iteration.self_scaling(iteration.log_mass)
         own_target = iteration.self_scaling(solution.mass.log())
-        divergence = iteration.divergence(solution, own_source, own_target)
+        divergence = iteration.divergence(solution, _own_scaling(known, source, iteration), own_target)
         cost = (2 * blur**2 * divergence).clamp(min=0.0)  # ≥ 0, but for rounding
         if isinstance(kernel, HeatKernel):
             _warn_of_long_moves(float(cost), blur, kernel.steps, max(grid.cell_widths))
-        result = grid.with_weights(solution.mass)
-        return SinkhornStep(
-            measure=source.with_weights(solution.mass.to(source.dtype)),
-            map=None,
-            value=functional(result).to(source.dtype),
+        result = source.with_weights(solution.mass.to(source.dtype))
+        return Solved(
+            measure=result,
             transport_cost=cost.to(source.dtype),
-            step_size=gamma,
-            converged=solution.converged,
-            iterations=solution.iterations,
-            seconds=time.perf_counter() - start,
+            value=problem.functional(grid.with_weights(solution.mass)).to(source.dtype),
+            ending=solution.ending,
             message=solution.message,
-            index=0 if previous is None else previous.index + 1,
-            log_scalings=solution.log_scalings,
-            self_scaling=own_target,
-            violation=solution.violation,
-            blur=blur,
-            log_domain=solution.log_domain,
+            iterations=solution.iterations,
+            state=_State(
+                result, gamma, solution.log_scalings, own_target, solution.violation, blur, solution.log_domain
+            ),
         )
 
     def _annealed(self, terms: GridTerms, grid: Grid, blur: float) -> Tensor | None:
@@ -227,15 +211,6 @@ class SinkhornProx(Solver):
         return kernel, blur
 
 
-def _as_grid(measure: Measure) -> Grid:
-    if not isinstance(measure, Grid):
-        raise TypeError(
-            f"SinkhornProx needs a Grid, got {type(measure).__name__}; build one with Grid.from_density(density, "
-            "shape, bounds) or Grid.from_particles(particles, shape, bounds)"
-        )
-    return measure
-
-
 def _warn_of_long_moves(cost: float, blur: float, heat_steps: int, width: float) -> None:
     r"""Warn where implicit heat flow makes the moves of a step far too cheap.
 
@@ -260,6 +235,14 @@ def _warn_of_long_moves(cost: float, blur: float, heat_steps: int, width: float)
     )
 
 
-def _continues(previous: Step | None, grid: Grid, blur: float) -> bool:
+def _continues(state: _State, grid: Grid, blur: float) -> bool:
     """Whether the potentials of the step before belong to the same cells and blur."""
-    return isinstance(previous, SinkhornStep) and previous.blur == blur and grid.same_cells(previous.measure)
+    return state.blur == blur and grid.same_cells(state.measure)
+
+
+def _own_scaling(state: _State | None, source: Grid, iteration: ScalingIteration) -> Tensor:
+    """log d with d ⊙ K d = μ, (n,): that of the step before, where μ is what it ended with."""
+    same = state is not None and state.measure.dtype == source.dtype
+    if state is not None and same and torch.equal(state.measure.weights, source.weights):
+        return state.self_scaling
+    return iteration.self_scaling(iteration.log_mass)

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import singledispatch
 
 import torch
 from torch import Tensor
 
 from wprox._checks import evaluate
-from wprox.functionals import (
-    KL,
-    DensityBounds,
-    Entropy,
-    Functional,
-    InteractionEnergy,
-    InternalEnergy,
-    PorousMedium,
-    PotentialEnergy,
-)
-from wprox.functionals.base import Sum
+from wprox.functionals import Functional, InternalEnergy
+from wprox.functionals.structure import Interaction, Structure
 from wprox.measures import Grid
 from wprox.measures.grid import convolve, kernel_spectrum
-from wprox.solvers.base import StepFailedError
 from wprox.solvers.grid.kl_prox import LocalTerms
+from wprox.solvers.problem import StepFailedError
 
 ROUNDING = 1e-12  # of sums of masses
 
@@ -80,19 +70,19 @@ class GridTerms:
 
 
 def sort_terms(
-    functional: Functional, grid: Grid, strength: float, rooms: Tensor | None = None, debias: str | None = None
+    structure: Structure, grid: Grid, strength: float, rooms: Tensor | None = None, debias: str | None = None
 ) -> GridTerms:
     """The terms of F on a grid, for a KL proximal operator of strength γ/ε.
 
     Arguments:
-        functional: F.
+        structure: what F is made of.
         grid: the measure that the step starts from; its mass must have room within the bounds of F.
         strength: γ/ε.
         rooms: (n,), the number of the room of each support point, where walls shut off several; mass stays in its room.
         debias: what the step subtracts, either of which is concave like −½ε ∫ ρ log ρ.
     """
     terms = GridTerms(grid, LocalTerms(strength))
-    add(functional, 1.0, terms)
+    _sort(structure, terms)
     local = terms.local
     _check_bounds(local, grid, rooms)
     if local.potential is not None:  # a constant changes nothing but the scale that the iteration starts from
@@ -139,85 +129,42 @@ def _check_bounds(local: LocalTerms, grid: Grid, rooms: Tensor | None) -> None:
             )
 
 
-def add(functional: Functional, weight: float, terms: GridTerms) -> None:
-    """Sort `weight` × `functional` into `terms`, by its type; a subclass with a value of its own goes by that value."""
-    known = next((cls for cls in type(functional).__mro__ if cls in _add.registry), Functional)
-    if type(functional).__call__ is known.__call__:
-        _add(functional, weight, terms)
-    else:
-        terms.smooth.append(_by_autodiff(functional, weight, terms.grid))
+def _sort(structure: Structure, terms: GridTerms) -> None:
+    """What the proximal operator solves in closed form goes to it, the rest is modelled by its derivatives."""
+    local, grid = terms.local, terms.grid
+    for potential in structure.potentials:
+        terms.add_potential(potential.weight * evaluate(potential.function, grid.points, "potential"))
+    local.entropy += structure.entropy
+    for piece in structure.internal:
+        if piece.weight < 0:
+            terms.smooth.append(_by_autodiff(piece.term or InternalEnergy(piece.energy), piece.weight, grid))
+        elif piece.exponent is not None:
+            local.powers[piece.exponent] = local.powers.get(piece.exponent, 0.0) + piece.weight
+        else:
+            local.energies.append((piece.weight, piece.energy))
+    for bounds in structure.bounds:
+        if bounds.weight < 0:
+            raise ValueError(
+                f"{bounds.term!r} is 0 or ∞, and cannot be multiplied by {bounds.weight:g}; use a positive factor"
+            )
+        lower, upper = bounds.at(grid.points)
+        local.lower = lower if local.lower is None else torch.maximum(local.lower, lower)
+        local.upper = upper if local.upper is None else torch.minimum(local.upper, upper)
+    terms.smooth += [_convolution(piece, grid) for piece in structure.interactions]
+    others = replace(structure, bounds=()).others
+    terms.smooth += [_by_autodiff(piece.term, piece.weight, grid) for piece in others]
 
 
-@singledispatch
-def _add(functional: Functional, weight: float, terms: GridTerms) -> None:
-    """Register a type of functional here to give it a closed form."""
-    terms.smooth.append(_by_autodiff(functional, weight, terms.grid))
-
-
-@_add.register
-def _(functional: Sum, weight: float, terms: GridTerms) -> None:
-    for factor, term in functional.terms:
-        if factor * weight != 0:
-            add(term, factor * weight, terms)
-
-
-@_add.register
-def _(functional: PotentialEnergy, weight: float, terms: GridTerms) -> None:
-    terms.add_potential(weight * evaluate(functional.potential, terms.grid.points, "potential"))
-
-
-@_add.register
-def _(functional: Entropy, weight: float, terms: GridTerms) -> None:
-    terms.local.entropy += weight
-
-
-@_add.register
-def _(functional: KL, weight: float, terms: GridTerms) -> None:
-    if functional.dim is not None and functional.dim != terms.grid.dim:
-        raise ValueError(f"the target lives in dimension {functional.dim}, the grid in dimension {terms.grid.dim}")
-    terms.local.entropy += weight
-    terms.add_potential(-weight * evaluate(functional.log_target, terms.grid.points, "log_target"))
-
-
-@_add.register
-def _(functional: PorousMedium, weight: float, terms: GridTerms) -> None:
-    if weight < 0:
-        terms.smooth.append(_by_autodiff(functional, weight, terms.grid))
-        return
-    powers = terms.local.powers
-    powers[functional.exponent] = powers.get(functional.exponent, 0.0) + weight
-
-
-@_add.register
-def _(functional: InternalEnergy, weight: float, terms: GridTerms) -> None:
-    if weight < 0:
-        terms.smooth.append(_by_autodiff(functional, weight, terms.grid))
-    else:
-        terms.local.energies.append((weight, functional.energy))
-
-
-@_add.register
-def _(functional: DensityBounds, weight: float, terms: GridTerms) -> None:
-    if weight < 0:
-        raise ValueError(f"{functional!r} is 0 or ∞, and cannot be multiplied by {weight:g}; use a positive factor")
-    lower, upper = functional.bounds_at(terms.grid.points)
-    local = terms.local
-    local.lower = lower if local.lower is None else torch.maximum(local.lower, lower)
-    local.upper = upper if local.upper is None else torch.minimum(local.upper, upper)
-
-
-@_add.register
-def _(functional: InteractionEnergy, weight: float, terms: GridTerms) -> None:
-    # the first variation is W ∗ ρ, with the even part of W, whose transform is the real part: one convolution
-    grid = terms.grid
-    spectrum = kernel_spectrum(grid, functional.kernel).real
+def _convolution(interaction: Interaction, grid: Grid) -> Callable[[Tensor], Expansion]:
+    """An interaction energy and W ∗ ρ, with the even part of W, whose transform is the real part."""
+    spectrum = kernel_spectrum(grid, interaction.kernel).real
     no_curvature = grid.weights.new_zeros(len(grid))
 
     def expansion(mass: Tensor) -> Expansion:
-        gradient = weight * grid.flatten(convolve(grid.unflatten(mass), spectrum))
+        gradient = interaction.weight * grid.flatten(convolve(grid.unflatten(mass), spectrum))
         return float(mass @ gradient) / 2, gradient, no_curvature
 
-    terms.smooth.append(expansion)
+    return expansion
 
 
 def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[[Tensor], Expansion]:

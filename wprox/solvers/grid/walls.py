@@ -5,11 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import scipy.sparse as sparse
 import torch
-from scipy.optimize import brentq
-from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from wprox.measures import Grid
@@ -157,6 +153,8 @@ class SplitKernel(Kernel):
     @staticmethod
     def _width(blur: float, count: int) -> float:
         """The standard deviation, in cells, of a sampled Gaussian with 1/count of the variance of that of `blur`."""
+        from scipy.optimize import brentq
+
         if count == 1:
             return blur
 
@@ -246,6 +244,10 @@ class HeatKernel(Kernel):
     reaches_everywhere = False
 
     def __init__(self, grid: Grid, blur: float, steps: int) -> None:
+        from scipy import sparse
+        from scipy.sparse.csgraph import connected_components
+        from scipy.sparse.linalg import splu
+
         self.steps = steps
         n = len(grid)
         walls = np.zeros(grid.shape, dtype=bool) if grid.mask is None else grid.mask.cpu().numpy()

@@ -8,8 +8,7 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from wprox.functionals import KL, Functional
-from wprox.functionals.base import terms_of
+from wprox.functionals import Functional
 from wprox.maps import TransportMap
 from wprox.measures import Particles
 from wprox.measures.laws import as_gaussian
@@ -92,8 +91,8 @@ def relaxation(functional: Functional, step_size: float, like: Tensor) -> Relaxa
     Raises:
         ValueError: for any other functional.
     """
-    (weight, kl), *others = terms_of(functional)
-    gaussian = as_gaussian(kl.target) if isinstance(kl, KL) and weight > 0 and not others else None
+    structure = functional.structure()
+    gaussian, weight = as_gaussian(structure.law), structure.entropy
     if gaussian is None:
         raise ValueError(
             f"flow matching needs the functional KL(· ‖ a Gaussian), whose gradient flow it can draw from, got "

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,15 +17,16 @@ from wprox.maps import TransportMap
 from wprox.maps.base import apply_in_batches
 from wprox.maps.registry import MapFactory, map_factory
 from wprox.measures import Gaussian, Measure, Particles
-from wprox.solvers.base import Solver, Step
+from wprox.solvers.base import Ending, ParticleSolver, Solved
 from wprox.solvers.neural.flow_matching import match_flow, relaxation
 from wprox.solvers.neural.training import Outcome, Training, batch_of, saved_bytes_per_row, train
+from wprox.solvers.problem import Problem, StepFailedError
 
 REFINEMENTS = 3  # of a discretisation in one training, at most
 FRESH_HELD_OUT = 8192  # draws of a Gaussian on which `fine_tune` decides which state is best
 
 
-class NeuralProx(Solver):
+class NeuralProx(ParticleSolver):
     r"""The proximal step over a family of invertible networks.
 
     Minimises, over the parameters of a map T,
@@ -78,6 +78,8 @@ class NeuralProx(Solver):
         True
     """
 
+    conversion = "draw some, as in gaussian.to_particles(10_000, seed=0)"
+
     def __init__(
         self,
         map: str | MapFactory = "spline",
@@ -115,81 +117,86 @@ class NeuralProx(Solver):
 
     def prepare(self, measure: Measure) -> Particles:
         """The particles, with the density counted relative to their own where it is unknown."""
-        return _as_particles(measure, "measure")
+        return _as_particles(super().prepare(measure))
 
-    def step(
-        self,
-        functional: Functional,
-        measure: Measure,
-        step_size: float,
-        *,
-        previous: Step | None = None,
-        held_out: Measure | None = None,
-    ) -> Step:
-        start = time.perf_counter()
-        step_size = check_positive(step_size, "step_size")
-        source = _as_particles(measure, "measure")
-        index = 0 if previous is None else previous.index + 1
-        generator = torch.Generator().manual_seed(step_seed(self.seed, index))
-        if held_out is None:
-            training, validation = _split(source, self.validation_fraction, generator)
-        else:
-            training, validation = source, _as_particles(held_out, "held_out")
-        map = self._initial_map(source, previous, step_seed(self.seed, index))
+    def solve(self, problem: Problem, state: Any) -> Solved:
+        source = problem.measure
+        assert isinstance(source, Particles)
+        seed = step_seed(self.seed, problem.index)
+        generator = torch.Generator().manual_seed(seed)
+        training, validation = self._training_and_validation(problem, generator)
+        map = self._initial_map(source, state, seed)
 
-        def objective(rho: Particles, origin: Particles) -> Tensor:
-            cost = origin.weights @ (rho.points - origin.points).square().sum(1)
-            return functional(rho) + cost / (2 * step_size)
+        def objective(rho: Particles, origins: Tensor) -> Tensor:
+            return problem.objective(rho, rho.weights @ (rho.points - origins).square().sum(1))
 
         def batch_objective(rows: Tensor) -> Tensor:
-            batch = batch_of(training, rows)
-            return objective(batch.push(map), batch)
+            return objective(batch_of(training.measure, rows).push(map), training.origins[rows])
 
-        with seeded(step_seed(self.seed, index) + 1, source.device):  # dropout draws from the default generator
-            outcome, pushed_held_out = None, None
-            if self.flow_matching:
-                outcome = match_flow(
-                    map,
-                    relaxation(functional, step_size, source.points),
-                    training,
-                    validation,
-                    self.flow_matching,
-                    self.training,
-                    generator,
-                    f"step {index}",
-                    self.progress,
-                )
-            if outcome is None or not outcome.interrupted:  # Ctrl-C in the start ends the step as well
-                outcome, pushed_held_out = self._train(
-                    map,
-                    batch_objective,
-                    lambda rho: objective(rho, validation),
-                    training,
-                    validation,
-                    self.training,
-                    generator,
-                    f"step {index}",
-                )
+        with seeded(seed + 1, source.device):  # dropout draws from the default generator
+            try:
+                outcome, pushed_held_out = self._start(problem, map, training, validation, generator), None
+                if outcome is None or not outcome.interrupted:  # Ctrl-C in the start ends the step as well
+                    outcome, pushed_held_out = self._train(
+                        map,
+                        batch_objective,
+                        lambda rho: objective(rho, validation.origins),
+                        training.measure,
+                        validation.measure,
+                        self.training,
+                        generator,
+                        f"step {problem.index}",
+                    )
+            except StepFailedError as error:
+                error.index = problem.index  # the message says it
+                raise
         rho = push(map, source)
-        if held_out is None:
+        if problem.held_out is None:
             pushed_held_out = None
         elif pushed_held_out is None:
-            pushed_held_out = push(map, validation)
-        with torch.no_grad():
-            value = functional(rho)
-        return Step(
+            pushed_held_out = push(map, validation.measure)
+        ending = Ending.CONVERGED if outcome.converged else Ending.DISCRETISED
+        return Solved(
             measure=rho,
+            transport_cost=problem.cost(rho),
             map=map,
-            value=value,
-            transport_cost=source.weights @ (rho.points - source.points).square().sum(1),
-            step_size=step_size,
-            converged=outcome.converged and not outcome.interrupted,
-            iterations=outcome.iterations,
-            seconds=time.perf_counter() - start,
+            ending=Ending.INTERRUPTED if outcome.interrupted else ending,
             message=outcome.message + ("; values are up to the constant ∫ log μ dμ" if rho.is_relative else ""),
-            index=index,
+            iterations=outcome.iterations,
             held_out=pushed_held_out,
-            interrupted=outcome.interrupted,
+            state=map,
+        )
+
+    def _training_and_validation(self, problem: Problem, generator: torch.Generator) -> tuple[_Part, _Part]:
+        """What is trained on and what is held out: draws given for it, or a part of the measure."""
+        source, anchors = problem.measure, problem.anchor.points.detach()
+        assert isinstance(source, Particles)
+        if problem.held_out is None:
+            return tuple(  # type: ignore[return-value]
+                _Part(source.subset(rows), anchors[rows])
+                for rows in _split(source, self.validation_fraction, generator)
+            )
+        if problem.anchor is not problem.measure:
+            raise ValueError("where the transport cost of held-out draws counts from is not known: give none")
+        held_out = _as_particles(problem.held_out, "held_out")
+        return _Part(source, anchors), _Part(held_out, held_out.points)
+
+    def _start(
+        self, problem: Problem, map: TransportMap, training: _Part, validation: _Part, generator: torch.Generator
+    ) -> Outcome | None:
+        """The start by flow matching, where there is one."""
+        if not self.flow_matching:
+            return None
+        return match_flow(
+            map,
+            relaxation(problem.functional, problem.step_size, problem.measure.points),
+            training.measure,
+            validation.measure,
+            self.flow_matching,
+            self.training,
+            generator,
+            f"step {problem.index}",
+            self.progress,
         )
 
     def fine_tune(
@@ -218,9 +225,10 @@ class NeuralProx(Solver):
             training = measure.to_particles(self.training.batch_size, generator)
             validation = measure.to_particles(FRESH_HELD_OUT, generator) if held_out is None else held_out
         elif held_out is None:
-            training, validation = _split(_as_particles(measure, "measure"), self.validation_fraction, generator)
+            given = _as_particles(measure)
+            training, validation = (given.subset(rows) for rows in _split(given, self.validation_fraction, generator))
         else:
-            training, validation = _as_particles(measure, "measure"), held_out
+            training, validation = _as_particles(measure), held_out
         validation = _as_particles(validation, "held_out")
 
         def batch_objective(rows: Tensor) -> Tensor:
@@ -309,9 +317,9 @@ class NeuralProx(Solver):
         # the objective that is reported is the true one
         return replace(outcome, objective=objective, converged=gap <= tolerance, note=note), rho
 
-    def _initial_map(self, source: Particles, previous: Step | None, seed: int) -> TransportMap:
-        if self.warm_start and previous is not None and previous.map is not None:
-            return copy.deepcopy(previous.map)
+    def _initial_map(self, source: Particles, state: object, seed: int) -> TransportMap:
+        if self.warm_start and isinstance(state, TransportMap):
+            return copy.deepcopy(state)
         with seeded(seed):
             map = self.factory(source.dim)
         if not isinstance(map, TransportMap):
@@ -329,18 +337,26 @@ def push(map: TransportMap, measure: Particles) -> Particles:
     return measure.push(lambda x: apply_in_batches(map, x))
 
 
-def _as_particles(measure: Measure, name: str) -> Particles:
-    if not isinstance(measure, Particles):
-        raise TypeError(
-            f"NeuralProx needs Particles as {name}, got {type(measure).__name__}; "
-            "draw some, as in gaussian.to_particles(10_000, seed=0)"
-        )
+class _Part(NamedTuple):
+    """Particles to train on or to look at, and the points (n, d) from which the transport cost of each counts."""
+
+    measure: Particles
+    origins: Tensor
+
+
+def _as_particles(measure: Measure, name: str = "measure") -> Particles:
+    if not isinstance(measure, Measure) or not measure.movable:
+        raise TypeError(f"NeuralProx needs Particles as {name}, got {type(measure).__name__}; {NeuralProx.conversion}")
+    if not isinstance(measure, Particles):  # of a class of somebody's own: what networks need of it
+        known = measure.density_known and not measure.density_follows_points
+        measure = Particles(measure.points, measure.weights, measure.log_density() if known else None)
     if measure.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"NeuralProx trains in float32 or float64, got {name} in {measure.dtype}; convert its points")
     return measure.detach().relative()
 
 
-def _split(measure: Particles, fraction: float, generator: torch.Generator) -> tuple[Particles, Particles]:
+def _split(measure: Particles, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The rows to train on and the rows held out."""
     carriers = measure.weights.nonzero()[:, 0]  # a part without mass would have no objective
     n = len(carriers)
     held = round(n * fraction)
@@ -350,4 +366,4 @@ def _split(measure: Particles, fraction: float, generator: torch.Generator) -> t
             "give more particles or change validation_fraction"
         )
     order = carriers[torch.randperm(n, generator=generator).to(measure.device)]
-    return measure.subset(order[held:]), measure.subset(order[:held])
+    return order[held:], order[:held]

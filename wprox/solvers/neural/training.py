@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from wprox.measures import Particles
-from wprox.solvers.base import StepFailedError
+from wprox.solvers.problem import StepFailedError
 
 FUSED = ("cpu", "cuda")  # where AdamW is one operation; for CPUs from torch 2.4 on
 
@@ -117,13 +117,7 @@ def train(
             if objective.requires_grad:
                 objective.backward()
             norm = nn.utils.clip_grad_norm_(parameters, settings.clip)
-            value = float(objective.detach())
-            if not (math.isfinite(value) and math.isfinite(float(norm))):
-                raise StepFailedError(
-                    f"{describe}, iteration {iteration}: the objective is {value:g} and the norm of its gradient "
-                    f"{float(norm):g}; lower learning_rate (now {settings.learning_rate:g}) or step_size, or "
-                    "check that the functional is finite where the map sends points"
-                )
+            _check_finite(float(objective.detach()), float(norm), f"{describe}, iteration {iteration}", settings)
             optimizer.step()
             iteration += 1
             bar.update()
@@ -141,6 +135,15 @@ def train(
         module.load_state_dict(best_state)
         module.eval()
     return Outcome(best, initial, iteration, best_iteration, interrupted)
+
+
+def _check_finite(objective: float, norm: float, where: str, settings: Training) -> None:
+    if not (math.isfinite(objective) and math.isfinite(norm)):
+        raise StepFailedError(
+            f"{where}: the objective is {objective:g} and the norm of its gradient {norm:g}; lower learning_rate (now "
+            f"{settings.learning_rate:g}) or step_size, or check that the functional is finite where the map sends "
+            "points"
+        )
 
 
 def _held_out(module: nn.Module, objective: Callable[[], float]) -> float:

@@ -1,0 +1,29 @@
+"""A functional as a sum of terms of one kind each, which schemes that split it treat one by one."""
+
+from __future__ import annotations
+
+from wprox.functionals.base import Functional, Sum
+from wprox.functionals.energies import Entropy, InteractionEnergy, InternalEnergy, PotentialEnergy
+from wprox.functionals.structure import Structure
+
+Term = tuple[float, Functional]
+
+
+def terms_of_one_kind(structure: Structure) -> list[Term]:
+    """The pairs (c_j, F_j) with F = Σ c_j F_j, each a potential, the entropy, an interaction or whatever else there is.
+
+    KL(· ‖ π) is two of them, the potential −log π and the entropy.
+    """
+    terms: list[Term] = [(p.weight, p.term or PotentialEnergy(p.function)) for p in structure.potentials]
+    if structure.entropy:
+        terms.append((structure.entropy, Entropy()))
+    terms += [(p.weight, p.term or InternalEnergy(p.energy)) for p in structure.internal]
+    terms += [(p.weight, p.term or InteractionEnergy(p.kernel)) for p in structure.interactions]
+    return terms + [(piece.weight, piece.term) for piece in structure.others]
+
+
+def as_sum(terms: list[Term]) -> Functional:
+    """Σ c_j F_j; the term itself where it is one of weight 1, and 0 where there is none."""
+    if len(terms) == 1 and terms[0][0] == 1:
+        return terms[0][1]
+    return Sum(terms) if terms else PotentialEnergy(lambda x: x.new_zeros(len(x)))
