@@ -145,7 +145,7 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-def power(s: Tensor, exponent: float) -> Tensor:
+def norm_to(s: Tensor, exponent: float) -> Tensor:
     """|z|^exponent at s = |z|²."""
     if exponent == 0:
         return torch.ones_like(s)
@@ -161,4 +161,4 @@ def raise_to(s: Tensor, power: float) -> Tensor:
 
 def over_exponent(s: Tensor, exponent: float) -> Tensor:
     """|z|^p/p at s = |z|², log |z| for p = 0."""
-    return s.log() * 0.5 if exponent == 0 else power(s, exponent) * (1 / exponent)
+    return s.log() * 0.5 if exponent == 0 else norm_to(s, exponent) * (1 / exponent)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wprox._checks import as_points, check_positive
 from wprox._random import Seed, make_generator
-from wprox.kernels.base import RadialKernel, power, raise_to
+from wprox.kernels.base import RadialKernel, norm_to, raise_to
 
 MEDIAN_POINTS = 1000  # at most, among whose pairs the median distance is looked for
 
@@ -141,12 +141,12 @@ class Riesz(RadialKernel):
             )
 
     def profile(self, s: Tensor) -> Tensor:
-        return -power(s, self.exponent)
+        return -norm_to(s, self.exponent)
 
     def derivatives(self, s: Tensor, order: int) -> list[Tensor]:
         if order > 1:
             return super().derivatives(s, order)
-        power = power(s, self.exponent)
+        power = norm_to(s, self.exponent)
         slope = [(power / s).mul_(-0.5 * self.exponent)] if order else []
         return [power.neg(), *slope]
 

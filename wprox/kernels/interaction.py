@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wprox._checks import check_non_negative, check_positive
-from wprox.kernels.base import RadialKernel, over_exponent, power
+from wprox.kernels.base import RadialKernel, norm_to, over_exponent
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class PowerLaw(RadialKernel):
             return super().derivatives(s, order)
         values = [self.profile(s)]
         if order:
-            values.append((power(s, self.attraction - 2) - power(s, self.repulsion - 2)).mul_(0.5))
+            values.append((norm_to(s, self.attraction - 2) - norm_to(s, self.repulsion - 2)).mul_(0.5))
         return values
 
 
