@@ -65,8 +65,7 @@ def points(n, dim, dtype):
 def test_laws(name, dim):
     """Shapes, gradients, round trips, log-determinant, rows one by one, deep copies, config and state_dict."""
     laws = check_map(MAPS[name](dim))
-    missing = {"identity", "config"} if name == "composed" else set()
-    assert set(laws) == {name_of(law) for law in LAWS} - missing
+    assert set(laws) == {name_of(law) for law in LAWS}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -171,11 +170,6 @@ def test_no_rows(factory, training):
     y, log_det = map(none)
     assert y.shape == map.inverse(none).shape == (0, 3)
     assert log_det.shape == (0,)
-
-
-def test_a_composed_map_does_not_say_how_to_rebuild_it():
-    with pytest.raises(NotImplementedError, match="ComposedMap does not say how to rebuild it"):
-        _ = MAPS["composed"](2).config
 
 
 def test_in_batches_is_at_once(factory):

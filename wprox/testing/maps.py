@@ -13,6 +13,8 @@ from torch import Tensor
 
 from wprox._random import seeded
 from wprox.maps import TransportMap
+from wprox.maps.base import describe
+from wprox.maps.registry import rebuild
 from wprox.testing.laws import Unasked, answer, ask, check_names, normal, require, require_close
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -193,7 +195,7 @@ def copies(case: Case) -> None:
 
 
 def config(case: Case) -> None:
-    """type(T)(**T.config), through JSON, with the state_dict of T, is T again; its config is the same."""
+    """The map that `config` rebuilds, through JSON, with the state_dict of T, is T again; its config is the same."""
     again = _rebuilt(case)
     require(again.config == case.map.config, f"the rebuilt map has the config {again.config}, not {case.map.config}")
     again.load_state_dict(case.map.state_dict())
@@ -216,9 +218,10 @@ def _away(map: TransportMap, x: Tensor, seed: int) -> TransportMap:
 
 
 def _rebuilt(case: Case) -> TransportMap:
-    arguments = json.loads(json.dumps(answer(lambda: case.map.config)))
+    description = json.loads(json.dumps(answer(describe, case.map)))
+    classes = [type(part) for part in case.map.modules() if isinstance(part, TransportMap)]
     with seeded(99):
-        return type(case.map)(**arguments).to(case.x.dtype).eval()
+        return rebuild(description, classes).to(case.x.dtype).eval()
 
 
 def _require_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], name: str) -> None:
