@@ -15,7 +15,7 @@ from wprox.testing.laws import Unasked, answer, masses, normal, require, require
 def gradient_in_points(case: Case) -> None:
     """d/dt F((id + tξ)#ρ) = E_ρ⟨∇F, ξ⟩, for ξ affine, and any ξ where every point moves by itself."""
     case.finite()
-    gradient = answer(case.functional.wasserstein_gradient, case.rho).double()
+    gradient = answer(case.functional.wasserstein_gradient, case.rho).detach().double()
     require(gradient.shape == case.rho.points.shape, f"∇F has shape {tuple(gradient.shape)}")
     slack = 0.0
     if isinstance(case.rho, Gaussian) and case.rho.order is not None:  # how far off the quadrature is

@@ -84,7 +84,7 @@ def ask(laws: Sequence[Law], subject: str, at: str, *arguments: Any, exempt: Col
         except Unasked:
             continue
         except AssertionError as error:
-            raise AssertionError(f"law {name_of(law)!r} of {subject}: {error}, at {at}") from error
+            raise AssertionError(f"law {name_of(law)!r} of {subject}: {error}, at {at}") from None
         except Exception as error:
             raise AssertionError(
                 f"law {name_of(law)!r} of {subject}: it raised {type(error).__name__}: {error}, at {at}"

@@ -96,7 +96,7 @@ def check_map(
         ...         return super().forward(x)[0], x.new_zeros(len(x))
         >>> wprox.testing.check_map(Forgetful(2))
         Traceback (most recent call last):
-        AssertionError: law 'gradients' of Forgetful: ...
+        AssertionError: law 'log determinant' of Forgetful: log|det ∇T| is 0 and that of the autodiff Jacobian ...
     """
     require(isinstance(map, TransportMap), f"check_map needs an instance of a wprox.TransportMap, got {map!r}")
     check_names(exempt, LAWS)
