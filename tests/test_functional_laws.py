@@ -140,23 +140,7 @@ def test_every_functional_is_in_the_gauntlet():
     assert public - built == {"Functional"}
 
 
-# What is wrong in the library, for the moment
-BROKEN = {
-    ("porous medium", 1): "E⟨∇F, ξ⟩ on Quantiles is not the derivative of the value: end nodes count twice",
-    ("fast diffusion", 1): "E⟨∇F, ξ⟩ on Quantiles is not the derivative of the value: end nodes count twice",
-}
-CASES = [
-    pytest.param(
-        name,
-        dim,
-        marks=[pytest.mark.xfail(strict=True, reason=BROKEN[name, dim])] if (name, dim) in BROKEN else [],
-    )
-    for name, row in FUNCTIONALS.items()
-    for dim in row.dims
-]
-
-
-@pytest.mark.parametrize(("name", "dim"), CASES)
+@pytest.mark.parametrize(("name", "dim"), [(name, dim) for name, row in FUNCTIONALS.items() for dim in row.dims])
 def test_laws(name, dim):
     row = FUNCTIONALS[name]
     functional = row.build(*row.arrays(dim))
@@ -169,7 +153,6 @@ def test_laws(name, dim):
     assert ("modulus" in laws) == (functional.modulus is not None)
 
 
-@pytest.mark.xfail(strict=True, reason="functionals share the memory of their targets with the caller")
 @pytest.mark.parametrize(
     "name", [name for name, row in FUNCTIONALS.items() if row.arrays is not nothing and name != "MMD to a measure"]
 )  # which draws from it at once
@@ -230,18 +213,7 @@ class Scaled(wprox.Functional):
         return self.p.sum().to(rho.points) * rho.integrate(lambda x: x.square().sum(-1)) ** 2
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(strict=True, reason="density_variation cuts the graph in parameters of U")
-            if name == "internal energy"
-            else (),
-        )
-        for name in PARAMETRIC
-    ],
-)
+@pytest.mark.parametrize("name", PARAMETRIC)
 def test_parameters(name):
     p = shift_of()
     assert "gradient in parameters" in check_functional(PARAMETRIC[name](p), parameters=[p])
