@@ -113,11 +113,11 @@ def modulus(case: Case) -> None:
     """F(ρ_t) ≤ (1 − t)F(ρ_0) + tF(ρ_1) − λ/2 t(1 − t) E|T_1 − T_0|² where ρ_t = ((1 − t)T_0 + tT_1)#ρ.
 
     That is a generalised geodesic for gradients T of convex functions. Densities that follow the points are those of
-    other measures than the points' own, and not convex where F is.
+    other measures than the particles' own, and not convex where F is.
     """
     case.finite()
     rho, modulus = case.rho, case.functional.modulus
-    if modulus is None or rho.density_follows_points or isinstance(rho, Grid):
+    if modulus is None or (rho.density_follows_points and rho.movable) or isinstance(rho, Grid):
         raise Unasked("no modulus is known, or none for such a measure")
     for k in range(3):
         scales = normal(rho.points, 2, rho.dim, seed=case.seed + 10 + k).exp().clamp(0.2, 5)
