@@ -25,7 +25,9 @@ def test_code_runs_in_order_and_ends_with_the_laws(page):
 
 
 def names():
-    found = {(name, page.name) for page in DOCS.rglob("*.md") for name in ROLE.findall(page.read_text(encoding="utf-8"))}
+    found = {
+        (name, page.name) for page in DOCS.rglob("*.md") for name in ROLE.findall(page.read_text(encoding="utf-8"))
+    }
     return sorted(found)
 
 
