@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wprox
-from wprox.maps import GradientStepMap
+from wprox.maps import GradientStepMap, InverseError
 
 relaxed = settings(deadline=None, max_examples=20, derandomize=True)
 FLOAT64 = torch.float64
@@ -680,5 +680,6 @@ def test_gradient_step_map_says_where_it_folds():
     assert torch.allclose(map.inverse(torch.zeros(1, 1)), torch.zeros(1, 1))
     assert folded.least_stretch(torch.ones(1, 1)) < 0
     flat = GradientStepMap(1, lambda x: x[:, 0].square() / 2, step_size=1.0)  # T = 0
-    with pytest.raises((ValueError, RuntimeError)):
+    with pytest.raises(InverseError, match=r"may fold there.*step_size is 1") as raised:
         flat.inverse(torch.ones(1, 1))
+    assert raised.value.residual == pytest.approx(0.5)  # |T(x) − y| / (1 + |y|) with T = 0

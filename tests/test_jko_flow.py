@@ -1,5 +1,6 @@
 """The JKO flow model: JKO steps, likelihood, manners, files and bad input."""
 
+import copy
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,10 +24,12 @@ from sklearn.preprocessing import StandardScaler
 
 import wprox
 from wprox import JKOFlow
-from wprox.models.flow.data import FlowData
+from wprox.models.flow import training
+from wprox.models.flow.settings import FlowSettings, TableSize
 from wprox.models.flow.training import joint_solver
 from wprox.models.step_sizes import equal_moves
 
+FORMAT_1 = Path(__file__).parent / "data" / "format_1_flow"
 QUICK = {"n_blocks": 2, "iterations": 60, "fine_tune_iterations": 30, "jitter": 0.0}
 
 
@@ -96,7 +100,7 @@ def test_log_prob_is_the_change_of_variables(flow):
 
     def transform(row):
         z, _ = flow.preprocessing_.forward(row[None])
-        return flow._map(row.dtype)(z)[0][0]
+        return flow._density.map(row.dtype)(z)[0][0]
 
     for row, value in zip(x, flow.log_prob(x), strict=True):
         jacobian = torch.autograd.functional.jacobian(transform, row)
@@ -282,6 +286,30 @@ def test_step_sizes(step_sizes):
     assert flow.step_sizes_[0] == 0.5
 
 
+@pytest.mark.parametrize("step_sizes", [[0.5, 2.0], (0.5, 2.0), np.array([0.5, 2.0]), torch.tensor([0.5, 2.0])])
+def test_a_sequence_of_step_sizes_is_the_number_of_blocks(step_sizes):
+    flow = JKOFlow(step_sizes=step_sizes, iterations=5, fine_tune=False, tol=-math.inf, jitter=0.0).fit(blobs(300))
+    assert flow.step_sizes_ == [0.5, 2.0]
+    assert flow.step_sizes is step_sizes  # stored untouched
+    assert flow.n_blocks is None
+
+
+@pytest.mark.parametrize(
+    ("step_sizes", "n_blocks", "expected"),
+    [
+        (None, None, 8),
+        (0.5, None, 8),
+        ("auto", None, 8),
+        ([1.0] * 3, None, 3),
+        ([1.0] * 3, 2, 2),
+        (lambda k: 1.0, 5, 5),
+    ],
+)
+def test_the_number_of_blocks(step_sizes, n_blocks, expected):
+    arguments = JKOFlow(step_sizes=step_sizes, n_blocks=n_blocks).get_params()
+    assert FlowSettings.of(arguments, TableSize(100, 2)).n_blocks == expected
+
+
 def test_automatic_step_sizes_grow_and_stop_by_the_move():
     correlated = blobs(1000)[:500] @ torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=torch.float64)
     options = {"map": wprox.AffineMap, "fine_tune": False, "step_sizes": "auto", "tol": -math.inf, "jitter": 0.0}
@@ -310,10 +338,9 @@ def test_equal_moves_share_the_path_and_keep_the_time(steps):
 
 @pytest.mark.parametrize(("dim", "rows", "rate"), [(2, 100, 3e-3), (9, 9000, 2e-3), (9, 8999, 3e-4)])
 def test_the_rate_of_joint_training_follows_the_size_of_the_table(dim, rows, rate):
-    points = wprox.Particles(torch.zeros(10, dim))
-    data = FlowData(points, points, 0.0, rows, 0.0)
-    assert joint_solver(JKOFlow(), data).training.learning_rate == rate
-    assert joint_solver(JKOFlow(fine_tune_learning_rate=0.1), data).training.learning_rate == 0.1
+    for flow, expected in ((JKOFlow(), rate), (JKOFlow(fine_tune_learning_rate=0.1), 0.1)):
+        settings = FlowSettings.of(flow.get_params(), TableSize(rows, dim))
+        assert joint_solver(settings).training.learning_rate == expected
 
 
 def test_refine_evens_the_moves_and_never_worsens_the_held_out_likelihood():
@@ -325,7 +352,11 @@ def test_refine_evens_the_moves_and_never_worsens_the_held_out_likelihood():
         return max(moves) / min(moves)
 
     before, old, total = spread(), flow.history_[-1]["held_out_nll"], sum(flow.step_sizes_)
+    x = blobs(10)
+    seen = flow.log_prob(x)
     assert flow.refine() is flow
+    assert not torch.equal(flow.log_prob(x), seen)
+    assert torch.equal(flow.log_prob(x), _fresh_log_prob(flow, x))  # no copy of the blocks before
     assert flow.history_[-1]["held_out_nll"] < old
     assert spread() < before
     assert sum(flow.step_sizes_) == pytest.approx(total)
@@ -353,7 +384,7 @@ def test_a_refinement_that_fails_leaves_the_flow_as_it_was(monkeypatch):
     def fails(*args, **kwargs):
         raise FloatingPointError("the flow needs steps of 1e-8")  # as an ODE's evaluation may
 
-    monkeypatch.setattr(JKOFlow, "_train", fails)
+    monkeypatch.setattr(training, "train", fails)
     with pytest.raises(FloatingPointError, match="needs steps"):
         flow.refine()
     assert all(now is then for now, then in zip((flow.blocks_, flow.step_sizes_, flow.history_), before, strict=True))
@@ -364,10 +395,10 @@ def test_an_interrupted_refine_that_brought_nothing_leaves_the_flow_as_it_was(mo
     flow = JKOFlow(map=wprox.AffineMap, n_blocks=2, iterations=20, tol=-math.inf).fit(correlated)
     blocks = flow.blocks_
 
-    def interrupted(flow, *_):
-        flow.history_, flow.interrupted_ = [{"held_out_nll": math.inf}], True
+    def interrupted(trained, *_):
+        trained.history, trained.interrupted = [{"held_out_nll": math.inf}], True
 
-    monkeypatch.setattr(JKOFlow, "_train", interrupted)
+    monkeypatch.setattr(training, "train", interrupted)
     with pytest.warns(RuntimeWarning, match="the flow stays as it was"):
         flow.refine(rounds=2)
     assert flow.blocks_ is blocks
@@ -523,6 +554,46 @@ def test_save_and_load_with_options(options, tmp_path):
     assert torch.equal(JKOFlow.load(tmp_path / "model").log_prob(x), flow.log_prob(x))
 
 
+@pytest.mark.parametrize(
+    ("step_sizes", "n_blocks", "held"),
+    [
+        (None, None, (None, None)),
+        (0.5, 2, (0.5, 2)),
+        ("auto", 2, ("auto", 2)),
+        ((0.5, 1.0, 2.0), None, ([0.5, 1.0, 2.0], None)),
+        (np.array([0.5, 1.0, 2.0]), 2, ([0.5, 1.0, 2.0], 2)),
+        (lambda k: 0.5 + k, 5, ([0.5], 1)),  # as many as were trained
+    ],
+)
+def test_step_sizes_are_saved_as_they_were_given(step_sizes, n_blocks, held, tmp_path):
+    """Also where fewer blocks were trained than might have been: another table may need more of them."""
+    options = {"iterations": 2, "fine_tune": False, "tol": math.inf, "jitter": 0.0}
+    flow = JKOFlow(step_sizes=step_sizes, n_blocks=n_blocks, **options).fit(blobs(200))
+    flow.save(tmp_path / "model")
+    again = JKOFlow.load(tmp_path / "model")
+    assert len(again.blocks_) == len(again.step_sizes_) == 1
+    assert (again.step_sizes, again.n_blocks) == held
+    assert torch.equal(again.fit(blobs(200)).log_prob(blobs(9)), flow.log_prob(blobs(9)))  # trained again as it was
+
+
+def test_models_of_format_1_are_read():
+    """A flow that wprox 0.1.0 wrote, at the commit before the models were made thin, with what it said then."""
+    expected = json.loads((FORMAT_1 / "expected.json").read_text())
+    flow = JKOFlow.load(FORMAT_1)
+    rows = torch.tensor(expected["rows"], dtype=torch.float64)
+    for values, name in (
+        (flow.log_prob(rows), "log_prob"),
+        (flow.transform(rows), "transform"),
+        (flow.sample(3, seed=1), "sample"),
+    ):
+        assert torch.allclose(values, torch.tensor(expected[name], dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(flow.log_prob(rows.float()), torch.tensor(expected["log_prob_float32"]), rtol=1e-5)
+    assert list(flow.feature_names_in_) == ["a", "b", "c"]
+    assert flow.step_sizes_ == flow.step_sizes == [0.5, 0.7]
+    frame = pd.DataFrame(blobs(200, dim=2).sigmoid().numpy(), columns=["a", "b"]).assign(c=7.0)
+    assert len(flow.set_params(iterations=2).fit(frame).blocks_) == 2
+
+
 class OwnMap(wprox.AffineMap):
     pass
 
@@ -534,6 +605,116 @@ def test_own_map_classes_are_named_at_load(tmp_path):
     with pytest.raises(ValueError, match="map_classes"):
         JKOFlow.load(tmp_path / "model")
     assert torch.equal(JKOFlow.load(tmp_path / "model", map_classes=[OwnMap]).log_prob(x), flow.log_prob(x))
+
+
+class Shift(wprox.TransportMap):
+    """T(x) = x + a, with a `config`."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dim = dim
+        self.shift = torch.nn.Parameter(torch.zeros(dim))
+
+    @property
+    def config(self):
+        return {"dim": self.dim}
+
+    def forward(self, x):
+        return x + self.shift, x.new_zeros(len(x))
+
+    def inverse(self, y):
+        return y - self.shift
+
+
+class Unsaid(Shift):
+    config = wprox.TransportMap.config
+
+
+def composed(*classes):
+    return lambda dim: wprox.ComposedMap([wprox.AffineMap(dim), wprox.ComposedMap([cls(dim) for cls in classes])])
+
+
+def test_own_map_classes_inside_composed_maps_are_saved(tmp_path):
+    x = blobs(200)
+    flow = JKOFlow(map=composed(Shift, OwnMap), n_blocks=2, iterations=5, fine_tune=False, tol=-math.inf).fit(x)
+    flow.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"map_classes=\[Shift\]"):
+        JKOFlow.load(tmp_path / "model", map_classes=[OwnMap])
+    again = JKOFlow.load(tmp_path / "model", map_classes=[OwnMap, Shift])
+    assert torch.equal(again.log_prob(x), flow.log_prob(x))
+    assert type(again.blocks_[1].maps[1].maps[1]) is OwnMap
+
+
+@pytest.mark.parametrize("map", [Unsaid, composed(Shift, Unsaid)])
+def test_a_map_without_config_is_refused_by_save_and_named(map, tmp_path):
+    flow = JKOFlow(map=map, n_blocks=1, iterations=2, fine_tune=False).fit(blobs(100))
+    with pytest.raises(ValueError, match=r"cannot be saved: Unsaid does not say .* property `config` that returns"):
+        flow.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+# copies of the blocks in other precisions
+
+
+def _fresh_log_prob(flow, x):
+    """By copies that are made now."""
+    fresh = copy.deepcopy(flow)  # whose blocks are other objects
+    return fresh.log_prob(x)
+
+
+def test_blocks_are_copied_once(flow, monkeypatch):
+    x, counted = blobs(20), []
+    flow.log_prob(x)
+    monkeypatch.setattr(copy, "deepcopy", lambda *arguments: counted.append(arguments))
+    for use in (flow.log_prob, flow.transform, flow.latents, flow.inverse_transform):
+        use(x)
+        use(x.float())
+    flow.sample(3)
+    assert not counted
+
+
+def test_no_use_sees_blocks_as_they_were_before():
+    x = blobs(300)
+    flow = JKOFlow(map=wprox.AffineMap, n_blocks=2, iterations=5, tol=-math.inf, jitter=0.0).fit(x)
+    seen = [flow.log_prob(x)]
+    other = JKOFlow(map=wprox.AffineMap, n_blocks=2, iterations=5, tol=-math.inf, jitter=0.0, seed=1).fit(0.5 * x)
+
+    def write():
+        flow.blocks_[0].shift.data += 0.1
+
+    def train():
+        with torch.no_grad():
+            flow.blocks_[0].log_matrix.add_(0.1)
+
+    def replace():
+        flow.blocks_ = other.blocks_
+
+    def replace_one():
+        flow.blocks_ = [flow.blocks_[0], wprox.AffineMap.from_matrix(2 * torch.eye(2))]
+
+    def drop():
+        flow.blocks_.pop()
+
+    def fit_again():
+        flow.fit(0.5 * x)
+
+    for change in (write, train, replace, replace_one, drop, fit_again):
+        change()
+        seen.append(flow.log_prob(x))
+        assert torch.equal(seen[-1], _fresh_log_prob(flow, x)), change.__name__
+        assert not torch.equal(seen[-1], seen[-2]), change.__name__
+
+
+def test_copies_are_not_pickled_and_do_not_follow_a_copied_flow(flow):
+    before = len(pickle.dumps(flow))
+    x = blobs(20)
+    expected = flow.log_prob(x)
+    assert len(pickle.dumps(flow)) == before
+    again = pickle.loads(pickle.dumps(flow))
+    with torch.no_grad():
+        again.blocks_[0].maps[0].shift.add_(1)
+    assert not torch.equal(again.log_prob(x), expected)
+    assert torch.equal(flow.log_prob(x), expected)
 
 
 def _truncate(folder):
@@ -632,7 +813,8 @@ def test_bad_tables(x, error, message):
     [
         ({"step_sizes": -1.0}, ValueError, "step_size must be positive"),
         ({"step_sizes": [1.0, -2.0], "n_blocks": 2}, ValueError, r"step_size\[1\] must be positive"),
-        ({"step_sizes": [1.0], "n_blocks": 2}, ValueError, "1 entries for 2 steps"),
+        ({"step_sizes": [1.0], "n_blocks": 2}, ValueError, "1 entries for 2 steps.*or leave n_blocks out"),
+        ({"step_sizes": [], "n_blocks": None}, ValueError, "0 entries for 1 steps; give one a block$"),
         ({"n_blocks": 0}, ValueError, "n_blocks must be at least 1"),
         ({"iterations": 0}, ValueError, "iterations must be at least 1"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),

@@ -1,9 +1,11 @@
 """The JKO sampler: draws, density, evidence and weights; rejection steps; files and bad input."""
 
 import copy
+import json
 import math
 import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +13,14 @@ from sklearn.exceptions import NotFittedError
 
 import wprox
 from wprox import Gaussian, JKOSampler
-from wprox.models.sampler.chain import Chain, ForwardStep, RejectionStep
+from wprox.maps import InverseError
+from wprox.models.sampler.chain import Chain, RejectionStep
+from wprox.models.sampler.forward import ForwardStep
 from wprox.models.sampler.target import fitted_gaussian
+from wprox.models.sampler.weights import effective_size
 from wprox.solvers import StepFailedError
 
+FORMAT_1 = Path(__file__).parent / "data" / "format_1_sampler"
 QUICK = {"n_blocks": 2, "iterations": 60, "fine_tune_iterations": 20, "n_particles": 4000}
 WIDE = Gaussian(torch.zeros(2), 4 * torch.eye(2))
 
@@ -346,7 +352,7 @@ def test_draws_that_rejection_steps_keep_follow_the_new_law():
     """Those in training, of which most are kept, against fresh ones: their density, and the mass of a mode."""
     sampler = JKOSampler(two_modes(2.0, 0.8), initial=WIDE, forward_steps=6, n_blocks=0, n_particles=8000).run()
     training = sampler._training(torch.Generator().manual_seed(0))
-    particles = training.correct(training.draw(), 3, sampler.rejection_rate)
+    particles = training.correct(training.draw(), 3)
     assert len(sampler.layers_) >= 4
     expected = sampler._chain(torch.float32).log_prob(particles.points[:500])
     assert torch.allclose(particles.log_density()[:500], expected, atol=1e-3)
@@ -422,8 +428,9 @@ def test_folds_of_forward_steps_are_told():
 
 def test_density_where_forward_steps_have_no_inverse():
     sampler = quartic_sampler(2000)
-    with pytest.raises(ValueError, match=r"not known at all of these points.*forward_steps=0"):
+    with pytest.raises(InverseError, match=r"not known at all of these points.*forward_steps=0") as raised:
         sampler.log_prob([[0.0], [20.0]])
+    assert raised.value.residual > 1e-10
 
 
 def test_density_after_forward_steps_integrates_to_one():
@@ -490,6 +497,67 @@ def test_forward_steps_are_saved(tmp_path):
     assert torch.equal(loaded.log_prob(x), sampler.log_prob(x))
 
 
+def test_models_of_format_1_are_read():
+    """A sampler that wprox 0.1.0 wrote, at the commit before the models were made thin, with what it said then."""
+
+    def log_two_bumps(x):
+        bumps = torch.stack(
+            (-2 * (x - 1.5).square().sum(-1), math.log(0.3) - 2 * (x + 1.5).square().sum(-1)),
+        )
+        return bumps.logsumexp(0)
+
+    expected = json.loads((FORMAT_1 / "expected.json").read_text())
+    sampler = JKOSampler.load(FORMAT_1, log_two_bumps)
+    kinds = [type(layer).__name__ for layer in sampler.layers_]
+    assert kinds == ["ForwardStep", "RejectionStep", "SplineMap", "SplineMap", "RejectionStep"]
+    x = torch.tensor(expected["points"], dtype=torch.float64)
+    for values, name in ((sampler.log_prob(x), "log_prob"), (sampler.sample(3, seed=1), "sample")):
+        assert torch.allclose(values, torch.tensor(expected[name], dtype=torch.float64), rtol=1e-10)
+    assert sampler.log_normalizer(200, seed=0) == pytest.approx(expected["log_normalizer"], rel=1e-9)
+    assert (sampler.n_blocks, sampler.forward_steps, sampler.tol) == (2, 1, -math.inf)
+
+
+@pytest.mark.parametrize(
+    ("options", "n_blocks"),
+    [
+        ({}, 6),
+        ({"step_sizes": 0.5}, 6),
+        ({"step_sizes": [0.5, 2.0]}, 2),
+        ({"step_sizes": [0.5, 2.0, 3.0], "n_blocks": 2}, 2),
+        ({"step_sizes": [0.5, 2.0, 3.0], "corrected_blocks": 1}, 2),
+        ({"step_sizes": [0.5], "corrected_blocks": 1}, 0),
+    ],
+)
+def test_a_sequence_of_step_sizes_is_the_number_of_blocks(options, n_blocks):
+    sampler = JKOSampler(unnormalised, initial=WIDE, **options)
+    assert sampler.n_blocks == n_blocks
+    assert sampler.step_sizes is options.get("step_sizes")
+    assert JKOSampler.for_modes(unnormalised, WIDE, **options).n_blocks == (n_blocks if n_blocks != 6 else 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step_sizes": [0.5], "n_blocks": 2}, "1 entries for 2 steps; give one a block, or leave n_blocks out"),
+        ({"step_sizes": [0.5], "n_blocks": 1, "corrected_blocks": 1}, "1 entries for 2 steps"),
+        ({"step_sizes": [0.5], "corrected_blocks": 2}, "1 entries for 2 steps; give one a block$"),
+        ({"step_sizes": [0.5, -1.0]}, r"step_size\[1\] must be positive"),
+    ],
+)
+def test_too_few_step_sizes(options, message):
+    with pytest.raises(ValueError, match=message):
+        JKOSampler(unnormalised, initial=WIDE, **options)
+
+
+def test_blocks_of_a_sequence_are_trained_and_saved(tmp_path):
+    options = {"iterations": 2, "n_particles": 100, "batch_size": 32, "fine_tune": False, "tol": -math.inf}
+    sampler = JKOSampler(unnormalised, initial=WIDE, map=wprox.AffineMap, step_sizes=(0.5, 2.0), **options).run()
+    assert [stage["step_size"] for stage in sampler.history_] == [0.5, 2.0]
+    sampler.save(tmp_path / "model")
+    loaded = JKOSampler.load(tmp_path / "model", unnormalised)
+    assert (loaded.step_sizes, loaded.n_blocks) == ([0.5, 2.0], 2)
+
+
 @pytest.mark.parametrize("map", ["spline", "ode", "residual", "convex"])
 def test_maps_of_every_name_are_saved(map, tmp_path):
     options = {"iterations": 2, "n_particles": 100, "batch_size": 32, "fine_tune": False, "tol": -math.inf}
@@ -528,6 +596,50 @@ def test_maps_of_ones_own_are_loaded_by_their_class(tmp_path):
     assert torch.equal(loaded.sample(5, seed=0), sampler.sample(5, seed=0))
 
 
+def test_maps_of_ones_own_inside_composed_maps_are_saved(tmp_path):
+    class MyMap(wprox.AffineMap):
+        pass
+
+    class Unsaid(wprox.AffineMap):
+        config = wprox.TransportMap.config
+
+    options = {"initial": WIDE, "step_sizes": [1.0], "iterations": 2, "n_particles": 100, "tol": -math.inf}
+    for own in (MyMap, Unsaid):
+        sampler = JKOSampler(
+            unnormalised, map=lambda dim, own=own: wprox.ComposedMap([wprox.AffineMap(dim), own(dim)]), **options
+        ).run()
+        if own is Unsaid:
+            with pytest.raises(ValueError, match="Unsaid does not say how to rebuild it"):
+                sampler.save(tmp_path / "other")
+            continue
+        sampler.save(tmp_path / "model")
+        loaded = JKOSampler.load(tmp_path / "model", unnormalised, map_classes=[MyMap])
+        assert torch.equal(loaded.sample(5, seed=0), sampler.sample(5, seed=0))
+
+
+def test_log_prob_is_that_of_the_layers_as_they_are(sampler):
+    """Its copies of the maps in other precisions are made anew where a map has changed, and not before."""
+    sampler = copy.deepcopy(sampler)
+    x = torch.zeros(3, 2, dtype=torch.float64)
+    before, chain = sampler.log_prob(x), sampler._chain(torch.float64)
+    assert [a is b for a, b in zip(chain.layers, sampler._chain(torch.float64).layers, strict=True)]
+    maps = [layer for layer in sampler.layers_ if isinstance(layer, wprox.TransportMap)]
+    with torch.no_grad():
+        next(maps[0].parameters()).add_(0.1)
+    after = sampler.log_prob(x)
+    assert not torch.equal(after, before)
+    assert torch.equal(copy.deepcopy(sampler).log_prob(x), after)
+
+
+def test_arguments_that_are_set_later_count():
+    sampler = JKOSampler(unnormalised, initial=WIDE, n_blocks=0, n_particles=1000)
+    sampler.corrections = 1
+    assert [stage["stage"] for stage in sampler.run().history_] == ["rejection"]
+    sampler.corrections = -1
+    with pytest.raises(ValueError, match="corrections"):
+        sampler.run()
+
+
 # bad input
 
 
@@ -552,6 +664,20 @@ def test_maps_of_ones_own_are_loaded_by_their_class(tmp_path):
 def test_bad_targets_are_named(target, error, message, initial):
     with pytest.raises(error, match=message):
         JKOSampler(target, dim=2, initial=initial).run()
+
+
+def test_an_error_of_the_target_that_no_precision_mends_is_its_own():
+    def target(x):
+        return x @ torch.zeros(3)  # whose message names shapes
+
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        JKOSampler(target, initial=WIDE).run()
+
+    def named(x):
+        raise RuntimeError("this dtype of error is another one")
+
+    with pytest.raises(RuntimeError, match="is another one"):
+        JKOSampler(named, initial=WIDE).run()
 
 
 def test_a_target_that_turns_bad_far_from_the_start_says_where():
@@ -598,6 +724,13 @@ def test_use_before_run():
     for use in (sampler.sample, sampler.log_normalizer, lambda: sampler.log_prob(torch.zeros(1, 2))):
         with pytest.raises(NotFittedError, match="run"):
             use()
+
+
+def test_effective_size_is_the_one_of_metrics():
+    log_weights = torch.randn(1000, generator=torch.Generator().manual_seed(0)).double() * 3 + 700
+    assert effective_size(log_weights) == pytest.approx(float(wprox.metrics.ess(log_weights, log=True)))
+    assert effective_size(torch.zeros(7)) == 7
+    assert effective_size(torch.full((7,), -math.inf)) == 0
 
 
 def test_useless_weights_warn_and_say_what_to_try():

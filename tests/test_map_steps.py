@@ -8,7 +8,7 @@ from test_neural_prox import closed_form, cloud, standard_normal
 
 import wprox
 from wprox import datasets
-from wprox.solvers.neural.neural import MAPS
+from wprox.maps.registry import MAPS
 
 F64 = torch.float64
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import wprox
-from wprox.solvers.neural.neural import map_factory
+from wprox.maps.registry import map_factory
 from wprox.solvers.neural.training import Outcome, saved_bytes_per_row
 
 F64 = torch.float64

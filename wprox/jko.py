@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from wprox.functionals import Functional
 from wprox.functionals.base import require_functional
 from wprox.maps import ComposedMap, TransportMap
 from wprox.maps.base import apply_in_batches, invert_in_batches
+from wprox.maps.precision import in_precision
 from wprox.measures import Measure
 from wprox.solvers.base import STEP_LIMIT, Solver, Step
 from wprox.solvers.problem import StepFailedError
@@ -82,7 +82,7 @@ class Trajectory:
                 "from, as in trajectory.log_prob(x, initial=gaussian)"
             )
         x = as_points(x, "x", self.measures[0].dim)
-        map = copy.deepcopy(map).to(x.dtype)
+        map = in_precision(map, x.dtype)
         y = invert_in_batches(map, x)
         return law.log_prob(y) - apply_in_batches(map, y)[1]
 

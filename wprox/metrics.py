@@ -8,18 +8,30 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, MultivariateNormal, Normal
+from torch.distributions import Distribution, MultivariateNormal
 
 from wprox._checks import as_floating, check_count, check_positive
 from wprox._random import check_seed
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
-from wprox.measures.laws import as_gaussian
 from wprox.transport.entropic import sinkhorn
 from wprox.transport.gaussian import bures_square
 from wprox.transport.line import draw_directions, line_square, sliced_square
-from wprox.transport.squared import half_square
+from wprox.transport.squared import as_measure_like, exact_w2, half_square, root
 
 Law = Measure | Distribution
+__all__ = [
+    "Distance",
+    "bures_wasserstein",
+    "energy_distance",
+    "ess",
+    "mmd",
+    "sinkhorn_divergence",
+    "sliced_w2",
+    "w2",
+    "wasserstein",
+    "wasserstein_1d",
+]
+
 DRAWS = 2000  # of each law, for an estimate of W₂ by optimal transport
 
 
@@ -68,12 +80,7 @@ def bures_wasserstein(p: Gaussian | MultivariateNormal, q: Gaussian | Multivaria
             )
     if p.loc.shape != q.loc.shape:
         raise ValueError(f"p and q must be of one dimension, got means of shapes {_shape(p)} and {_shape(q)}")
-    return bures_distance(p.loc, p.scale_tril, q.loc.to(p.loc), q.scale_tril.to(p.loc))
-
-
-def bures_distance(loc: Tensor, factor: Tensor, other_loc: Tensor, other_factor: Tensor) -> Tensor:
-    """W₂ between N(m, LLᵀ) and N(m′, L′L′ᵀ), for any factors L, L′: (d, d)."""
-    return _root(bures_square(loc, factor, other_loc, other_factor)).to(loc.dtype)
+    return root(bures_square(p.loc, p.scale_tril, q.loc, q.scale_tril)).to(p.loc.dtype)
 
 
 def wasserstein_1d(p: Measure, q: Measure) -> Tensor:
@@ -105,7 +112,7 @@ def wasserstein_1d(p: Measure, q: Measure) -> Tensor:
             raise TypeError(f"{name} must be Quantiles, or Particles on the line, got {type(rho).__name__}")
         if rho.dim != 1:
             raise ValueError(f"{name} must live on the line, it has dimension {rho.dim}")
-    return _root(line_square(p, q))
+    return root(line_square(p, q))
 
 
 def w2(p: Measure, q: Measure, num_itermax: int = 10**6) -> Tensor:
@@ -134,7 +141,7 @@ def w2(p: Measure, q: Measure, num_itermax: int = 10**6) -> Tensor:
         tensor(5.)
     """
     square = 2 * half_square(p, q, check_count(num_itermax, "num_itermax"))
-    return _root(square).to(p.dtype)
+    return root(square).to(p.dtype)
 
 
 def sinkhorn_divergence(p: Measure, q: Measure, blur: float, tol: float = 1e-6, iterations: int = 10_000) -> Tensor:
@@ -187,7 +194,7 @@ def sliced_w2(p: Measure, q: Measure, n_projections: int = 100, seed: int = 0) -
         tensor(3.)
     """
     directions = draw_directions(check_count(n_projections, "n_projections"), p.dim, check_seed(seed))
-    return _root(sliced_square(p, q, directions)).to(p.dtype)
+    return root(sliced_square(p, q, directions)).to(p.dtype)
 
 
 def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) -> Distance:
@@ -249,34 +256,6 @@ def _draws(law: Law, seed: int) -> Tensor:
     if isinstance(law, Distribution):
         return Particles.from_distribution(law, DRAWS, seed).points
     return law.sample(DRAWS, seed)
-
-
-def as_measure_like(q: Law, p: Measure) -> Measure | None:
-    """q as a measure of p's kind, between which W₂ is exact; `None` where there is none."""
-    gaussian = as_gaussian(q)
-    if isinstance(p, Gaussian):
-        return gaussian
-    if not isinstance(p, Quantiles):
-        return None
-    if isinstance(q, Quantiles):
-        return q
-    if gaussian is None or gaussian.dim != 1:
-        return None
-    normal = Normal(gaussian.loc[0].double(), gaussian.scale_tril[0, 0].double())
-    return Quantiles.from_icdf(normal.icdf, len(p))
-
-
-def exact_w2(p: Measure, q: Measure) -> float:
-    """W₂ between two Gaussians, or between measures of the line, in float64."""
-    if isinstance(p, Gaussian) and isinstance(q, Gaussian):
-        return float(bures_wasserstein(p.to(torch.float64), q.to(torch.float64)))
-    return float(wasserstein_1d(p, q))
-
-
-def _root(square: Tensor) -> Tensor:
-    """√, with the derivative 0 at 0, where W₂ has none: that of W₂² there is 0 as well."""
-    positive = torch.where(square > 0, square, torch.ones_like(square))
-    return torch.where(square > 0, positive.sqrt(), torch.zeros_like(square))
 
 
 def _shape(law: Gaussian | MultivariateNormal) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from zuko.transforms import MonotonicRQSTransform
 
 import wprox
-from wprox.solvers.neural.neural import MAPS, map_factory
+from wprox.maps.registry import MAPS, map_factory
 
 
 def zuko_spline(x: Tensor, parameters: Tensor, bins: int, bound: float) -> tuple[Tensor, Tensor]:

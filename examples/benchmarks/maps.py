@@ -38,7 +38,7 @@ from torch import Tensor
 import wprox
 from wprox import datasets
 from wprox.maps.base import apply_in_batches
-from wprox.solvers.neural.neural import MAPS, map_factory
+from wprox.maps.registry import MAPS, map_factory
 from wprox.theory.stein import stein_residual
 
 JOINT = 1 / 3  # of the time

@@ -39,19 +39,21 @@ def from_verbs(functional: Callable[[Measure], Tensor], rho: Measure) -> Field:
         value = functional(recorder)
         if not value.requires_grad:  # F does not depend on ρ
             return lambda x: x.new_zeros(len(x))
-        leaves = [answer for answer, _ in recorder.notes]
+        leaves = [zero for zero, _ in recorder.notes]
         read = [recorder.read_points, recorder.read_weights]
         slopes = torch.autograd.grad(value, [*leaves, *read], create_graph=True, allow_unused=True)
-    if any(slope is not None for slope in slopes[len(leaves) :]):
-        raise NotImplementedError(
-            f"the first variation of {functional!r} is known at the points of ρ only, since it reads rho.points or "
-            f"rho.weights; {ADVICE}"
-        )
-    if not _has_parameters(value, {id(leaf) for leaf in (*leaves, *read)}):
-        slopes = tuple(None if slope is None else slope.detach() for slope in slopes)
-    parts = [
-        (slope, variation) for slope, (_, variation) in zip(slopes, recorder.notes, strict=False) if slope is not None
-    ]
+        if any(slope is not None for slope in slopes[len(leaves) :]):
+            raise NotImplementedError(
+                f"the first variation of {functional!r} is known at the points of ρ only, since it reads rho.points or "
+                f"rho.weights; {ADVICE}"
+            )
+        if not _has_parameters(value, {id(leaf) for leaf in (*leaves, *read)}):
+            slopes = tuple(None if slope is None else slope.detach() for slope in slopes)
+        # once more for the functions, which may hold answers to earlier questions: now without their derivatives
+        again = _Recorder(rho, plain=True)
+        functional(again)
+    variations = [variation for _, variation in again.notes]
+    parts = [(slope, variation) for slope, variation in zip(slopes, variations, strict=False) if slope is not None]
 
     def first_variation(x: Tensor) -> Tensor:
         total = x.new_zeros(len(x))
@@ -89,22 +91,23 @@ class _Recorder(Measure):
     Arguments:
         rho: ρ.
         blind: answer questions after the density by zeros.
+        plain: add nothing to the answers.
     """
 
-    def __init__(self, rho: Measure, blind: bool = False) -> None:
-        self.rho, self.blind = rho.detach(), blind
+    def __init__(self, rho: Measure, blind: bool = False, plain: bool = False) -> None:
+        self.rho, self.blind, self.plain = rho.detach(), blind, plain
         self.notes: list[tuple[Tensor, Field]] = []
         self.asked_density = False
         self.movable, self.is_empirical, self.is_relative = rho.movable, rho.is_empirical, rho.is_relative
         # not given to the verbs: a derivative by these shows that F reads them itself
-        self.read_points = self.rho.points.clone().requires_grad_()
-        self.read_weights = self.rho.weights.clone().requires_grad_()
+        self.read_points = self.rho.points.clone().requires_grad_(not plain)
+        self.read_weights = self.rho.weights.clone().requires_grad_(not plain)
         self.points, self.weights = self.read_points, self.read_weights
 
     def _noted(self, answer: Tensor, variation: Field) -> Tensor:
-        zero = torch.zeros_like(answer).requires_grad_()
+        zero = torch.zeros_like(answer).requires_grad_(not self.plain)
         self.notes.append((zero, variation))
-        return answer + zero
+        return answer if self.plain else answer + zero
 
     def integrate(self, f: Callable[[Tensor], Tensor]) -> Tensor:
         return self._noted(self.rho.integrate(f), f)
@@ -154,6 +157,16 @@ class _Recorder(Measure):
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         return self.rho.sample(n, seed)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "rho" not in vars(self):
+            raise AttributeError(name)
+        value = getattr(self.rho, name)
+        if self.blind:
+            return value
+        raise NotImplementedError(
+            f"the first variation of a functional that asks for rho.{name} is not known; {ADVICE}"
+        )
 
     def __repr__(self) -> str:
         return repr(self.rho)

@@ -17,7 +17,7 @@ class TransportMap(nn.Module, ABC):
     """An invertible map T: R^d → R^d with its log-determinant; the identity when newly built.
 
     `forward` returns T(x) and log|det ∇T(x)|; `inverse` returns T⁻¹(y). A map that `JKOFlow.save` shall store gives in
-    `config` the arguments that rebuild it.
+    `config` the arguments that rebuild it, alone or inside a `ComposedMap`.
 
     Attributes:
         dim: the dimension d.
@@ -36,7 +36,20 @@ class TransportMap(nn.Module, ABC):
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON can hold them."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how to rebuild it; give it a `config` property")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say how to rebuild it; give it a property `config` that returns the "
+            "arguments of its constructor, as JSON can hold them"
+        )
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], rebuild: Callable[[dict[str, Any]], TransportMap]) -> TransportMap:
+        """A new map with this `config`.
+
+        Arguments:
+            config: what `config` returned.
+            rebuild: from what `describe` says of a map to a new map, for classes that are made of maps.
+        """
+        return cls(**config)
 
     # what training asks for; most maps have nothing to say
 
@@ -96,6 +109,18 @@ class ComposedMap(TransportMap):
         """T_1, …, T_N."""
         return [cast(TransportMap, layer) for layer in self.layers]
 
+    @property
+    def config(self) -> dict[str, Any]:
+        if type(self).__init__ is not ComposedMap.__init__:
+            return super().config  # which asks for one: the maps alone do not rebuild a class with other arguments
+        return {"maps": [describe(map) for map in self.maps]}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], rebuild: Callable[[dict[str, Any]], TransportMap]) -> TransportMap:
+        if cls.config is not ComposedMap.config:  # a class that says itself what its constructor takes
+            return cls(**config)
+        return cls([rebuild(part) for part in config["maps"]])
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_det = x.new_zeros(len(x))
         for map in self.maps:
@@ -125,6 +150,11 @@ class ComposedMap(TransportMap):
 
     def refine(self) -> str:
         return ", ".join(said for map in self.maps if (said := map.refine()))
+
+
+def describe(map: TransportMap) -> dict[str, Any]:
+    """What rebuilds a map, as JSON can hold it: the name of its class and its `config`; see `wprox.maps.registry`."""
+    return {"class": type(map).__name__, "config": map.config}
 
 
 @torch.no_grad()

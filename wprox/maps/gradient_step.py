@@ -26,6 +26,9 @@ class GradientStepMap(TransportMap):
         tolerance: of |T(x) − y| / (1 + |y|) in the inverse, which goes on as long as it gets better; 1e-10 in float64,
             else 1e-4. A potential that computes in less precision than its points needs a larger one.
 
+    Raises:
+        InverseError: by `inverse`, where it finds no point that is mapped there.
+
     Example:
         >>> import torch
         >>> from wprox.maps import GradientStepMap
@@ -70,9 +73,10 @@ class GradientStepMap(TransportMap):
         try:
             return newton_inverse(self._expand, y, tolerance_of(self.tolerance, y.dtype), "x − γ∇φ(x)")
         except InverseError as error:
-            raise ValueError(
+            raise InverseError(
                 f"{error}: the map may fold there; it is invertible for step_size below 1/L, L the largest eigenvalue "
-                f"of ∇²φ, and step_size is {self.step_size:g}"
+                f"of ∇²φ, and step_size is {self.step_size:g}",
+                error.residual,
             ) from None
 
     def _expand(self, x: Tensor) -> tuple[Tensor, Tensor]:

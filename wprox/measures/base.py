@@ -35,6 +35,8 @@ class Measure(ABC):
         movable: whether each point can be moved by itself, as solvers of particles do.
         is_empirical: whether the points are atoms, as draws are, and not the nodes of a quadrature.
         is_relative: whether the density is known only relative to the unknown one of an earlier measure.
+        density_follows_points: whether the density is a function of the points, which functionals differentiate
+            through.
 
     Example:
         >>> import torch, wprox
@@ -59,6 +61,7 @@ class Measure(ABC):
     movable: bool = True
     is_empirical: bool = False
     is_relative: bool = False
+    density_follows_points: bool = False
 
     @property
     def dim(self) -> int:
@@ -72,11 +75,6 @@ class Measure(ABC):
     @property
     def device(self) -> torch.device:
         return self.points.device
-
-    @property
-    def density_follows_points(self) -> bool:
-        """Whether the density is a function of the points, which functionals then differentiate through."""
-        return False
 
     @property
     def density_known(self) -> bool:
@@ -241,11 +239,12 @@ class Measure(ABC):
 
 
 def value_and_slope(f: Callable[[Tensor], Tensor], density: Tensor) -> tuple[Tensor, Tensor]:
-    """f and f′ at densities (m,), as a part of the graph."""
+    """f and f′ at densities (m,), with a graph in these and in tensors of f itself, as far as they want gradients."""
+    value = f(density)
     with torch.enable_grad():
         s = density if density.requires_grad else density.detach().requires_grad_()
-        value = f(s)
-        slope = torch.zeros_like(s)
-        if value.requires_grad:
-            (slope,) = torch.autograd.grad(value.sum(), s, create_graph=True, materialize_grads=True)
-    return (value, slope) if density.requires_grad else (value.detach(), slope.detach())
+        at_s = f(s)
+        if not at_s.requires_grad:
+            return value, torch.zeros_like(density)
+        (slope,) = torch.autograd.grad(at_s.sum(), s, create_graph=True, materialize_grads=True)
+    return value, slope if value.requires_grad else slope.detach()

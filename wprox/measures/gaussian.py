@@ -46,7 +46,7 @@ class Gaussian(Measure):
 
     def __init__(self, loc: Any, covariance_matrix: Any, order: int | None = None) -> None:
         covariance = as_floating(covariance_matrix, "covariance_matrix")
-        self.loc = as_floating(loc, "loc").to(covariance)
+        self.loc = as_floating(loc, "loc").to(covariance).clone()  # the caller's array may change
         if self.loc.ndim != 1 or len(self.loc) == 0:
             raise ValueError(f"loc must have shape (d,), got {tuple(self.loc.shape)}")
         d = len(self.loc)

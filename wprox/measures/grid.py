@@ -247,19 +247,24 @@ class Grid(Measure):
     def log_density_at(self, x: Tensor) -> Tensor:
         """log ρ at any points x: (m, d), (m,), linear between cell centres, constant beyond; −∞ outside of the box."""
         values = self.unflatten(self.log_density().detach(), fill=-math.inf)
+        empty, values = (
+            torch.isneginf(values),
+            values.masked_fill(torch.isneginf(values), 0),
+        )  # no 0 · ∞, in the gradient neither
         position = (x - x.new_tensor([low for low, _ in self.bounds])) / x.new_tensor(self.cell_widths) - 0.5
         sizes = torch.tensor(self.shape, device=x.device)
         position = torch.minimum(position.clamp(min=0), (sizes - 1).to(x))
         lower = position.detach().floor().long()
-        result = torch.zeros_like(x[:, 0])
+        result, outside = torch.zeros_like(x[:, 0]), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for corner in product((0, 1), repeat=self.dim):
             shift = torch.tensor(corner, device=x.device)
             cell = torch.minimum(lower + shift, sizes - 1)
             share = torch.where(shift.bool(), position - lower, 1 - (position - lower)).prod(1)
-            at_cell = values[tuple(cell.unbind(1))].to(x)
-            result = result + torch.where(share > 0, share * at_cell, 0)  # no 0 · ∞ beside empty cells
+            at = tuple(cell.unbind(1))
+            result = result + share * values[at].to(x)
+            outside = outside | (empty[at] & (share > 0))
         low, high = x.new_tensor(self.bounds).unbind(1)
-        return result.masked_fill(((x < low) | (x > high)).any(1), -math.inf)
+        return result.masked_fill(outside | ((x < low) | (x > high)).any(1), -math.inf)
 
     def mean_log_density(self) -> Tensor:
         # 0 log 0 = 0: empty cells count nothing

@@ -43,12 +43,14 @@ class Particles(Measure):
     is_empirical = True
 
     def __init__(self, points: Any, weights: Any = None, log_density: Any = None) -> None:
-        self.points = as_points(points, "points")
+        self.points = as_points(points, "points").clone()  # the caller's arrays may change
         n = len(self.points)
-        self.weights = self.points.new_full((n,), 1 / n) if weights is None else as_weights(weights, self.points)
+        self.weights = (
+            self.points.new_full((n,), 1 / n) if weights is None else as_weights(weights, self.points).clone()
+        )
         self._log_density: Tensor | None = None
         if log_density is not None:
-            self._log_density = as_floating(log_density, "log_density").to(self.points)
+            self._log_density = as_floating(log_density, "log_density").to(self.points).clone()
             if self._log_density.shape != (n,):
                 raise ValueError(f"log_density must have shape ({n},), got {tuple(self._log_density.shape)}")
 
@@ -188,6 +190,8 @@ class KernelParticles(Particles):
         (tensor(-1.4...), tensor(-2.1...))
     """
 
+    density_follows_points = True
+
     def __init__(self, points: Any, weights: Any = None, bandwidth: Any = None, factor: Any = None) -> None:
         super().__init__(points, weights)
         if bandwidth is not None and factor is not None:
@@ -210,10 +214,6 @@ class KernelParticles(Particles):
 
     @property
     def density_known(self) -> bool:
-        return True
-
-    @property
-    def density_follows_points(self) -> bool:
         return True
 
     def log_density(self) -> Tensor:

@@ -47,6 +47,7 @@ class Quantiles(Measure):
     """
 
     movable = False
+    density_follows_points = True
 
     def __init__(self, nodes: Any) -> None:
         nodes = as_floating(nodes, "nodes").to(torch.float64)
@@ -55,7 +56,7 @@ class Quantiles(Measure):
         if nodes.ndim != 1 or len(nodes) < 2:
             raise ValueError(f"nodes must have shape (n,) with n ≥ 2, got {tuple(nodes.shape)}")
         check_increasing(nodes.detach(), "nodes", "sort them, or use Quantiles.from_samples(x, n) for draws")
-        self._set(nodes)
+        self._set(nodes.clone())  # the caller's array may change
 
     def _set(self, nodes: Tensor, spacing: Tensor | None = None) -> None:
         self.nodes = nodes

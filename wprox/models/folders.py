@@ -1,4 +1,4 @@
-"""Model folders: model.safetensors and config.json, written atomically, read with checks."""
+"""Folders that hold a model's state: model.safetensors and config.json, written atomically, read with checks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,23 @@ import safetensors.torch
 from torch import Tensor
 
 from wprox._version import __version__
+from wprox.models.state import State, StateError
 
 FORMAT = 1
 CONFIG, TENSORS = "config.json", "model.safetensors"
 
 
-def save_folder(
-    folder: str | Path, tensors: dict[str, Tensor], config: dict[str, Any], overwrite: bool = False
-) -> None:
+def save_folder(folder: str | Path, model: str, state: State, overwrite: bool = False) -> None:
     """Write a model folder: a reader sees the old model or the new one.
 
     A new folder appears in one move. With `overwrite`, the two files of an existing folder are replaced one after the
     other (its other files stay); config.json holds the checksum of the tensors, so that mixed saves are refused.
+
+    Arguments:
+        folder: the folder.
+        model: what kind of model it is, which `load_folder` asks for.
+        state: the model.
+        overwrite: whether an existing folder may be written into.
 
     Raises:
         ValueError: where the folder exists and `overwrite` is not set.
@@ -37,8 +44,10 @@ def save_folder(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, not a folder; choose another name")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    packed = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    content = {"format": FORMAT, "wprox": __version__, "sha256": hashlib.sha256(packed).hexdigest(), **config}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+    packed = safetensors.torch.save(tensors)
+    head = {"format": FORMAT, "wprox": __version__, "sha256": hashlib.sha256(packed).hexdigest(), "model": model}
+    content = head | state.config
     text = json.dumps(content, indent=2, default=_plain) + "\n"
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -61,12 +70,24 @@ def _plain(value: Any) -> Any:
     raise ValueError(f"a parameter of type {type(value).__name__} cannot be stored in {CONFIG}: {value!r}")
 
 
-def load_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the configuration of a model folder.
+@contextmanager
+def loaded_folder(folder: str | Path, model: str) -> Iterator[State]:
+    """The state in a model folder, for a model to take inside the block.
 
     Raises:
-        ValueError: where the folder or a file is missing, truncated, foreign, or of a newer format.
+        ValueError: where the folder or a file is missing, truncated, foreign, or of a newer format, or holds another
+            kind of model; and, naming the folder, where the state does not fit the model that takes it.
     """
+    tensors, config = _read(folder)
+    if config.get("model") != model:
+        raise ValueError(f"{folder} holds a {config.get('model')!r}, not a {model}")
+    try:
+        yield State(config, tensors)
+    except (KeyError, TypeError, AttributeError, RuntimeError, StateError) as error:
+        raise ValueError(f"{folder} is damaged: its files do not fit together ({error}); save it again") from None
+
+
+def _read(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a model folder: there is no such folder; wprox fit makes one")

@@ -1,10 +1,13 @@
-"""Step sizes of a flow's blocks: growing ones to begin with, and re-spaced ones that move the data equally far."""
+"""Step sizes of blocks: how many they say, growing ones to begin with, and re-spaced ones that move equally far."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+
+from wprox._checks import StepSize, check_count
 
 FIRST, GROWTH = 0.5, 1.5  # γ of the first block of standardised data, and the ratio from block to block
 
@@ -12,6 +15,44 @@ FIRST, GROWTH = 0.5, 1.5  # γ of the first block of standardised data, and the 
 def growing(first: float = FIRST, growth: float = GROWTH) -> Callable[[int], float]:
     """γ_k = first · growthᵏ: small steps where the data are far from Gaussian, large ones near the end."""
     return lambda k: first * growth**k
+
+
+def entries(step_sizes: StepSize | str | None) -> list[Any] | None:
+    """The step sizes as they are given one by one; `None` for a number, a callable, a name and nothing."""
+    if isinstance(step_sizes, str) or callable(step_sizes):
+        return None
+    try:
+        return list(step_sizes)  # type: ignore[arg-type]
+    except TypeError:  # a number, of Python, numpy or torch, or nothing
+        return None
+
+
+def block_count(
+    step_sizes: StepSize | str | None, n_blocks: int | None, default: int, further: int = 0, least: int = 1
+) -> int:
+    """The number of blocks: as it is given, else one for each entry of a sequence of step sizes, else the default.
+
+    Arguments:
+        further: blocks that come after these, whose step sizes are the last ones of the sequence.
+        least: the smallest number of blocks.
+
+    Raises:
+        ValueError: where there are fewer step sizes than blocks.
+
+    Example:
+        >>> from wprox.models.step_sizes import block_count
+        >>> block_count([0.5, 2.0], None, 8), block_count([0.5, 2.0], 1, 8), block_count(1.0, None, 8)
+        (2, 1, 8)
+    """
+    given = entries(step_sizes)
+    if n_blocks is not None:
+        count = check_count(n_blocks, "n_blocks", least=least)
+    else:
+        count = default if given is None else max(least, len(given) - further)
+    if given is not None and len(given) < count + further:
+        advice = "" if n_blocks is None else ", or leave n_blocks out"
+        raise ValueError(f"step_sizes has {len(given)} entries for {count + further} steps; give one a block{advice}")
+    return count
 
 
 def equal_moves(step_sizes: Sequence[float], transport_costs: Sequence[float]) -> list[float]:

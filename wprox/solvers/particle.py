@@ -14,10 +14,10 @@ from wprox._checks import check_count, check_non_negative, check_positive
 from wprox.functionals.base import checked_value, refuse_cut_off, terms_of
 from wprox.measures import DensityUnknownError, Measure
 from wprox.pairs.radial import CoincidingError
-from wprox.solvers._couplings import Coupling, ExactCoupling, SinkhornCoupling
 from wprox.solvers._lbfgs import Minimiser
 from wprox.solvers.base import Ending, ParticleSolver, Solved
 from wprox.solvers.problem import Problem, StepFailedError, non_finite
+from wprox.transport.couplings import Coupling, ExactCoupling, SinkhornCoupling
 
 COUPLINGS = ("identity", "exact", "sinkhorn")
 PLANS = 100  # updates of the plan in one step

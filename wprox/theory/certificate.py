@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from wprox._checks import plain
-from wprox.functionals import Functional
+from wprox.functionals import KL, Functional
 from wprox.functionals.structure import Structure
 from wprox.jko import Trajectory
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
-from wprox.metrics import Distance, Law, as_measure_like, exact_w2, wasserstein
+from wprox.measures.laws import standard_normal
+from wprox.metrics import Distance, Law, wasserstein
 from wprox.solvers import QuantileProx, Step, StepFailedError
 from wprox.theory import bounds
 from wprox.theory.stein import StepError, stein_residual
+from wprox.transport.squared import as_measure_like, exact_w2
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -199,6 +202,30 @@ def certify(
         measured_objective=_measured_objective(values, steps, functional, structure, reference, minimum, len(sizes)),
         inverse_w2=_inverse_w2(inverse_errors, lipschitz, len(sizes)),
     )
+
+
+def certify_path(
+    path: Sequence[Tensor],
+    step_sizes: Sequence[float],
+    initial_w2: float | str | Distance,
+    values: Sequence[float] | None,
+    seed: int,
+) -> Certificate:
+    """What `certify` says of N steps of KL(· ‖ N(0, I)), of which each has taken independent draws to the next.
+
+    Arguments:
+        path: N + 1 tensors (n, d), row by row the way of one draw.
+        step_sizes: γ_1, …, γ_N.
+        initial_w2, values, seed: see `JKOFlow.certificate`.
+    """
+    errors = [
+        stein_residual(before, after, lambda x: x, step_size, seed + k)
+        for k, (before, after, step_size) in enumerate(zip(path[:-1], path[1:], step_sizes, strict=True))
+    ]
+    target = standard_normal(path[0])
+    if isinstance(initial_w2, str):
+        initial_w2 = wasserstein(Particles(path[0]), target, initial_w2, seed)
+    return certify(functional=KL(target), step_sizes=step_sizes, residuals=errors, initial_w2=initial_w2, values=values)
 
 
 def _step_sizes(given: float | Sequence[float] | None, steps: list[Step], residuals: object) -> list[float]:

@@ -1,11 +1,13 @@
-"""½W₂² between any two measures: in closed form, on the line, or by plans."""
+"""W₂ between any two measures: in closed form, on the line, or by plans."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution, Normal
 
-from wprox.measures import Gaussian, Measure
+from wprox.measures import Gaussian, Measure, Quantiles
+from wprox.measures.laws import as_gaussian
 from wprox.transport.atoms import atoms, by_weights, check_same_space
 from wprox.transport.gaussian import bures_square
 from wprox.transport.line import line_square
@@ -27,3 +29,32 @@ def half_square(p: Measure, q: Measure, num_itermax: int = 10**6) -> Tensor:
     with torch.no_grad():  # the c-transform, which is right where ρ has no mass as well
         first = (half_square_distances(x, y.to(x)) - potential).amin(1)
     return value + by_weights(a, first)
+
+
+def as_measure_like(q: Measure | Distribution, p: Measure) -> Measure | None:
+    """q as a measure of p's kind, between which W₂ is exact; `None` where there is none."""
+    gaussian = as_gaussian(q)
+    if isinstance(p, Gaussian):
+        return gaussian
+    if not isinstance(p, Quantiles):
+        return None
+    if isinstance(q, Quantiles):
+        return q
+    if gaussian is None or gaussian.dim != 1:
+        return None
+    normal = Normal(gaussian.loc[0].double(), gaussian.scale_tril[0, 0].double())
+    return Quantiles.from_icdf(normal.icdf, len(p))
+
+
+def exact_w2(p: Measure, q: Measure) -> float:
+    """W₂ between two Gaussians, or between measures of the line, in float64."""
+    p, q = p.to(torch.float64), q.to(torch.float64)
+    if isinstance(p, Gaussian) and isinstance(q, Gaussian):
+        return float(root(bures_square(p.loc, p.scale_tril, q.loc, q.scale_tril)))
+    return float(root(line_square(p, q)))
+
+
+def root(square: Tensor) -> Tensor:
+    """√, with the derivative 0 at 0, where W₂ has none: that of W₂² there is 0 as well."""
+    positive = torch.where(square > 0, square, torch.ones_like(square))
+    return torch.where(square > 0, positive.sqrt(), torch.zeros_like(square))

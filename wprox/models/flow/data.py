@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wprox._checks import check_non_negative
 from wprox.measures import Particles
 from wprox.models.flow.preprocessing import Preprocessing
+from wprox.models.flow.settings import TableSize
 
 NOISE_ROWS = 10_000  # random preprocessing is drawn repeatedly until a training set has about this many rows
-FEW_COLUMNS = 8  # up to which batches are larger, learning rates higher and small tables jittered
-FEW_ROWS = 1000  # a column, under which a flow would learn its table by heart
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class FlowData:
         held_out: those of rows that are not trained on, without jitter.
         offset: the mean of −log|det ∂z/∂x| over the held-out rows, in nats: their objective plus this is their NLL in
             the units of the data.
-        rows: how many rows there are to train on.
+        size: of the training rows.
         jitter: the standard deviation of the noise on the training points.
     """
 
     training: Particles
     held_out: Particles
     offset: float
-    rows: int
+    size: TableSize
     jitter: float
 
     @classmethod
@@ -48,23 +48,19 @@ class FlowData:
 
         Arguments:
             jitter: as `JKOFlow` takes it; `None` decides by the size of the table.
+
+        Raises:
+            ValueError, TypeError: for a jitter that is not a number ≥ 0.
         """
+        jitter = None if jitter is None else check_non_negative(jitter, "jitter")
+        size = TableSize(len(X), preprocessing.dim)
         held_out, offset = _drawn(validation, preprocessing, generator)
         training, _ = _drawn(X, preprocessing, generator)
         if jitter is None:
-            small = _has_few_rows(len(X), training.dim) and training.dim <= FEW_COLUMNS
-            jitter = _best_bandwidth(training, held_out) if small else 0.0
+            jitter = _best_bandwidth(training, held_out) if size.has_few_rows and size.has_few_columns else 0.0
         if jitter:
             training = _jittered(training, jitter, generator)
-        return cls(training, held_out, offset, len(X), float(jitter))
-
-    @property
-    def has_few_columns(self) -> bool:
-        return self.training.dim <= FEW_COLUMNS
-
-    @property
-    def has_few_rows(self) -> bool:
-        return _has_few_rows(self.rows, self.training.dim)
+        return cls(training, held_out, offset, size, jitter)
 
 
 def hold_out(X: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -78,10 +74,6 @@ def hold_out(X: Tensor, fraction: float, generator: torch.Generator) -> tuple[Te
         )
     order = torch.randperm(len(X), generator=generator).to(X.device)
     return X[order[held:]], X[order[:held]]
-
-
-def _has_few_rows(rows: int, dim: int) -> bool:
-    return rows < FEW_ROWS * dim
 
 
 def _drawn(X: Tensor, preprocessing: Preprocessing, generator: torch.Generator) -> tuple[Particles, float]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,31 +11,21 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Density
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
-from wprox._checks import StepSize, as_points, check_count
-from wprox._random import Seed, make_generator
-from wprox.maps import ComposedMap, TransportMap
-from wprox.maps.base import apply_in_batches, invert_in_batches
-from wprox.measures.laws import standard_normal_log_prob
+from wprox._checks import StepSize, as_points, check_count, check_fraction
+from wprox._random import Seed, check_seed, make_generator
+from wprox.maps import TransportMap
+from wprox.maps.registry import MapFactory
 from wprox.metrics import Distance
-from wprox.models.files import read_flow, write_flow
 from wprox.models.flow.columns import as_table, in_order
 from wprox.models.flow.data import FlowData, hold_out
-from wprox.models.flow.training import (
-    block_solver,
-    check_arguments,
-    joint_solver,
-    preprocessing_of,
-    restarting_solver,
-    step_size_of,
-    train_together,
-    trained_blocks,
-    warn_discretised,
-)
-from wprox.models.step_sizes import equal_moves
-from wprox.solvers import NeuralProx
-from wprox.solvers.neural.neural import MapFactory
-from wprox.theory.certificate import Certificate
-from wprox.theory.path_certificate import certify_path
+from wprox.models.flow.density import FlowDensity
+from wprox.models.flow.parameters import check_config, from_json, to_json
+from wprox.models.flow.preprocessing import Preprocessing
+from wprox.models.flow.settings import FlowSettings, TableSize
+from wprox.models.flow.training import TrainedBlocks, block_solver, refinements, train
+from wprox.models.folders import loaded_folder, save_folder
+from wprox.models.state import State, with_prefix
+from wprox.theory.certificate import Certificate, certify_path
 
 
 class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -61,7 +48,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             column, the spline map's "dropout" is 0.2 and in the plane its "frequencies" are 3, unless given.
         step_sizes: γ_n: a number, a sequence with one entry a block, or a callable of the block's index; 1 by default.
             "auto" is 0.5 · 1.5ⁿ, for more blocks that begin gently; `refine` re-spaces them afterwards.
-        n_blocks: the largest number of blocks.
+        n_blocks: the largest number of blocks; as many as `step_sizes` has entries, where that is a sequence, else 8.
         iterations: the largest number of gradient steps a block.
         batch_size: rows in a minibatch; 1,024 up to eight columns, else 256.
         learning_rate: Adam's for a block; 5e-3 up to eight columns, else 2e-3; 2e-2 for "ode".
@@ -112,7 +99,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         map: str | MapFactory = "spline",
         map_options: dict[str, Any] | None = None,
         step_sizes: StepSize | str | None = None,
-        n_blocks: int = 8,
+        n_blocks: int | None = None,
         iterations: int = 300,
         batch_size: int | None = None,
         learning_rate: float | None = None,
@@ -180,31 +167,45 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             ValueError, TypeError: for NaN, text or constant columns, too few rows, or arguments out of range.
             StepFailedError: where the objective becomes non-finite; blocks trained before stay usable.
         """
-        check_arguments(self)
+        fraction = check_fraction(self.validation_fraction, "validation_fraction")
         X, columns = as_table(X, "X")
-        generator = make_generator(self.seed)
-        preprocessing = preprocessing_of(self).fit(X, columns)
+        generator = make_generator(check_seed(self.seed))
+        preprocessing = self._new_preprocessing().fit(X, columns)
         X = preprocessing.check(X)
-        self.preprocessing_ = preprocessing
-        self.n_features_in_ = X.shape[1]
-        self._dtype = X.dtype
+        if validation is None:
+            rows, held_out = hold_out(X, fraction, generator)
+        else:
+            held_out = preprocessing.check(in_order(validation, "validation", columns), "validation")
+            rows = X
+        settings = FlowSettings.of(self.get_params(deep=False), TableSize(len(rows), preprocessing.dim))
+        solver = block_solver(settings)  # which checks the map
+        data = FlowData.prepare(rows, held_out, preprocessing, self.jitter, generator)
+        self.preprocessing_, self._data, self.jitter_ = preprocessing, data, data.jitter
+        self.n_features_in_, self._dtype = X.shape[1], X.dtype
+        self._name_features(columns)
+        trained = TrainedBlocks()
+        try:
+            train(trained, solver, settings, data)
+        finally:  # the blocks before one that failed are kept
+            self._take(trained)
+        return self
+
+    def _new_preprocessing(self) -> Preprocessing:
+        return Preprocessing(self.standardize, self.integer, self.bounds, self.smoothing, self.drop_constant)
+
+    def _name_features(self, columns: Sequence[str] | None) -> None:
         if columns is not None:
             self.feature_names_in_ = np.array(columns, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
-        if validation is None:
-            X, validation = hold_out(X, self.validation_fraction, generator)
-        else:
-            validation = preprocessing.check(self._in_order(validation, "validation"), "validation")
-        self._data = FlowData.prepare(X, validation, preprocessing, self.jitter, generator)
-        self.jitter_ = self._data.jitter
-        self.blocks_: list[TransportMap] = []
-        self.step_sizes_: list[float] = []
-        self.history_: list[dict[str, Any]] = []
-        self.interrupted_ = False
-        solver = block_solver(self, self._data)
-        self._train(solver, step_size_of(self), self.n_blocks, self.tol, self.transport_tol)
-        return self
+
+    @property
+    def _trained(self) -> TrainedBlocks:
+        return TrainedBlocks(self.blocks_, self.step_sizes_, self.history_, self.interrupted_)
+
+    def _take(self, trained: TrainedBlocks) -> None:
+        self.blocks_, self.step_sizes_ = trained.maps, trained.step_sizes
+        self.history_, self.interrupted_ = trained.history, trained.interrupted
 
     def refine(self, rounds: int = 1) -> JKOFlow:
         r"""Re-space the step sizes so that every block moves the data equally far, and train again from there.
@@ -232,59 +233,13 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             raise ValueError(
                 "the flow has one block, so that there is nothing to re-space; fit it with more (n_blocks)"
             )
-        for _ in range(rounds):
-            before = self.blocks_, self.step_sizes_, self.history_, self.interrupted_
-            costs = [stage["transport_cost"] for stage in self.history_ if "transport_cost" in stage]
-            solver = restarting_solver(self, self._data, self.blocks_)
-            sizes = equal_moves(self.step_sizes_, costs)
-            self.blocks_, self.step_sizes_, self.history_, self.interrupted_ = [], [], [], False
-            try:
-                self._train(solver, sizes, len(sizes), -math.inf, 0.0)
-            except BaseException:  # whatever ended it, the flow must not stay half trained
-                self.blocks_, self.step_sizes_, self.history_, self.interrupted_ = before
-                raise
-            old, new = (history[-1]["held_out_nll"] for history in (before[2], self.history_))
-            ended = self.interrupted_ or not new < old
-            if not new < old:
-                self.blocks_, self.step_sizes_, self.history_, self.interrupted_ = before
-                warnings.warn(
-                    f"refining did not improve the held-out likelihood (NLL {new:.4f}, before {old:.4f}); "
-                    "the flow stays as it was",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            if ended:
-                break
+        settings = FlowSettings.of(self.get_params(deep=False), self._data.size)
+        for better in refinements(self._trained, settings, self._data, rounds):
+            self._take(better)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "_data"}  # no data in files
-
-    def _train(self, solver: NeuralProx, sizes: StepSize, n_blocks: int, tol: float, transport_tol: float) -> None:
-        """Blocks one after the other, then together; Ctrl-C keeps those trained so far."""
-        try:
-            for block in trained_blocks(solver, self._data, sizes, n_blocks, tol, transport_tol, self.progress):
-                self.blocks_.append(block.map)
-                self.step_sizes_.append(block.step_size)
-                self.history_.append(block.entry)
-            if self.fine_tune:
-                self._train_together()
-        except KeyboardInterrupt:
-            if not self.blocks_:
-                raise
-            self.interrupted_ = True
-            warnings.warn(
-                f"interrupted; the flow has the {len(self.blocks_)} blocks trained so far", RuntimeWarning, stacklevel=3
-            )
-
-    def _train_together(self) -> None:
-        solver = joint_solver(self, self._data)
-        outcome, entry = train_together(solver, self.blocks_, self._data, self.memory_budget)
-        self.history_.append(entry)
-        if outcome.interrupted:
-            raise KeyboardInterrupt
-        if not outcome.converged:
-            warn_discretised("fine-tuning", outcome.message)
 
     # use
 
@@ -294,13 +249,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         For integer data it is the mean over eight draws of the dequantisation noise, a lower bound of log P(x) in
         expectation; a row's noise depends on the row only. For smoothed data it is the density of the smoothed law.
         """
-        X = self._checked(X)
-        map = self._map(X.dtype)
-        draws = []
-        for z, log_det in self.preprocessing_.scored(X):
-            y, flow_log_det = apply_in_batches(map, z)
-            draws.append(standard_normal_log_prob(y) + flow_log_det + log_det)
-        return torch.stack(draws).mean(0)
+        return self._density.log_prob(self._checked(X))
 
     def score_samples(self, X: Any) -> Tensor:
         """`log_prob` under scikit-learn's name."""
@@ -312,27 +261,15 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     def transform(self, X: Any) -> Tensor:
         """The latent points T(z) of rows X, (n, d): data → noise. Integers enter from the middle of their cell."""
-        X = self._checked(X)
-        z, _ = self.preprocessing_.forward(X.double())
-        return apply_in_batches(self._map(z.dtype), z)[0].to(X.dtype)
+        return self._density.to_latent(self._checked(X))
 
     def inverse_transform(self, Z: Any) -> Tensor:
         """The rows whose latent points are Z: noise → data."""
-        self._check_fitted()
-        Z = as_points(Z, "Z", self.preprocessing_.dim)
-        z = Z.double()
-        return self.preprocessing_.inverse(invert_in_batches(self._map(z.dtype), z)).to(Z.dtype)
+        return self._density.from_latent(as_points(Z, "Z", self._density.preprocessing.dim))
 
     def latents(self, X: Any) -> list[Tensor]:
         """The data on their way to the Gaussian: preprocessed, then after each block; N + 1 tensors (n, d)."""
-        X = self._checked(X)
-        return self._path(self.preprocessing_.forward(X)[0])
-
-    def _path(self, z: Tensor) -> list[Tensor]:
-        path = [z]
-        for block in self._map(z.dtype).maps:
-            path.append(apply_in_batches(block, path[-1])[0])
-        return path
+        return self._density.path(self._checked(X))
 
     def certificate(
         self,
@@ -363,14 +300,13 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         X = self._checked(X)
         seed = self.seed if seed is None else seed
         # one draw a row: several of one row on both sides of the critic's split would show it what it must not see
-        path = self._path(self.preprocessing_.forward(X, make_generator(seed))[0].double())
+        path = self._density.images(self.preprocessing_.forward(X, make_generator(seed))[0].double())
         return certify_path(path, self.step_sizes_, initial_w2, values, seed)
 
     def sample(self, n: int = 1, seed: Seed = None) -> Tensor:
         """n generated rows, (n, d): T⁻¹ of standard normal draws."""
-        self._check_fitted()
-        mean = self.preprocessing_.mean
-        shape = check_count(n, "n"), self.preprocessing_.dim
+        mean = self._density.preprocessing.mean
+        shape = check_count(n, "n"), len(mean)
         generator = make_generator(seed, mean.device)
         try:
             noise = torch.randn(shape, generator=generator, dtype=self._dtype, device=mean.device)
@@ -382,15 +318,14 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     def _n_features_out(self) -> int:  # asked for by scikit-learn's get_feature_names_out
         return self.preprocessing_.dim
 
-    def _map(self, dtype: torch.dtype) -> ComposedMap:
-        return ComposedMap([copy.deepcopy(block).to(dtype) for block in self.blocks_])
+    @property
+    def _density(self) -> FlowDensity:
+        self._check_fitted()
+        return FlowDensity(self.preprocessing_, self.blocks_)
 
     def _checked(self, X: Any) -> Tensor:
         self._check_fitted()
-        return self.preprocessing_.check(self._in_order(X, "X"))
-
-    def _in_order(self, X: Any, name: str) -> Tensor:
-        return in_order(X, name, getattr(self, "feature_names_in_", None))
+        return self.preprocessing_.check(in_order(X, "X", getattr(self, "feature_names_in_", None)))
 
     def _check_fitted(self) -> None:
         if not getattr(self, "blocks_", None):
@@ -405,7 +340,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             ValueError: where the folder exists and `overwrite` is not set, or a block has no `config` to rebuild it.
         """
         self._check_fitted()
-        write_flow(self, folder, overwrite)
+        save_folder(folder, "JKOFlow", self._state(), overwrite)
 
     @classmethod
     def load(cls, folder: Any, map_classes: Sequence[type[TransportMap]] = ()) -> JKOFlow:
@@ -418,4 +353,30 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         Raises:
             ValueError: for a missing, truncated, foreign or newer file.
         """
-        return read_flow(cls, folder, map_classes)
+        with loaded_folder(folder, "JKOFlow") as state:
+            return cls._from_state(state, map_classes)
+
+    def _state(self) -> State:
+        """The fitted flow without its training data."""
+        config = {
+            "parameters": to_json(self.get_params(deep=False), self.step_sizes_),
+            "jitter": self.jitter_,
+            "columns": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
+            "dtype": str(self._dtype).removeprefix("torch."),
+        }
+        preprocessing = {f"preprocessing.{name}": tensor for name, tensor in self.preprocessing_.state().items()}
+        blocks = self._trained.state()
+        return State(config | blocks.config, preprocessing | blocks.tensors)
+
+    @classmethod
+    def _from_state(cls, state: State, map_classes: Sequence[type[TransportMap]]) -> JKOFlow:
+        """The flow whose `_state` this is."""
+        config, tensors = state
+        check_config(config, tensors)
+        flow = cls(**from_json(config["parameters"]))
+        flow.preprocessing_ = flow._new_preprocessing().load_state(with_prefix("preprocessing.", tensors))
+        flow._take(TrainedBlocks.from_state(state, map_classes))
+        flow.n_features_in_, flow.jitter_ = flow.preprocessing_.n_features, config["jitter"]
+        flow._dtype = getattr(torch, config["dtype"])
+        flow._name_features(config["columns"])
+        return flow

@@ -1,4 +1,4 @@
-"""How a JKO flow is trained: arguments checked and made complete, blocks as long as they help, then all together."""
+"""How a JKO flow is trained: blocks as long as they help, then all together; and again, with step sizes re-spaced."""
 
 from __future__ import annotations
 
@@ -6,123 +6,46 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from wprox._checks import StepSize, check_count, check_fraction, check_non_negative, check_positive, step_sizes
-from wprox._random import check_seed
 from wprox.functionals import KL
 from wprox.jko import jko_steps
 from wprox.maps import ComposedMap, TransportMap
 from wprox.measures.laws import standard_normal
 from wprox.models.flow.data import FlowData
-from wprox.models.flow.preprocessing import Preprocessing
-from wprox.models.step_sizes import growing
+from wprox.models.flow.settings import FlowSettings
+from wprox.models.state import State, map_of, map_part, pack, unpack
+from wprox.models.step_sizes import equal_moves
 from wprox.solvers import NeuralProx
-from wprox.solvers.neural.training import Outcome
 
-if TYPE_CHECKING:
-    from wprox.models.flow.jko_flow import JKOFlow
-
-FLOW_MATCHING = 1000  # iterations of flow matching that start a block of map="ode"
 CHECK_EVERY = 25  # iterations between two looks at the held-out objective
 LOOKS = 80  # in fine-tuning, at most: a look at 20,000 rows costs as much as three iterations
 
-# Of a flow, the functions of this file read the arguments that it was made with, and nothing else.
 
+@dataclass
+class TrainedBlocks:
+    """The blocks of a flow as far as they are trained, whatever ends the training."""
 
-def check_arguments(flow: JKOFlow) -> None:
-    """Raise for arguments out of range; those of the map and of the preprocessing are checked where these are made."""
-    check_seed(flow.seed)
-    for name in ("n_blocks", "iterations", "patience"):
-        check_count(getattr(flow, name), name)
-    for name in ("learning_rate", "fine_tune_learning_rate"):
-        if getattr(flow, name) is not None:
-            check_positive(getattr(flow, name), name)
-    check_non_negative(flow.transport_tol, "transport_tol")
-    for name in ("weight_decay", "jitter"):
-        if getattr(flow, name) is not None:
-            check_non_negative(getattr(flow, name), name)
-    try:
-        if math.isnan(flow.tol):
-            raise ValueError("tol must be a number of nats, got nan")
-    except TypeError:
-        raise TypeError(f"tol must be a number of nats, got {flow.tol!r}") from None
-    for name in ("batch_size", "fine_tune_iterations", "fine_tune_batch_size"):
-        if getattr(flow, name) is not None:
-            check_count(getattr(flow, name), name)
-    if flow.flow_matching is not None:
-        check_count(flow.flow_matching, "flow_matching", least=0)
-    check_count(flow.memory_budget, "memory_budget")
-    check_fraction(flow.validation_fraction, "validation_fraction")
-    step_sizes(step_size_of(flow), flow.n_blocks)
+    maps: list[TransportMap] = field(default_factory=list)
+    step_sizes: list[float] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    interrupted: bool = False
 
+    def state(self) -> State:
+        """All of it, as files hold it."""
+        blocks, tensors = pack("blocks", [map_part(map) for map in self.maps])
+        config = {"step_sizes": self.step_sizes, "history": self.history, "interrupted": self.interrupted}
+        return State({"blocks": blocks} | config, tensors)
 
-def step_size_of(flow: JKOFlow) -> StepSize:
-    """γ as the driver takes it."""
-    if isinstance(flow.step_sizes, str):
-        if flow.step_sizes != "auto":
-            raise ValueError(f'step_sizes must be numbers, a callable or "auto", got {flow.step_sizes!r}')
-        return growing()
-    return 1.0 if flow.step_sizes is None else flow.step_sizes
-
-
-def preprocessing_of(flow: JKOFlow) -> Preprocessing:
-    """The preprocessing that a flow's arguments say, not yet fitted."""
-    return Preprocessing(flow.standardize, flow.integer, flow.bounds, flow.smoothing, flow.drop_constant)
-
-
-def block_solver(flow: JKOFlow, data: FlowData, **changes: Any) -> NeuralProx:
-    """The solver of a flow's blocks, with the arguments that were left open set by the size of the table."""
-    is_ode = flow.map == "ode"
-    options = flow.map_options
-    if data.has_few_rows and flow.map == "spline":
-        planar = {"frequencies": 3} if data.training.dim == 2 else {}
-        options = {"dropout": 0.2} | planar | (options or {})
-    default_rate = 2e-2 if is_ode else 5e-3 if data.has_few_columns else 2e-3
-    settings: dict[str, Any] = {
-        "map": flow.map,
-        "map_options": options,
-        "iterations": flow.iterations,
-        "batch_size": _batch_size(flow, data),
-        "learning_rate": default_rate if flow.learning_rate is None else flow.learning_rate,
-        "weight_decay": float(data.has_few_rows) if flow.weight_decay is None else flow.weight_decay,
-        "patience": flow.patience,
-        "flow_matching": (FLOW_MATCHING if is_ode else 0) if flow.flow_matching is None else flow.flow_matching,
-        "check_every": CHECK_EVERY,
-        "seed": flow.seed,
-        "progress": flow.progress,
-    }
-    return NeuralProx(**(settings | changes))
-
-
-def joint_solver(flow: JKOFlow, data: FlowData) -> NeuralProx:
-    """The solver that trains all blocks together."""
-    batch_size = flow.fine_tune_batch_size or 2 * _batch_size(flow, data)
-    iterations = flow.fine_tune_iterations or min(2000, max(200, 100 * data.rows // batch_size))
-    check_every = max(CHECK_EVERY, iterations // LOOKS)
-    default_rate = 3e-3 if data.has_few_columns else 3e-4 if data.has_few_rows else 2e-3
-    return block_solver(
-        flow,
-        data,
-        iterations=iterations,
-        learning_rate=default_rate if flow.fine_tune_learning_rate is None else flow.fine_tune_learning_rate,
-        batch_size=batch_size,
-        check_every=check_every,
-        # at the top of the schedule the objective often rises before it falls
-        patience=max(flow.patience, iterations // (2 * check_every)),
-    )
-
-
-def restarting_solver(flow: JKOFlow, data: FlowData, blocks: Sequence[TransportMap]) -> NeuralProx:
-    """The solver whose blocks start from copies of trained ones, one after the other."""
-    starts = iter(blocks)
-    return block_solver(flow, data, map=lambda dim: next(starts), map_options=None, flow_matching=0)
-
-
-def _batch_size(flow: JKOFlow, data: FlowData) -> int:
-    return flow.batch_size or (1024 if data.has_few_columns else 256)
+    @classmethod
+    def from_state(cls, state: State, map_classes: Sequence[type[TransportMap]]) -> TrainedBlocks:
+        """What `state` returned, or a state of which it is a part, made anew."""
+        config, tensors = state
+        maps = [map_of(part, map_classes) for part in unpack("blocks", config["blocks"], tensors)]
+        return cls(maps, config["step_sizes"], config["history"], config["interrupted"])
 
 
 class Block(NamedTuple):
@@ -133,20 +56,97 @@ class Block(NamedTuple):
     entry: dict[str, Any]
 
 
-def trained_blocks(
-    solver: NeuralProx,
-    data: FlowData,
-    sizes: StepSize,
-    n_blocks: int,
-    tol: float,
-    transport_tol: float,
-    progress: bool = False,
-) -> Iterator[Block]:
-    """Blocks one after the other, up to the one after which another would no longer help.
+def block_solver(settings: FlowSettings, **changes: Any) -> NeuralProx:
+    """The solver of a flow's blocks."""
+    arguments: dict[str, Any] = {
+        "map": settings.map,
+        "map_options": settings.map_options,
+        "iterations": settings.iterations,
+        "batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "patience": settings.patience,
+        "flow_matching": settings.flow_matching,
+        "check_every": CHECK_EVERY,
+        "seed": settings.seed,
+        "progress": settings.progress,
+    }
+    return NeuralProx(**(arguments | changes))
+
+
+def joint_solver(settings: FlowSettings) -> NeuralProx:
+    """The solver that trains all blocks together."""
+    iterations = settings.fine_tune_iterations
+    check_every = max(CHECK_EVERY, iterations // LOOKS)
+    return block_solver(
+        settings,
+        iterations=iterations,
+        learning_rate=settings.fine_tune_learning_rate,
+        batch_size=settings.fine_tune_batch_size,
+        check_every=check_every,
+        # at the top of the schedule the objective often rises before it falls
+        patience=max(settings.patience, iterations // (2 * check_every)),
+    )
+
+
+def train(trained: TrainedBlocks, solver: NeuralProx, settings: FlowSettings, data: FlowData) -> None:
+    """Blocks one after the other, then together; Ctrl-C keeps those trained so far.
 
     Arguments:
-        sizes: γ of each block.
-        n_blocks, tol, transport_tol, progress: as `JKOFlow` takes them.
+        trained: no blocks; those that are trained are appended, so that they stay where a later one fails.
+        solver: of the blocks, as `block_solver` makes it.
+        settings: of the flow.
+        data: to train on.
+    """
+    try:
+        for block in trained_blocks(solver, settings, data):
+            trained.maps.append(block.map)
+            trained.step_sizes.append(block.step_size)
+            trained.history.append(block.entry)
+        if settings.fine_tune:
+            _train_together(trained, settings, data)
+    except KeyboardInterrupt:
+        if not trained.maps:
+            raise
+        trained.interrupted = True
+        warnings.warn(
+            f"interrupted; the flow has the {len(trained.maps)} blocks trained so far", RuntimeWarning, stacklevel=3
+        )
+
+
+def refinements(trained: TrainedBlocks, settings: FlowSettings, data: FlowData, rounds: int) -> Iterator[TrainedBlocks]:
+    """Blocks of better and better held-out likelihood, until a round does not improve it, which a warning tells."""
+    for _ in range(rounds):
+        again = _respaced(trained, settings, data)
+        old, new = (blocks.history[-1]["held_out_nll"] for blocks in (trained, again))
+        if not new < old:
+            warnings.warn(
+                f"refining did not improve the held-out likelihood (NLL {new:.4f}, before {old:.4f}); "
+                "the flow stays as it was",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return
+        trained = again
+        yield trained
+        if trained.interrupted:
+            return
+
+
+def _respaced(trained: TrainedBlocks, settings: FlowSettings, data: FlowData) -> TrainedBlocks:
+    """Blocks that start from copies of trained ones and move the data equally far, in the same total time."""
+    costs = [stage["transport_cost"] for stage in trained.history if "transport_cost" in stage]
+    sizes = equal_moves(trained.step_sizes, costs)
+    starts = iter(trained.maps)
+    solver = block_solver(settings, map=lambda dim: next(starts), map_options=None, flow_matching=0)
+    settings = replace(settings, step_sizes=sizes, n_blocks=len(sizes), tol=-math.inf, transport_tol=0.0)
+    again = TrainedBlocks()
+    train(again, solver, settings, data)
+    return again
+
+
+def trained_blocks(solver: NeuralProx, settings: FlowSettings, data: FlowData) -> Iterator[Block]:
+    """Blocks one after the other, up to the one after which another would no longer help.
 
     Raises:
         KeyboardInterrupt: for Ctrl-C, after the block that it interrupted, in its best state, was returned, unless that
@@ -154,12 +154,14 @@ def trained_blocks(
     """
     reference = KL(standard_normal(data.training.points))
     best = float(reference(data.held_out.relative()))
-    with tqdm(total=n_blocks, desc="blocks", disable=not progress) as bar:
+    sizes, n_blocks = settings.step_sizes, settings.n_blocks
+    with tqdm(total=n_blocks, desc="blocks", disable=not settings.progress) as bar:
         for step in jko_steps(reference, solver, data.training, sizes, n_blocks, data.held_out):
             assert step.map is not None
             assert step.held_out is not None
             objective, cost = float(reference(step.held_out)), float(step.transport_cost)
-            last = best - objective < tol or math.sqrt(cost / data.training.dim) < transport_tol
+            move = math.sqrt(cost / data.training.dim)
+            last = best - objective < settings.tol or move < settings.transport_tol
             number = step.index + 1
             if last and objective >= best and number > 1:  # the block is worse than none
                 if step.interrupted:
@@ -176,7 +178,7 @@ def trained_blocks(
             }
             yield Block(step.map, step.step_size, entry)
             if not (step.converged or step.interrupted):
-                warn_discretised(f"block {number}", step.message)
+                _warn_discretised(f"block {number}", step.message)
             bar.update()
             bar.set_postfix_str(f"held-out NLL {objective + data.offset:.3f}")
             if step.interrupted:
@@ -186,23 +188,27 @@ def trained_blocks(
             best = objective
 
 
-def train_together(
-    solver: NeuralProx, blocks: Sequence[TransportMap], data: FlowData, memory_budget: int
-) -> tuple[Outcome, dict[str, Any]]:
-    """Train all blocks of a flow at once, in place: the outcome, and what the flow's `history_` says of it."""
+def _train_together(trained: TrainedBlocks, settings: FlowSettings, data: FlowData) -> None:
+    """Train all blocks at once, in place."""
     start = time.perf_counter()
     reference = KL(standard_normal(data.training.points))
-    outcome = solver.fine_tune(ComposedMap(blocks), reference, data.training, data.held_out, memory_budget)
-    return outcome, {
+    solver, map = joint_solver(settings), ComposedMap(trained.maps)
+    outcome = solver.fine_tune(map, reference, data.training, data.held_out, settings.memory_budget)
+    entry = {
         "block": "fine-tuning",
         "held_out_nll": outcome.objective + data.offset,
         "iterations": outcome.iterations,
         "seconds": time.perf_counter() - start,
         "message": outcome.message,
     }
+    trained.history.append(entry)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    if not outcome.converged:
+        _warn_discretised("fine-tuning", outcome.message)
 
 
-def warn_discretised(stage: str, message: str) -> None:
+def _warn_discretised(stage: str, message: str) -> None:
     """Warn of a training that did not converge: its discretised objective stayed away from the true one."""
     warnings.warn(
         f"{stage} was trained with too coarse a discretisation ({message}): likelihoods are true, but a better flow "

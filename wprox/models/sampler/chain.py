@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from wprox.maps import GradientStepMap, TransportMap
-from wprox.maps._inverse import tolerance_of
+from wprox.maps import TransportMap
 from wprox.maps.base import apply_in_batches, invert_in_batches
+from wprox.maps.precision import in_precision
 from wprox.measures import Particles
 from wprox.measures.laws import standard_normal_log_prob
 
@@ -67,60 +65,6 @@ class RejectionStep(NamedTuple):
         return (self.acceptance(log_ratio) + self.rejection_rate).log()
 
 
-class ForwardStep(GradientStepMap):
-    r"""T(u) = u + γ∇log g(u), the forward step along the potential −log g (Salim, Korba and Luise 2020).
-
-    It follows the basins of attraction, so that modes keep what lies in theirs, and has nothing to train. It is
-    injective while γ∇²(−log g) ≺ I, which bounds the curvature in wells only, not that of the ridges between them.
-    Where that does not hold it folds space, and a warning says so: points there have a density that is too low, by
-    that of their other preimages. `inverse` raises `ValueError` where it finds none.
-
-    Arguments:
-        dim: d.
-        log_target: log g, (n, d) → (n,), twice differentiable in torch.
-        step_size: γ.
-        dtype: in which log g computes, whatever u has.
-    """
-
-    def __init__(
-        self, dim: int, log_target: Callable[[Tensor], Tensor], step_size: float, dtype: torch.dtype = torch.float64
-    ) -> None:
-        super().__init__(dim, lambda u: -log_target(u), step_size, tolerance=tolerance_of(None, dtype))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        images, log_dets, folded = [], [], 0
-        for batch in x.split(self.batch_size):
-            y, jacobian = self._expand(batch)
-            images.append(y)
-            log_dets.append(jacobian.slogdet().logabsdet)
-            folded += int((torch.linalg.cholesky_ex(jacobian.detach()).info != 0).sum())
-        if folded:
-            warnings.warn(
-                f"a forward step with γ = {self.step_size:.3g} folds space at {folded} of {len(x)} points, where the "
-                "potential is curved more than at any draw in training; densities and weights there are wrong. Try "
-                "more n_particles (all of which are looked at), fewer forward_steps, or an initial Gaussian that is "
-                "less wide",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        return torch.cat(images), torch.cat(log_dets)
-
-    def inverse(self, y: Tensor) -> Tensor:
-        try:
-            return super().inverse(y)
-        except ValueError as error:
-            raise ValueError(
-                "the density is not known at all of these points: at some a forward step along the potential has no "
-                "inverse. It has one where the potential is curved no more than at the draws in training, and rounding "
-                "can hide it far from them. Leave such points out, give the initial Gaussian (in whose dtype the "
-                f"target computes) in float64 or less wide, or forward_steps=0 ({error})"
-            ) from None
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return {"step_size": self.step_size}
-
-
 Layer = TransportMap | RejectionStep
 
 
@@ -137,9 +81,8 @@ class Chain:
         self.dim, self.layers, self.log_target = dim, list(layers), log_target
 
     def to(self, dtype: torch.dtype) -> Chain:
-        """A copy with its maps in another precision."""
-        fixed = RejectionStep | ForwardStep
-        layers = [layer if isinstance(layer, fixed) else copy.deepcopy(layer).to(dtype) for layer in self.layers]
+        """The chain with its maps in another precision."""
+        layers = [layer if isinstance(layer, RejectionStep) else in_precision(layer, dtype) for layer in self.layers]
         return Chain(self.dim, layers, self.log_target)
 
     @torch.no_grad()

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import inspect
-import math
-import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from torch.distributions import Distribution
-from tqdm.auto import tqdm
 
-from wprox._checks import StepSize, as_points, check_count, check_fraction, check_positive, step_sizes
+from wprox._checks import StepSize, as_points, check_count
 from wprox._random import Seed, check_seed, make_generator
 from wprox.functionals import KL
 from wprox.maps import TransportMap
+from wprox.maps.registry import MapFactory
 from wprox.measures import Gaussian, Particles
-from wprox.models.files import read_sampler, write_sampler
+from wprox.models.folders import loaded_folder, save_folder
 from wprox.models.sampler.chain import Chain, Layer, RejectionStep
+from wprox.models.sampler.layers import layer_of, layer_part
+from wprox.models.sampler.settings import BLOCKS, SamplerSettings, default_rate, dimension_of, for_modes, growing_steps
 from wprox.models.sampler.target import ScaledTarget, check_target, checked, fitted_gaussian
 from wprox.models.sampler.training import ChainTraining
 from wprox.models.sampler.weights import LogNormalizer, effective_size, log_normalizer, warn_if_useless
-from wprox.models.step_sizes import growing
-from wprox.solvers import NeuralProx
-from wprox.solvers.neural.neural import MapFactory
+from wprox.models.state import State, pack, unpack
+from wprox.models.step_sizes import block_count
 
-FIRST_STEP, GROWTH = 0.02, 4.0  # γ_k = 0.02 · 4^k, in units of the initial Gaussian; 4^k where that is fitted
-FEW_DIMENSIONS = 16  # up to which learning rates are higher
 OWN_NOISE = 0x5DEECE66  # keeps the noise of `sample` from that of `run` with the same seed, which blocks know by heart
 
 
@@ -66,7 +64,8 @@ class JKOSampler:
         map_options: arguments of the named map; for splines 4 "transforms" and a "bound" of 4, unless given.
         step_sizes: γ_k: a number, a sequence with one entry a block, or a callable; by default
             0.02 · 4^k, and 4^k where the initial Gaussian is fitted.
-        n_blocks: the largest number of blocks; 0 leaves forward and rejection steps alone.
+        n_blocks: the largest number of blocks; 0 leaves forward and rejection steps alone. As many as `step_sizes` has
+            entries (without those of `corrected_blocks`, which come last), where that is a sequence, else 6.
         iterations: the largest number of gradient steps a block.
         batch_size: draws in a minibatch.
         learning_rate: Adam's for a block; 5e-3 up to sixteen dimensions, else 2e-3.
@@ -118,7 +117,7 @@ class JKOSampler:
         map: str | MapFactory = "spline",
         map_options: dict[str, Any] | None = None,
         step_sizes: StepSize | None = None,
-        n_blocks: int = 6,
+        n_blocks: int | None = None,
         iterations: int = 300,
         batch_size: int = 1024,
         learning_rate: float | None = None,
@@ -136,43 +135,29 @@ class JKOSampler:
         seed: int = 0,
         progress: bool = False,
     ) -> None:
-        self.target = target
-        self.functional = KL(target)
-        self.initial = initial
-        dims = {
-            "the target": self.functional.dim,
-            "initial": None if initial is None else initial.dim,
-            "dim": None if dim is None else check_count(dim, "dim"),
-        }
-        known = {name: value for name, value in dims.items() if value is not None}
-        if len(set(known.values())) != 1:
-            said = ", ".join(f"{name} says {value}" for name, value in known.items()) or "nothing says it"
-            raise ValueError(f"the dimension must be one number: {said}; give dim=d or an initial Gaussian")
-        self.dim = next(iter(known.values()))
+        self.target, self.functional, self.initial = target, KL(target), initial
+        self.dim = dimension_of(self.functional, initial, dim)
         self.map = map
         self.map_options = map_options
         self.step_sizes = step_sizes
-        self.n_blocks = check_count(n_blocks, "n_blocks", least=0)
-        self.iterations = check_count(iterations, "iterations")
-        self.batch_size = check_count(batch_size, "batch_size")
-        default_rate = 5e-3 if self.dim <= FEW_DIMENSIONS else 2e-3
-        self.learning_rate = default_rate if learning_rate is None else check_positive(learning_rate, "learning_rate")
-        self.n_particles = check_count(n_particles, "n_particles", least=20)
-        self.tol = float(tol)
-        if math.isnan(self.tol):
-            raise ValueError("tol must be a number of nats, got nan")
+        self.n_blocks = block_count(step_sizes, n_blocks, BLOCKS, corrected_blocks, least=0)
+        self.iterations = iterations
+        self.batch_size = batch_size
+        self.learning_rate = default_rate(self.dim) if learning_rate is None else learning_rate
+        self.n_particles = n_particles
+        self.tol = tol
         self.fine_tune = fine_tune
-        self.fine_tune_iterations = check_count(fine_tune_iterations, "fine_tune_iterations")
-        self.fine_tune_learning_rate = check_positive(fine_tune_learning_rate, "fine_tune_learning_rate")
-        self.fine_tune_batch_size = check_count(fine_tune_batch_size, "fine_tune_batch_size")
-        self.corrections = check_count(corrections, "corrections", least=0)
-        self.rejection_rate = check_fraction(rejection_rate, "rejection_rate")
-        self.corrected_blocks = check_count(corrected_blocks, "corrected_blocks", least=0)
-        self.forward_steps = check_count(forward_steps, "forward_steps", least=0)
-        self.memory_budget = check_count(memory_budget, "memory_budget")
-        self.seed = check_seed(seed)
+        self.fine_tune_iterations = fine_tune_iterations
+        self.fine_tune_learning_rate = fine_tune_learning_rate
+        self.fine_tune_batch_size = fine_tune_batch_size
+        self.corrections = corrections
+        self.rejection_rate = rejection_rate
+        self.corrected_blocks = corrected_blocks
+        self.forward_steps = forward_steps
+        self.memory_budget = memory_budget
+        self.seed = seed
         self.progress = progress
-        self._solver(0)  # which knows the names of maps
+        self._settings()  # which checks them
 
     @classmethod
     def for_modes(
@@ -198,17 +183,7 @@ class JKOSampler:
             >>> bool((sampler.sample(5000, seed=0) > 0).double().mean() > 0.65)  # 1/(1 + 1/e) = 0.73
             True
         """
-        settings: dict[str, Any] = {
-            "forward_steps": 6,
-            "n_blocks": 1,
-            "step_sizes": 1.0,
-            "iterations": 250,
-            "batch_size": 512,
-            "n_particles": 20_000,
-            "fine_tune": False,
-            "corrections": 6,
-        }
-        return cls(target, initial=initial, **(settings | options))
+        return cls(target, initial=initial, **for_modes(options))
 
     # training
 
@@ -217,48 +192,15 @@ class JKOSampler:
 
         Ctrl-C ends it early and keeps what was trained so far (`interrupted_`).
         """
-        first = 1.0 if self.initial is None else FIRST_STEP
-        gamma = step_sizes(
-            growing(first, GROWTH) if self.step_sizes is None else self.step_sizes,
-            self.n_blocks + self.corrected_blocks,
-        )
-        generator = make_generator(self.seed)
-        self.interrupted_ = False
-        given = self.initial
+        generator, given = make_generator(self.seed), self.initial
         self.initial_ = fitted_gaussian(self.functional, self.dim, self.seed) if given is None else given
         self.layers_: list[Layer] = []
         self.history_: list[dict[str, Any]] = []
+        self.interrupted_ = False
         check_target(self.functional.log_target, self.initial_.sample(1000, generator))
         training = self._training(generator)
-        bar = tqdm(total=self.n_blocks + self.corrected_blocks, desc="blocks", disable=not self.progress)
-        try:
-            particles = training.descend(training.draw(), self.forward_steps)
-            if self.layers_ and self.n_blocks:
-                particles = training.correct(particles, self.corrections, self.rejection_rate)
-            fixed = len(self.layers_)
-            for k in range(self.n_blocks):
-                before, particles = particles, training.add_block(particles, self._solver(k), gamma(k))
-                bar.update()
-                if particles is before:
-                    break
-            if self.fine_tune and len(self.layers_) > fixed:
-                particles = training.train_together(fixed, self._joint_solver(), self.memory_budget)
-            particles = training.correct(particles, self.corrections, self.rejection_rate)
-            for k in range(self.n_blocks, self.n_blocks + self.corrected_blocks):
-                particles = training.add_block(particles, self._solver(k), gamma(k))
-                particles = training.correct(particles, self.corrections, self.rejection_rate)
-                bar.update()
-        except KeyboardInterrupt:
-            if not self.layers_:
-                raise
-            self.interrupted_ = True
-            warnings.warn(
-                f"interrupted; the sampler has the {len(self.layers_)} layers trained so far",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        finally:
-            bar.close()
+        training.run()
+        self.interrupted_ = training.interrupted
         return self
 
     def correct(self, steps: int = 1) -> JKOSampler:
@@ -266,34 +208,18 @@ class JKOSampler:
         self._check_run()
         check_count(steps, "steps")
         training = self._training(make_generator(self.seed + len(self.layers_)))
-        training.correct(training.draw(), steps, self.rejection_rate)
+        training.correct(training.draw(), steps)
         return self
+
+    def _settings(self) -> SamplerSettings:
+        arguments = {field.name: getattr(self, field.name) for field in fields(SamplerSettings)}
+        if self.step_sizes is None:
+            arguments["step_sizes"] = growing_steps(self.initial)
+        return SamplerSettings(**arguments)
 
     def _training(self, generator: torch.Generator) -> ChainTraining:
         """What appends to `layers_` and `history_`."""
-        return ChainTraining(self._target, self.layers_, self.history_, self.n_particles, self.tol, generator)
-
-    def _solver(self, index: int, **changes: Any) -> NeuralProx:
-        options = self.map_options
-        if self.map == "spline":
-            options = {"transforms": 4, "bound": 4.0} | (options or {})
-        settings: dict[str, Any] = {
-            "iterations": self.iterations,
-            "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
-            "seed": self.seed + 7919 * index,
-            "progress": self.progress,
-        }
-        return NeuralProx(self.map, options, **(settings | changes))
-
-    def _joint_solver(self) -> NeuralProx:
-        return self._solver(
-            0,
-            iterations=self.fine_tune_iterations,
-            learning_rate=self.fine_tune_learning_rate,
-            batch_size=self.fine_tune_batch_size,
-            patience=self.fine_tune_iterations,  # at the top of the schedule the objective often rises before it falls
-        )
+        return ChainTraining(self._target, self.layers_, self.history_, self._settings(), generator)
 
     # use
 
@@ -309,7 +235,7 @@ class JKOSampler:
         """The log-density of what `sample` draws, (n,), in nats: exact but for rejection rates, which are estimates.
 
         Raises:
-            ValueError: at points that the forward steps do not reach, as far as their inverse is found.
+            InverseError: at points that the forward steps do not reach, as far as their inverse is found.
         """
         self._check_run()
         x = as_points(x, "x", self.dim)
@@ -359,8 +285,7 @@ class JKOSampler:
         return ScaledTarget(self.functional.log_target, self.initial_)
 
     def _chain(self, dtype: torch.dtype) -> Chain:
-        chain = Chain(self.dim, self.layers_, self._target.log_prob)
-        return chain if dtype == torch.float32 else chain.to(dtype)
+        return Chain(self.dim, self.layers_, self._target.log_prob).to(dtype)
 
     def _draw(self, n: int, generator: torch.Generator, dtype: torch.dtype) -> Particles:
         like = torch.empty(0, dtype=dtype, device=self.initial_.device)
@@ -391,7 +316,7 @@ class JKOSampler:
             ValueError: where the folder exists and `overwrite` is not set, or a block has no `config` to rebuild it.
         """
         self._check_run()
-        write_sampler(self, folder, overwrite)
+        save_folder(folder, "JKOSampler", self._state(), overwrite)
 
     @classmethod
     def load(
@@ -405,4 +330,31 @@ class JKOSampler:
         Raises:
             ValueError: for a missing, truncated, foreign or newer file.
         """
-        return read_sampler(cls, folder, target, map_classes)
+        with loaded_folder(folder, "JKOSampler") as state:
+            return cls._from_state(state, target, map_classes)
+
+    def _state(self) -> State:
+        """The sampler that has run, without its target."""
+        initial = {"loc": self.initial_.loc, "scale_tril": self.initial_.scale_tril}
+        layers, tensors = pack("layers", [layer_part(layer) for layer in self.layers_])
+        config = {
+            "parameters": self._parameters,
+            "layers": layers,
+            "history": self.history_,
+            "interrupted": self.interrupted_,
+        }
+        return State(config, initial | tensors)
+
+    @classmethod
+    def _from_state(cls, state: State, target: Any, map_classes: Sequence[type[TransportMap]]) -> JKOSampler:
+        """The sampler whose `_state` this is."""
+        config, tensors = state
+        scale_tril = tensors["scale_tril"]
+        initial = Gaussian(tensors["loc"], scale_tril @ scale_tril.mT)
+        initial.scale_tril = scale_tril  # not the factor of the product, which is rounded
+        sampler = cls(target, initial=initial, **config["parameters"])
+        sampler.initial_ = initial
+        parts = unpack("layers", config["layers"], tensors)
+        sampler.layers_ = [layer_of(part, sampler._target, map_classes) for part in parts]
+        sampler.history_, sampler.interrupted_ = config["history"], config["interrupted"]
+        return sampler

@@ -80,7 +80,7 @@ def fitted_gaussian(functional: KL, dim: int, seed: int) -> Gaussian:
     in_double = functional if gaussian is not None else KL(lambda x: functional.log_target(x.to(dtype)).to(x))
     try:
         *_, last = jko_steps(in_double, GaussianProx(), start, SCALE_STEPS, len(SCALE_STEPS))
-    except StepFailedError as error:
+    except (StepFailedError, ValueError) as error:  # the latter for a quadratic that has no minimum
         raise StepFailedError(
             f"no Gaussian could be fitted to the target ({error}); give one that covers it, as in "
             f"initial=Gaussian(torch.zeros({dim}), 16 * torch.eye({dim}))"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import time
+import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from tqdm.auto import tqdm
 
+from wprox._checks import step_sizes
 from wprox.maps import ComposedMap, TransportMap
 from wprox.measures import Gaussian, Particles
-from wprox.models.sampler.chain import Chain, ForwardStep, Layer, RejectionStep
-from wprox.models.sampler.target import ScaledTarget, where
+from wprox.models.sampler.chain import Chain, Layer, RejectionStep
+from wprox.models.sampler.forward import forward_step, greatest_curvature
+from wprox.models.sampler.settings import SamplerSettings
+from wprox.models.sampler.target import ScaledTarget
 from wprox.models.sampler.weights import effective_size
 from wprox.solvers import NeuralProx
 
@@ -30,8 +33,7 @@ class ChainTraining:
         target: π in the units of the chain.
         layers: the layers so far. New ones are appended to this list, which keeps them whatever ends a stage.
         history: a dict a stage, likewise.
-        n_particles: how many draws the stages work on.
-        tol: the gain in KL, in nats, under which a forward step or a block is left out.
+        settings: of the sampler.
         generator: of all draws.
     """
 
@@ -40,18 +42,53 @@ class ChainTraining:
         target: ScaledTarget,
         layers: list[Layer],
         history: list[dict[str, Any]],
-        n_particles: int,
-        tol: float,
+        settings: SamplerSettings,
         generator: torch.Generator,
     ) -> None:
-        self.target, self.layers, self.history = target, layers, history
-        self.n_particles, self.tol, self.generator = n_particles, tol, generator
+        self.target, self.layers, self.history, self.interrupted = target, layers, history, False
+        self.settings, self.generator = settings, generator
+
+    def run(self) -> None:
+        """Forward steps, blocks as long as they help, all blocks together, corrections, and corrected blocks.
+
+        Ctrl-C ends it early, with a warning, and keeps the layers so far; where there are none it is raised.
+        """
+        settings = self.settings
+        n_blocks, n_all = settings.n_blocks, settings.n_blocks + settings.corrected_blocks
+        gamma = step_sizes(settings.step_sizes, n_all)
+        try:
+            with tqdm(total=n_all, desc="blocks", disable=not settings.progress) as bar:
+                particles = self.descend(self.draw(), settings.forward_steps)
+                if self.layers and n_blocks:
+                    particles = self.correct(particles, settings.corrections)
+                fixed = len(self.layers)
+                for k in range(n_blocks):
+                    before, particles = particles, self.add_block(particles, settings.block_solver(k), gamma(k))
+                    bar.update()
+                    if particles is before:
+                        break
+                if settings.fine_tune and len(self.layers) > fixed:
+                    particles = self.train_together(fixed)
+                particles = self.correct(particles, settings.corrections)
+                for k in range(n_blocks, n_all):
+                    particles = self.add_block(particles, settings.block_solver(k), gamma(k))
+                    particles = self.correct(particles, settings.corrections)
+                    bar.update()
+        except KeyboardInterrupt:
+            if not self.layers:
+                raise
+            self.interrupted = True
+            warnings.warn(
+                f"interrupted; the sampler has the {len(self.layers)} layers trained so far",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def draw(self, n: int | None = None, layers: int | None = None) -> Particles:
         """n draws of the chain, or of its first `layers`; `n_particles` where n is not given."""
         like = torch.empty(0, dtype=torch.float32, device=self.target.units.device)
         chain = Chain(self.target.dim, self.layers[:layers], self.target.log_prob)
-        return chain.draw(self.n_particles if n is None else n, self.generator, like)
+        return chain.draw(self.settings.n_particles if n is None else n, self.generator, like)
 
     def descend(self, particles: Particles, steps: int) -> Particles:
         """Up to so many forward steps along the potential, as long as each makes KL smaller by `tol`."""
@@ -63,7 +100,7 @@ class ChainTraining:
             step_size = FORWARD_SHRINKAGE / curvature
             self.layers.append(forward_step(self.target, step_size))
             after = self.draw()
-            if not self._kl(particles) - self._kl(after) >= self.tol:
+            if not self._kl(particles) - self._kl(after) >= self.settings.tol:
                 self.layers.pop()
                 break
             self._log("forward step", after, start, step_size=step_size)
@@ -79,7 +116,7 @@ class ChainTraining:
         assert step.map is not None
         self.layers.append(step.map)
         after = self.draw()
-        if self._kl(particles) - self._kl(after) < self.tol:
+        if self._kl(particles) - self._kl(after) < self.settings.tol:
             self.layers.pop()
             return particles
         self._log(
@@ -92,28 +129,29 @@ class ChainTraining:
         )
         return after
 
-    def train_together(self, fixed: int, solver: NeuralProx, memory_budget: int) -> Particles:
+    def train_together(self, fixed: int) -> Particles:
         """Train all blocks, which are the layers after the first `fixed` ones."""
         start = time.perf_counter()
         start_law: Gaussian | Particles = Gaussian(torch.zeros(self.target.dim), torch.eye(self.target.dim))
         if fixed:
             start_law = self.draw(layers=fixed)
         blocks = ComposedMap([layer for layer in self.layers[fixed:] if isinstance(layer, TransportMap)])
-        outcome = solver.fine_tune(blocks, self.target.functional, start_law, memory_budget=memory_budget)
+        solver, budget = self.settings.joint_solver(), self.settings.memory_budget
+        outcome = solver.fine_tune(blocks, self.target.functional, start_law, memory_budget=budget)
         if outcome.interrupted:
             raise KeyboardInterrupt
         particles = self.draw()
         self._log("fine-tuning", particles, start, iterations=outcome.iterations)
         return particles
 
-    def correct(self, particles: Particles, steps: int, rate: float) -> Particles:
-        """Up to so many rejection steps that replace a part `rate` of the draws each, as long as one has work to do."""
+    def correct(self, particles: Particles, steps: int) -> Particles:
+        """Up to so many rejection steps, as long as one has work to do."""
         for _ in range(steps):
             log_weights = self.target.log_weights(particles)
             if effective_size(log_weights) >= ENOUGH * len(log_weights):
                 break
             start = time.perf_counter()
-            step = RejectionStep.fit(log_weights, rate)
+            step = RejectionStep.fit(log_weights, self.settings.rejection_rate)
             dice = torch.rand(len(log_weights), generator=self.generator).to(log_weights.device)
             rejected = dice >= step.acceptance(log_weights)
             points, log_density = particles.points.clone(), particles.log_density() + step.log_factor(log_weights)
@@ -140,24 +178,3 @@ class ChainTraining:
                 **more,
             }
         )
-
-
-def forward_step(target: ScaledTarget, step_size: float) -> ForwardStep:
-    """The forward step along −log g in the units of the chain."""
-    return ForwardStep(target.dim, target.log_prob, step_size, target.units.dtype)
-
-
-def greatest_curvature(target: ScaledTarget, u: Tensor) -> float:
-    """The largest eigenvalue of ∇²(−log g) at points (n, d), in the units of the chain."""
-    step, greatest = forward_step(target, 1.0), -math.inf
-    for part in u.split(step.batch_size):
-        jacobian = step.jacobian(part)
-        bad = ~torch.isfinite(jacobian).flatten(1).all(1)
-        if bool(bad.any()):
-            raise ValueError(
-                "the second derivatives of the target's log-density, which forward steps take, are not finite "
-                f"{where(bad, target.to_x(part))}; torch.logaddexp is such where its arguments are far apart, and "
-                "torch.logsumexp is not; else give forward_steps=0"
-            )
-        greatest = max(greatest, 1 - float(torch.linalg.eigvalsh(jacobian).min()))
-    return greatest

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from wprox.metrics import ess
+
 USEFUL = 0.01  # the effective part of a sample under which importance weights say nothing
 
 
@@ -35,8 +37,8 @@ def log_normalizer(log_weights: Tensor, masses: Tensor | None = None) -> LogNorm
 
 
 def effective_size(log_weights: Tensor) -> float:
-    """(Σ w)²/Σ w², the number of independent draws that weighted ones are worth (Kong 1992)."""
-    return float((2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp())
+    """The number of independent draws that weighted ones are worth (`wprox.metrics.ess`): none, where all weigh 0."""
+    return float(ess(log_weights, log=True)) if bool((log_weights > -math.inf).any()) else 0.0
 
 
 def warn_if_useless(log_weights: Tensor) -> None:

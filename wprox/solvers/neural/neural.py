@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wprox._checks import check_count, check_fraction, check_non_negative, check_positive
 from wprox._random import check_seed, seeded, step_seed
 from wprox.functionals import Functional
-from wprox.maps import ConvexMap, ODEMap, ResidualMap, SplineMap, TransportMap
+from wprox.maps import TransportMap
 from wprox.maps.base import apply_in_batches
+from wprox.maps.registry import MapFactory, map_factory
 from wprox.measures import Gaussian, Measure, Particles
 from wprox.solvers.base import Ending, ParticleSolver, Solved
 from wprox.solvers.neural.flow_matching import match_flow, relaxation
 from wprox.solvers.neural.training import Outcome, Training, batch_of, saved_bytes_per_row, train
 from wprox.solvers.problem import Problem, StepFailedError
-
-MapFactory = Callable[[int], TransportMap]
-MAPS: dict[str, type[TransportMap]] = {
-    "spline": SplineMap,
-    "ode": ODEMap,
-    "residual": ResidualMap,
-    "convex": ConvexMap,
-}
 
 REFINEMENTS = 3  # of a discretisation in one training, at most
 FRESH_HELD_OUT = 8192  # draws of a Gaussian on which `fine_tune` decides which state is best
@@ -338,30 +330,6 @@ class NeuralProx(ParticleSolver):
             )
         # a copy, since a factory may give the same map for every step
         return copy.deepcopy(map).to(dtype=source.dtype, device=source.device)
-
-
-def map_factory(map: str | MapFactory, options: dict[str, Any] | None = None) -> MapFactory:
-    """The factory dim → map for a map's name and options, or the factory itself."""
-    if isinstance(map, str):
-        if map not in MAPS:
-            raise ValueError(f"map must be one of {sorted(MAPS)} or a factory dim -> TransportMap, got {map!r}")
-        cls = MAPS[map]
-        known = list(inspect.signature(cls).parameters)[1:]  # without dim
-        if unknown := [name for name in options or {} if name not in known]:
-            raise TypeError(f"map_options of {map!r} may hold {known}, got {unknown}")
-        return lambda dim: cls(dim, **(options or {}))
-    if isinstance(map, nn.Module):
-        raise TypeError(
-            f"map must be a name or a factory dim -> TransportMap, got a map, {type(map).__name__}; give its class, or "
-            "lambda dim: map for steps that start from it"
-        )
-    if not callable(map):
-        raise TypeError(f"map must be a name or a factory dim -> TransportMap, got {type(map).__name__}")
-    if options:
-        raise ValueError(
-            "map_options go with a map's name; give a factory its options yourself, as in functools.partial"
-        )
-    return map
 
 
 def push(map: TransportMap, measure: Particles) -> Particles:

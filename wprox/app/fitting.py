@@ -1,0 +1,250 @@
+"""`wprox fit`: from a table to a model folder with its likelihood on held-out rows, baselines and pictures."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import typer
+
+from wprox._version import __version__
+from wprox.app.report import METRICS, counted, listed, model_result, results_table, say, show, write_metrics
+from wprox.app.tables import Table, read_table, replacing
+from wprox.models.flow.jko_flow import JKOFlow
+from wprox.solvers import StepFailedError
+
+if TYPE_CHECKING:
+    from wprox.app.baselines import Baseline
+
+FAILED, INTERRUPTED = 1, 130
+VALIDATION_FRACTION = 0.1  # of the rows that are not held out: for early stopping and the baselines' settings
+DRAWN_SAMPLES = 3_000
+SAMPLES, TRAJECTORY = "samples.png", "trajectory.png"
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What `wprox fit` was asked for; see its help for the options of the same names."""
+
+    data: Path
+    out: Path
+    overwrite: bool
+    integer: bool
+    bounds: tuple[float, float] | None
+    drop_constant: bool
+    smoothing: float
+    held_out: float
+    seed: int
+    blocks: int | None
+    step_size: float | None
+    iterations: int | None
+    fine_tune: bool
+    fine_tune_iterations: int | None
+    baselines: bool
+    threads: int | None
+    quiet: bool
+
+    @property
+    def of_the_flow(self) -> dict[str, Any]:
+        """The arguments of `JKOFlow` that were given."""
+        arguments = {
+            "n_blocks": self.blocks,
+            "step_sizes": self.step_size,
+            "iterations": self.iterations,
+            "fine_tune": self.fine_tune,
+            "fine_tune_iterations": self.fine_tune_iterations,
+            "integer": self.integer,
+            "bounds": self.bounds,
+            "smoothing": self.smoothing,
+            "drop_constant": self.drop_constant,
+            "seed": self.seed,
+            "progress": not self.quiet and sys.stderr.isatty(),
+        }
+        return {name: value for name, value in arguments.items() if value is not None}
+
+
+class Rows(NamedTuple):
+    """The rows of a table: to train on, to stop by, and to report on."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def fit_table(options: FitOptions) -> None:
+    """Train, write the model and what is known of it, and say so.
+
+    Raises:
+        ValueError, TypeError, ImportError, OSError: for what cannot be read, trained on or written.
+        typer.Exit: where training failed or was interrupted, after what there is was written.
+    """
+    start = time.perf_counter()
+    out, quiet = options.out, options.quiet
+    _check_folder(out, options.overwrite)
+    table = read_table(options.data)
+    _check_entries(table, options.data, options.integer, options.bounds)
+    rows = _split(table.values, options.data, options.held_out, options.seed)
+    constant = _constant_columns(rows.train, table, options.data, options.drop_constant)
+    size = f"{counted(len(table.values), 'row')} of {counted(len(table.columns), 'number')}"
+    say(f"{options.data}: {size}; training on {len(rows.train):,}", quiet)
+    if constant:
+        say(f"left out, for they do not vary in the training rows: {listed(constant)}", quiet)
+
+    flow = _train(rows, options)
+    for name in (METRICS, SAMPLES, TRAJECTORY):  # of an earlier model
+        (out / name).unlink(missing_ok=True)
+    flow.save(out, overwrite=True)
+    metrics = _metrics_of(flow, rows, table, constant, options)
+    write_metrics(out, metrics)  # so that Ctrl-C during the comparison leaves the names of the columns, too
+    if options.baselines and not flow.interrupted_:
+        for baseline in _baselines(rows, options):
+            result = model_result(baseline.name, baseline.setting, baseline.nll, flow.preprocessing_.dim)
+            metrics["held_out"].append(result | {"seconds": baseline.seconds})
+    metrics["seconds"] = time.perf_counter() - start
+    write_metrics(out, metrics)
+    _draw(flow, rows.test, table.columns, out)
+    if not quiet:
+        show(results_table(metrics["held_out"], len(rows.test)))
+    if flow.interrupted_:
+        what = counted(len(flow.blocks_), "block")
+        typer.echo(f"wprox: interrupted; {out} has what was trained so far, {what}", err=True)
+        raise typer.Exit(INTERRUPTED)
+    say(f"wrote {out} in {metrics['seconds']:.0f} s; next: wprox sample {out} -n 1000 --out samples.csv", quiet)
+
+
+def _metrics_of(flow: JKOFlow, rows: Rows, table: Table, constant: list[str], options: FitOptions) -> dict[str, Any]:
+    """What metrics.json says of a flow, before it is compared with others."""
+    setting = counted(len(flow.blocks_), "block")
+    setting += f", data smoothed by {options.smoothing:g}" if options.smoothing else ""
+    return {
+        "wprox": __version__,
+        "data": {
+            "file": str(options.data),
+            "rows": len(table.values),
+            "training_rows": len(rows.train),
+            "validation_rows": len(rows.validation),
+            "held_out_rows": len(rows.test),
+            "columns": table.columns,
+            "constant_columns": constant,
+        },
+        "seed": options.seed,
+        "interrupted": flow.interrupted_,
+        "held_out": [model_result("JKO flow", setting, -flow.score(rows.test), flow.preprocessing_.dim)],
+        "blocks": flow.history_,
+    }
+
+
+def _check_folder(out: Path, overwrite: bool) -> None:
+    """Say before the training, not after it, that the model cannot be written."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file, not a folder; choose another name")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ValueError(f"{out} exists already and is not empty; choose another folder or add --overwrite")
+    nearest = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"{out} cannot be made: {nearest} is not a folder that you may write to")
+
+
+def _check_entries(table: Table, data: Path, integer: bool, bounds: tuple[float, float] | None) -> None:
+    """The checks of `JKOFlow`, made where rows and columns still have the file's numbers and names."""
+    if integer:
+        _refuse_entries(table, table.values != np.rint(table.values), data, "are not whole numbers, as --integer says")
+    if bounds is not None:
+        low, high = bounds
+        if not low < high:
+            raise ValueError(f"--bounds takes the lower bound first, got {low:g} {high:g}")
+        outside = (table.values < low) | (table.values > high)
+        _refuse_entries(table, outside, data, f"lie outside --bounds {low:g} {high:g}")
+
+
+def _refuse_entries(table: Table, bad: np.ndarray, data: Path, what: str) -> None:
+    count = int(bad.sum())
+    if count:
+        row, column = divmod(int(bad.ravel().argmax()), bad.shape[1])
+        raise ValueError(
+            f"{count} {'entries' if count > 1 else 'entry'} of {data} {what}; the first at row {row + 1}, column "
+            f"{table.columns[column]!r}: {table.values[row, column]:g}"
+        )
+
+
+def _split(values: np.ndarray, data: Path, fraction: float, seed: int) -> Rows:
+    """Training, validation and held-out rows, drawn at random."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"--held-out must lie between 0 and 1, got {fraction:g}")
+    if seed < 0:
+        raise ValueError(f"--seed must not be negative, got {seed}")
+    n = len(values)
+    held_out = max(1, round(fraction * n))
+    validation = max(1, round(VALIDATION_FRACTION * (n - held_out)))
+    if n - held_out - validation < 2:
+        raise ValueError(
+            f"{data} has {counted(n, 'row')}; with {held_out} held out and {validation} for validation, too "
+            "few are left to train on. Give more rows (hundreds, for a useful model), or lower --held-out"
+        )
+    order = np.random.default_rng(seed).permutation(n)
+    return Rows(
+        values[order[held_out + validation :]],
+        values[order[held_out : held_out + validation]],
+        values[order[:held_out]],
+    )
+
+
+def _constant_columns(train: np.ndarray, table: Table, data: Path, drop: bool) -> list[str]:
+    constant = [name for name, same in zip(table.columns, (train == train[0]).all(0), strict=True) if same]
+    if constant and not drop:
+        raise ValueError(
+            f"{len(constant)} of {len(table.columns)} columns of {data} are constant in the training rows: "
+            f"{listed(constant)}. A constant has no density; remove such columns, or add --drop-constant to leave "
+            "them out and have them again in what is generated"
+        )
+    if len(constant) == len(table.columns):
+        raise ValueError(f"all columns of {data} are constant in the training rows; there is nothing to learn")
+    return constant
+
+
+def _train(rows: Rows, options: FitOptions) -> JKOFlow:
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+        import_module("threadpoolctl").threadpool_limits(options.threads)  # numpy's; it comes with scikit-learn
+    flow = JKOFlow(**options.of_the_flow)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="interrupted", category=RuntimeWarning)  # said at the end
+            return flow.fit(torch.as_tensor(rows.train), validation=torch.as_tensor(rows.validation))
+    except StepFailedError as error:
+        typer.echo(f"wprox: {error}", err=True)
+        if getattr(flow, "blocks_", None):
+            flow.save(options.out, overwrite=True)
+            what = counted(len(flow.blocks_), "block")
+            typer.echo(f"wprox: {options.out} has what was trained before, {what}", err=True)
+        raise typer.Exit(FAILED) from None
+
+
+def _baselines(rows: Rows, options: FitOptions) -> list[Baseline]:
+    from wprox.app.baselines import fit_baselines
+
+    return fit_baselines(
+        *rows,
+        integer=options.integer,
+        bounds=options.bounds,
+        seed=options.seed,
+        report=lambda name: say(f"for comparison: {name}", options.quiet),
+    )
+
+
+def _draw(flow: JKOFlow, rows: np.ndarray, columns: Sequence[str], out: Path) -> None:
+    from wprox.plot import plot_flow, plot_samples
+
+    generated = flow.sample(DRAWN_SAMPLES, seed=0).numpy()
+    for name, figure in ((SAMPLES, plot_samples(rows, generated, columns)), (TRAJECTORY, plot_flow(flow, rows))):
+        with replacing(out / name) as file:
+            figure.savefig(file)

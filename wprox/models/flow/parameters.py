@@ -1,0 +1,69 @@
+"""A flow's arguments as files hold them, and back; and what is wrong with a configuration that was not written so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wprox.models.state import StateError
+from wprox.models.step_sizes import entries
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def to_json(arguments: Mapping[str, Any], trained: Sequence[float]) -> dict[str, Any]:
+    """The arguments of a flow, as JSON can hold them.
+
+    A map that is a factory becomes `None`, since the blocks say what they are; step sizes that are a function become
+    those of the blocks.
+
+    Arguments:
+        arguments: by name, as `JKOFlow` takes them.
+        trained: the step sizes of the blocks.
+    """
+    held = dict(arguments)
+    if callable(held["map"]):
+        held["map"] = None
+    if callable(held["step_sizes"]):
+        held["step_sizes"], held["n_blocks"] = list(trained), len(trained)
+    elif (sizes := entries(held["step_sizes"])) is not None:
+        held["step_sizes"] = sizes
+    if held["bounds"] is not None:
+        held["bounds"] = [torch.as_tensor(end).tolist() for end in held["bounds"]]
+    return held
+
+
+def from_json(held: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a flow from what `to_json` returned."""
+    arguments = dict(held)
+    arguments["map"] = arguments["map"] or "spline"
+    if arguments["bounds"] is not None:
+        arguments["bounds"] = tuple(arguments["bounds"])
+    sizes = entries(arguments["step_sizes"])
+    if sizes is not None and arguments["n_blocks"] is not None:
+        # wprox 0.1.0 wrote the step sizes of the blocks that were trained beside the number of those that might be
+        arguments["n_blocks"] = min(arguments["n_blocks"], len(sizes))
+    return arguments
+
+
+def check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raise `StateError` for what would fail only when the flow is used."""
+    history = config.get("history")
+    stages = {"block", "held_out_nll", "iterations", "seconds"}
+    ends = ["preprocessing.low", "preprocessing.high"]
+    parameters = config.get("parameters")
+    complaints = {
+        "it names no known dtype": config.get("dtype") not in DTYPES,
+        "it has no blocks": not config.get("blocks"),
+        "its history is incomplete": not isinstance(history, list)
+        or not all(isinstance(stage, dict) and stages <= set(stage) for stage in history),
+        "its bounds are missing": isinstance(parameters, dict)
+        and parameters.get("bounds") is not None
+        and not all(name in tensors for name in ends),
+    }
+    for complaint, applies in complaints.items():
+        if applies:
+            raise StateError(complaint)
