@@ -18,6 +18,7 @@ release = version = wprox.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx_gallery.gen_gallery",
@@ -30,6 +31,7 @@ default_role = "code"  # docstrings write code in single backticks
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 
+autosummary_generate = False  # tables of one line an object, each on the page that documents it
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {

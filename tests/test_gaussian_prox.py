@@ -38,7 +38,7 @@ def quadratic(matrix, slope=0.0):
     return wprox.PotentialEnergy(lambda x: 0.5 * ((x @ matrix) * x).sum(-1) + slope * x[:, 0])
 
 
-# --- closed forms of section 4 of the design ------------------------------------------------------------------------
+# --- closed forms of docs/theory.md --------------------------------------------------------------------------------
 
 
 @relaxed

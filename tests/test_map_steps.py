@@ -32,7 +32,7 @@ SOLVERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("map", list(MAPS))
 def test_steps_on_gaussian_data_are_the_closed_form(map):
-    """m' = m/(1+γ), (1+γ)s'² − ss' − γ = 0 (design, section 4): mean and covariance within 3 % after each of 4 steps.
+    """m' = m/(1+γ), (1+γ)s'² − ss' − γ = 0 (docs/theory.md): mean and covariance within 3 % after each of 4 steps.
 
     The held-out rows have the exact moments too. Where they are a tenth of the particles, split off, the state that is
     kept fits their own mean: 5 % off in step 4. With 10,000 particles in place of 50,000 "residual" and "convex" see

@@ -31,7 +31,7 @@ def cloud(n, dim, loc=0.0, scale=1.0, seed=0, dtype=F64):
 
 
 def closed_form(m, s, gamma):
-    """The JKO step of KL(· ‖ N(0, I)) from N(m, s²I): m' = m/(1+γ) and (1+γ)s'² − s s' − γ = 0 (design, section 4)."""
+    """The JKO step of KL(· ‖ N(0, I)) from N(m, s²I): m' = m/(1+γ) and (1+γ)s'² − s s' − γ = 0 (docs/theory.md)."""
     return m / (1 + gamma), (s + math.sqrt(s**2 + 4 * gamma * (1 + gamma))) / (2 * (1 + gamma))
 
 

@@ -184,7 +184,7 @@ def _inverse(map: AffineMap) -> tuple[Tensor, Tensor]:
 
 
 def _mismatch(source: Gaussian, rho: Gaussian, map: AffineMap) -> float:
-    """W₂(T⁻¹#ρ, μ): map and measure are rounded each by itself, and (3) wants T#μ = ρ."""
+    """W₂(T⁻¹#ρ, μ): map and measure are rounded each by itself, and (3) of docs/theory.md wants T#μ = ρ."""
     inverse, shift = _inverse(map)
     square = bures_square(inverse @ (rho.loc - shift), inverse @ rho.scale_tril, source.loc, source.scale_tril)
     return math.sqrt(max(0.0, float(square)))

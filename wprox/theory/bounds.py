@@ -6,7 +6,8 @@ and takes its minimum G* at q; step n has the step size γ_n and pushes p_{n−1
 
     ξ_n = ∇G(p_n) + (id − T_n⁻¹)/γ_n,     ‖ξ_n‖_{L²(p_n)} ≤ ε_n                                          (3)
 
-in which ∇G is the Wasserstein gradient. Distances go in and come out as W₂, not squared.
+in which ∇G is the Wasserstein gradient. Distances go in and come out as W₂, not squared. The numbers (1) to (7) that
+docstrings cite are defined in docs/theory.md, which also goes from the paper to these functions.
 """
 
 from __future__ import annotations

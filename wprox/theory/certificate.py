@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Certificate:
-    r"""Bounds on a trajectory of proximal steps, by (4) step by step.
+    r"""Bounds on a trajectory of proximal steps, by (4) of docs/theory.md step by step.
 
     Attributes:
         step_sizes: γ_1, …, γ_N.
@@ -138,7 +138,7 @@ def certify(
 ) -> Certificate:
     r"""Bounds of W₂(p_n, q) and G(p_n) − G* for a trajectory, from γ_n, ε_n, λ and W₂(p_0, q).
 
-    The bounds are (4) of `wprox.theory`, step by step (Cheng, Lu, Tan and Xie 2024). Where G is ∫ V dρ + β ∫ ρ log ρ
+    The bounds are (4) of docs/theory.md, step by step (Cheng, Lu, Tan and Xie 2024). Where G is ∫ V dρ + β ∫ ρ log ρ
     in whatever form (KL(· ‖ q), normalised or not, is one with β = 1), G − G* = β KL(· ‖ q) exactly, and KL and total
     variation are bounded as well; q then is the Gibbs law exp(−V/β)/Z.
 
@@ -377,7 +377,7 @@ def _measured_objective(
 
 
 def _contributions(w2: float, sizes: list[float], errors: list[float], modulus: float) -> dict[str, float]:
-    """The last bound of (6) by its sources; (4) is linear in W₂²(p_0, q) and in the ε_n²."""
+    """The last bound of (6) in docs/theory.md by its sources; (4) is linear in W₂²(p_0, q) and in the ε_n²."""
     silent = [0.0] * len(errors)
     return {
         "initial distance": bounds.objective_bound(w2, sizes, silent, modulus)[-1],

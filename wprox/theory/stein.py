@@ -45,12 +45,12 @@ def stein_residual(
 
         ε² = sup_φ E_p[2⟨v, φ⟩ − 2β div φ − |φ|²],     attained at φ = ξ.                                   (7)
 
-    The critic φ is an affine field plus random Fourier features (Rahimi and Recht, NeurIPS 2007) at several length
-    scales, in whitened coordinates, so that (7) is a linear system and div φ is exact in every dimension. It is fitted
-    on one half of the rows; a further split there decides whether the features help, and under which ridge penalty.
-    The other half, which it has not seen, gives E_p[⟨v, φ⟩ − β div φ] = E_p⟨ξ, φ⟩: this is (7) at the maximum, where
-    |φ|² = ⟨ξ, φ⟩, and unlike (7) itself it is not lowered by the noise |φ − ξ|² of the fit. Then the halves change
-    places, and both results are averaged.
+    in the numbering of docs/theory.md. The critic φ is an affine field plus random Fourier features (Rahimi and Recht,
+    NeurIPS 2007) at several length scales, in whitened coordinates, so that (7) is a linear system and div φ is exact
+    in every dimension. It is fitted on one half of the rows; a further split there decides whether the features help,
+    and under which ridge penalty. The other half, which it has not seen, gives E_p[⟨v, φ⟩ − β div φ] = E_p⟨ξ, φ⟩: this
+    is (7) at the maximum, where |φ|² = ⟨ξ, φ⟩, and unlike (7) itself it is not lowered by the noise |φ − ξ|² of the
+    fit. Then the halves change places, and both results are averaged.
 
     The result is an estimate and not a bound: a critic that misses a part of ξ does not see that part of ε, and below
     about √(d²/n) times the size of ∇log p noise hides everything.

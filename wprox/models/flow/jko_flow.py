@@ -282,7 +282,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
         The error ε_n of block n is estimated by a Stein critic on X and its images (`wprox.stein.stein_residual`), and
         W₂ from the preprocessed data to N(0, I) as `initial_w2` says; `wprox.certify` puts both into the bounds (4) of
-        `wprox.theory` (Cheng, Lu, Tan and Xie 2024). The invertible preprocessing does not change the KL divergence.
+        docs/theory.md (Cheng, Lu, Tan and Xie 2024). The invertible preprocessing does not change the KL divergence.
         Fine-tuned blocks are no longer proximal steps: the bounds stay valid for what they are, with larger ε_n.
 
         Arguments:
