@@ -92,20 +92,7 @@ def test_every_measure_is_in_the_gauntlet():
     assert public - built == {"Measure"}
 
 
-# what is wrong in the library, for the moment
-ROUNDED = "a centre, rounded, takes a part of −∞ from an empty neighbour"
-BROKEN = {("grid with empty cells", torch.float32): ROUNDED}
-
-
-def marked(name, dtype):
-    reason = BROKEN.get((name, dtype))
-    marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
-    return pytest.param(name, dtype, marks=marks, id=f"{name}, {str(dtype).removeprefix('torch.')}")
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"), [marked(name, dtype) for name in MEASURES for dtype in (torch.float32, F64)]
-)
+@pytest.mark.parametrize(("name", "dtype"), [(name, dtype) for name in MEASURES for dtype in (torch.float32, F64)])
 def test_laws(name, dtype):
     row = MEASURES[name]
     laws = check_measure(row.build(*row.arrays(dtype)), exempt=row.exempt)

@@ -252,6 +252,10 @@ class Grid(Measure):
             values.masked_fill(torch.isneginf(values), 0),
         )  # no 0 · ∞, in the gradient neither
         position = (x - x.new_tensor([low for low, _ in self.bounds])) / x.new_tensor(self.cell_widths) - 0.5
+        nearest = position.detach().round()
+        rounding = 16 * torch.finfo(x.dtype).eps * max(self.shape)  # a centre must not take a part of −∞ beside it
+        centred = (position.detach() - nearest).abs() < rounding
+        position = torch.where(centred, position + (nearest - position).detach(), position)
         sizes = torch.tensor(self.shape, device=x.device)
         position = torch.minimum(position.clamp(min=0), (sizes - 1).to(x))
         lower = position.detach().floor().long()
