@@ -219,3 +219,11 @@ wprox.plot.plot_samples(torch.zeros(3, 2), torch.ones(3, 2)).savefig(sys.stderr.
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_slice_that_is_all_wall_is_drawn():
+    walls = torch.zeros(4, 4, 4, dtype=torch.bool)
+    walls[:, :, 2] = True
+    grid = wprox.Grid.from_density(lambda x: torch.exp(-x.square().sum(-1)), (4, 4, 4), [(-1.0, 1.0)] * 3, walls)
+    assert len(grid.plot()) == 3
+    assert len(wprox.Trajectory([grid], [torch.tensor(1.0)]).plot()) == 2

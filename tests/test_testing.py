@@ -450,6 +450,7 @@ SOLVERS = {
     "precisions agree": stepping(coarse),
     "step sizes": stepping(unchecked),
     "what is no functional": stepping(bare),
+    "anchor": solver(takes_anchor=True),
     "subclasses": stepping(as_parent),
 }
 ALL_LAWS = [name_of(law) for law in (*testing.solvers.LAWS, *testing.solvers.GENERAL_LAWS)]

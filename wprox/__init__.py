@@ -68,10 +68,11 @@ if TYPE_CHECKING:
     from wprox.models import JKOSampler as JKOSampler
 
 _MODELS = ["JKOFlow", "JKOSampler"]
+_LATER = ["cli", "datasets", "models", "plot", "testing"]  # modules that come when they are asked for
 _MODULES = ["kernels", "metrics", "stein", "theory"]
 
 __all__ = sorted(
-    ["__version__", *_MODELS, *_MODULES]
+    [*_MODELS, *_MODULES]
     + [name for name, value in globals().items() if getattr(value, "__module__", "").startswith("wprox.")]
 )
 
@@ -84,10 +85,10 @@ if not TYPE_CHECKING:  # type checkers would take any name for one that is here
 
         if name in _MODELS:
             return getattr(import_module("wprox.models"), name)
-        if not name.startswith("_") and find_spec(f"wprox.{name}") is not None:
+        if name.isidentifier() and not name.startswith("_") and find_spec(f"wprox.{name}") is not None:
             return import_module(f"wprox.{name}")
         raise AttributeError(f"module 'wprox' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_LATER})

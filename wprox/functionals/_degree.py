@@ -23,6 +23,7 @@ CONSTANT = """
     zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty zeros ones full empty arange eye
     scalar_tensor lift_fresh
 """.split()  # noqa: SIM905
+SOLVES = {"linalg_solve_triangular": 1, "_linalg_solve_ex": 1, "triangular_solve": 0, "cholesky_solve": 0}  # where b is
 UNKNOWN = math.inf
 
 
@@ -30,16 +31,21 @@ def is_quadratic(function: Callable[[Tensor], Tensor], like: Tensor) -> bool:
     """Whether V is certainly a polynomial of degree at most two in points like those of `like`, (n, d).
 
     V runs once, and each of its operations says what degree its result has: sums the largest, products the sum. An
-    operation that is not a polynomial, or that is not known here, and a value that leaves torch (`.item()`, `.numpy()`,
-    `.detach()`) make the answer no. So a yes is a proof, and a no is none.
+    operation that is not a polynomial, or that is not known here, an assignment in place, and a value that leaves torch
+    (`.item()`, `.numpy()`, `.detach()`, a comparison) make the answer no. What leaves torch without being seen, as by
+    `.tolist()`, shows in the third differences of V along a line, which must vanish.
     """
     with torch.enable_grad():  # so that .numpy() needs .detach(), which is seen
-        x = torch.linspace(0.5, 1.5, 2 * like.shape[1], dtype=like.dtype, device=like.device).reshape(2, -1)
+        x = torch.linspace(0.5, 1.5, 4 * like.shape[1], dtype=like.dtype, device=like.device).reshape(4, -1)
         x.requires_grad_()
         with _Degrees(x) as degrees, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of values that leave torch
             value = function(x)
-    return isinstance(value, Tensor) and not degrees.escaped and degrees.of(value) <= 2
+    if not isinstance(value, Tensor) or value.shape != (4,) or degrees.escaped or degrees.of(value) > 2:
+        return False
+    value = value.detach().double()
+    third = value[3] - 3 * value[2] + 3 * value[1] - value[0]  # the rows of x are on a line, at equal distances
+    return bool(third.abs() <= 1e3 * torch.finfo(like.dtype).eps * value.abs().max())
 
 
 class _Degrees(TorchDispatchMode):
@@ -48,6 +54,7 @@ class _Degrees(TorchDispatchMode):
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.degrees: dict[int, tuple[Tensor, float]] = {}  # the tensors too, so that no id is used again
+        self.squares: dict[int, tuple[Tensor, float]] = {}  # of Euclidean norms: the degree of their square
         self.escaped = False
         self.put(x, 1)
 
@@ -63,35 +70,45 @@ class _Degrees(TorchDispatchMode):
                 self.put(part, degree)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
+        degrees = [self.of(value) for value in _tensors((args, tuple(kwargs.values())))]
+        if not any(degrees):
+            return result
         in_place = name.endswith("_") and not name.endswith("__")
-        degree = self._degree(name.rstrip("_") if in_place else name, args, kwargs or {})
-        if name in ("_local_scalar_dense", "detach") and degree:
+        if in_place or not _tensors(result):
             self.escaped = True
+        degree = self._degree(name, args, kwargs, degrees)
         if isinstance(result, Tensor) and not result.is_floating_point():
-            degree = UNKNOWN if degree else 0
+            degree = UNKNOWN
         self.put(result, degree)
-        if in_place:
-            self.put(args[0], degree)
+        if name == "linalg_vector_norm" and (len(args) < 2 or args[1] == 2):
+            self.squares[id(result)] = result, 2 * degrees[0]
         return result
 
-    def _degree(self, name: str, args: tuple, kwargs: dict[str, Any]) -> float:
-        degrees = [self.of(value) for value in _tensors((args, tuple(kwargs.values())))]
-        if not any(degrees) or name in CONSTANT:
+    def _degree(self, name: str, args: tuple, kwargs: dict[str, Any], degrees: list[float]) -> float:
+        if name in CONSTANT:
             return 0
         if name in LINEAR:
             return max(degrees)
+        first = args[0] if args else None
+        norm = self.squares.get(id(first))
+        if norm is not None:
+            squared = (name == "pow" and args[1] == 2) or (name == "mul" and args[1] is first)
+            return norm[1] if squared else UNKNOWN
         if name in PRODUCTS:
             return sum(degrees)
         if name in SUMS_OF_PRODUCTS:
             return max(degrees[0], sum(degrees[1:]))
-        if name == "div" and kwargs.get("rounding_mode") is None:
+        if name == "div" and isinstance(first, Tensor) and kwargs.get("rounding_mode") is None:
             return degrees[0] if not any(degrees[1:]) else UNKNOWN
-        if name in ("square", "mse_loss"):
+        if name == "mse_loss":
             return 2 * max(degrees)
         if name == "pow" and not isinstance(args[1], Tensor) and args[1] == int(args[1]) >= 0:
             return int(args[1]) * degrees[0]
+        if name in SOLVES:  # A⁻¹ b for a constant A
+            return self.of(args[SOLVES[name]]) if not self.of(args[1 - SOLVES[name]]) else UNKNOWN
         return UNKNOWN
 
 

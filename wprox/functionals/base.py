@@ -60,6 +60,10 @@ class Functional(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
+    def _unless_overridden(self, cls: type[Functional], modulus: float | None) -> float | None:
+        """The modulus of the value that a class computes, `None` for a subclass that computes another one."""
+        return modulus if type(self).__call__ is cls.__call__ else None
+
     def at_step(self, index: int) -> Functional:
         """The functional that step `index` of `jko` minimises: F itself, but for those that draw at random anew."""
         return self
@@ -183,25 +187,32 @@ class Sum(Functional):
             total += weight * term.modulus
         return total
 
+    @property
+    def _present(self) -> list[tuple[float, Functional]]:
+        """The terms whose weight is not 0."""
+        return [(weight, term) for weight, term in self.terms if weight]
+
     def __call__(self, rho: Measure) -> Tensor:
-        return torch.stack([weight * check_scalar(term(rho), term) for weight, term in self.terms]).sum()
+        values = [weight * check_scalar(term(rho), term) for weight, term in self._present]
+        return torch.stack(values).sum() if values else rho.points.new_zeros(())
 
     def at_step(self, index: int) -> Functional:
         terms = [(weight, term.at_step(index)) for weight, term in self.terms]
         return self if all(new is old for (_, new), (_, old) in zip(terms, self.terms, strict=True)) else Sum(terms)
 
     def structure(self) -> Structure:
-        return sum((weight * term.structure() for weight, term in self.terms), Structure())
+        return sum((weight * term.structure() for weight, term in self._present), Structure())
 
     def needs_density(self, rho: Measure) -> bool:
-        return any(term.needs_density(rho) for weight, term in self.terms if weight)
+        return any(term.needs_density(rho) for _, term in self._present)
 
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
-        fields = [(weight, term.first_variation(rho)) for weight, term in self.terms]
-        return lambda x: torch.stack([weight * field(x) for weight, field in fields]).sum(0)
+        fields = [(weight, term.first_variation(rho)) for weight, term in self._present]
+        return lambda x: sum((weight * field(x) for weight, field in fields), x.new_zeros(len(x)))
 
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
-        return torch.stack([weight * term.wasserstein_gradient(rho) for weight, term in self.terms]).sum(0)
+        gradients = [weight * term.wasserstein_gradient(rho) for weight, term in self._present]
+        return torch.stack(gradients).sum(0) if gradients else torch.zeros_like(rho.points)
 
     def __repr__(self) -> str:
         return " + ".join(f"{weight:g} * {term!r}" if weight != 1 else repr(term) for weight, term in self.terms)

@@ -97,7 +97,7 @@ class Congestion(DensityBounds):
         super().__init__(0.0, bound, tolerance)
         self.max_density = self.upper
         if isinstance(self.max_density, float):
-            self.modulus = 0.0
+            self.modulus = self._unless_overridden(DensityBounds, 0.0)
 
     def __repr__(self) -> str:
         return f"Congestion({_shown(self.max_density)})"

@@ -43,9 +43,8 @@ class KL(Functional):
     ) -> None:
         self.target = target
         self.dim, self.log_target = log_density_of(target)
-        if modulus is None and type(self).__call__ is KL.__call__:
-            modulus = _gaussian_modulus(target)
-        self.modulus = modulus
+        self._of_target = self.log_target
+        self.modulus = self._unless_overridden(KL, _gaussian_modulus(target)) if modulus is None else modulus
 
     def __call__(self, rho: Measure) -> Tensor:
         self._check_dim(rho.dim)
@@ -64,7 +63,8 @@ class KL(Functional):
 
         potential.__name__ = f"-log {getattr(self.target, '__name__', type(self.target).__name__)}"
         term = PotentialEnergy(potential, self.modulus)
-        term.law = self.target if isinstance(self.target, Distribution | Measure) else None
+        if isinstance(self.target, Distribution | Measure) and self.log_target is self._of_target:
+            term.law = self.target
         piece = Potential(1.0, potential, term.law, term, f"the log-density of {self!r}")
         return Structure(potentials=(piece,), entropy=1.0)
 

@@ -92,8 +92,8 @@ class InteractionEnergy(Functional):
         seed: int = 0,
     ) -> None:
         self.kernel = _callable(kernel, "kernel")
-        if modulus is None and isinstance(kernel, RadialKernel) and type(self).__call__ is InteractionEnergy.__call__:
-            modulus = kernel.modulus
+        if modulus is None and isinstance(kernel, RadialKernel):
+            modulus = self._unless_overridden(InteractionEnergy, kernel.modulus)
         if modulus is not None and modulus > 0:
             raise ValueError(
                 f"an interaction energy does not change under translations, so its modulus is at most 0, got "
@@ -234,7 +234,8 @@ class PorousMedium(InternalEnergy):
         m = float(exponent)
         if not m > 0 or m == 1:
             raise ValueError(f"the exponent m must be positive and not 1, got {m:g}; m = 1 is wprox.Entropy()")
-        super().__init__(lambda density: density**m / (m - 1), modulus=0.0 if m > 1 else None)
+        modulus = self._unless_overridden(InternalEnergy, 0.0) if m > 1 else None
+        super().__init__(lambda density: density**m / (m - 1), modulus)
         self.exponent = m
 
     def structure(self) -> Structure:

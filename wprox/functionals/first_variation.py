@@ -10,7 +10,7 @@ which is a field: it can be evaluated at any point. The derivatives ∂Φ/∂a_i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def from_verbs(functional: Callable[[Measure], Tensor], rho: Measure) -> Field:
         value = functional(recorder)
         if not value.requires_grad:  # F does not depend on ρ
             return lambda x: x.new_zeros(len(x))
-        leaves = [zero for zero, _ in recorder.notes]
+        leaves = recorder.zeros
         read = [recorder.read_points, recorder.read_weights]
         slopes = torch.autograd.grad(value, [*leaves, *read], create_graph=True, allow_unused=True)
         if any(slope is not None for slope in slopes[len(leaves) :]):
@@ -49,17 +49,22 @@ def from_verbs(functional: Callable[[Measure], Tensor], rho: Measure) -> Field:
             )
         if not _has_parameters(value, {id(leaf) for leaf in (*leaves, *read)}):
             slopes = tuple(None if slope is None else slope.detach() for slope in slopes)
-        # once more for the functions, which may hold answers to earlier questions: now without their derivatives
-        again = _Recorder(rho, plain=True)
-        functional(again)
-    variations = [variation for _, variation in again.notes]
-    parts = [(slope, variation) for slope, variation in zip(slopes, variations, strict=False) if slope is not None]
+    wanted = [slope is not None for slope in slopes[: len(leaves)]]
 
     def first_variation(x: Tensor) -> Tensor:
+        # F runs once more, and each verb varies when it is called: its function may hold other answers, or loop indices
+        again = _Recorder(rho, at=x, wanted=wanted)
+        functional(again)
+        if len(again.fields) != len(leaves):
+            raise NotImplementedError(
+                f"the first variation of {functional!r} is not known, since it does not ask the same questions each "
+                "time; call the verbs of rho outside of the functions that are given to other verbs"
+            )
         total = x.new_zeros(len(x))
-        for slope, variation in parts:
-            values = variation(x)
-            total = total + (values * slope.to(values) if slope.ndim == 0 else values @ slope.to(values)).to(x)
+        for slope, values in zip(slopes, again.fields, strict=False):
+            if slope is not None and values is not None:
+                part = values * slope.to(values) if slope.ndim == 0 else values @ slope.to(values)
+                total = total + part.to(x)
         return total
 
     return first_variation
@@ -91,23 +96,35 @@ class _Recorder(Measure):
     Arguments:
         rho: ρ.
         blind: answer questions after the density by zeros.
-        plain: add nothing to the answers.
+        at: points (m, d) at which to evaluate the variations, in place of adding zeros.
+        wanted: which of these are wanted.
     """
 
-    def __init__(self, rho: Measure, blind: bool = False, plain: bool = False) -> None:
-        self.rho, self.blind, self.plain = rho.detach(), blind, plain
-        self.notes: list[tuple[Tensor, Field]] = []
+    def __init__(
+        self, rho: Measure, blind: bool = False, at: Tensor | None = None, wanted: Sequence[bool] = ()
+    ) -> None:
+        self.rho, self.blind, self.at_points, self.wanted = rho.detach(), blind, at, wanted
+        self.zeros: list[Tensor] = []
+        self.fields: list[Tensor | None] = []
+        self.is_varying = False
         self.asked_density = False
         self.movable, self.is_empirical, self.is_relative = rho.movable, rho.is_empirical, rho.is_relative
         # not given to the verbs: a derivative by these shows that F reads them itself
-        self.read_points = self.rho.points.clone().requires_grad_(not plain)
-        self.read_weights = self.rho.weights.clone().requires_grad_(not plain)
+        self.read_points = self.rho.points.clone().requires_grad_(at is None)
+        self.read_weights = self.rho.weights.clone().requires_grad_(at is None)
         self.points, self.weights = self.read_points, self.read_weights
 
     def _noted(self, answer: Tensor, variation: Field) -> Tensor:
-        zero = torch.zeros_like(answer).requires_grad_(not self.plain)
-        self.notes.append((zero, variation))
-        return answer if self.plain else answer + zero
+        if self.is_varying:  # a question inside a function that is evaluated elsewhere: noted where it was asked
+            return answer
+        if self.at_points is None:
+            self.zeros.append(torch.zeros_like(answer).requires_grad_())
+            return answer + self.zeros[-1]
+        self.is_varying = True
+        k = len(self.fields)
+        self.fields.append(variation(self.at_points) if k < len(self.wanted) and self.wanted[k] else None)
+        self.is_varying = False
+        return answer
 
     def integrate(self, f: Callable[[Tensor], Tensor]) -> Tensor:
         return self._noted(self.rho.integrate(f), f)

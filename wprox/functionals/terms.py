@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from wprox.functionals.base import Functional, Sum
 from wprox.functionals.energies import Entropy, InteractionEnergy, InternalEnergy, PotentialEnergy
-from wprox.functionals.structure import Structure
+from wprox.functionals.structure import Interaction, Internal, Potential, Structure
 
 Term = tuple[float, Functional]
 
@@ -14,12 +16,17 @@ def terms_of_one_kind(structure: Structure) -> list[Term]:
 
     KL(· ‖ π) is two of them, the potential −log π and the entropy.
     """
-    terms: list[Term] = [(p.weight, p.term or PotentialEnergy(p.function)) for p in structure.potentials]
+    terms = [(piece.weight, _known(piece, PotentialEnergy)) for piece in structure.potentials]
     if structure.entropy:
         terms.append((structure.entropy, Entropy()))
-    terms += [(p.weight, p.term or InternalEnergy(p.energy)) for p in structure.internal]
-    terms += [(p.weight, p.term or InteractionEnergy(p.kernel)) for p in structure.interactions]
+    terms += [(piece.weight, _known(piece, InternalEnergy)) for piece in structure.internal]
+    terms += [(piece.weight, _known(piece, InteractionEnergy)) for piece in structure.interactions]
     return terms + [(piece.weight, piece.term) for piece in structure.others]
+
+
+def _known(piece: Potential | Internal | Interaction, cls: Callable[..., Functional]) -> Functional:
+    """The functional that a piece stands for, or one of its function, the second of its entries."""
+    return cls(piece[1]) if piece.term is None else piece.term
 
 
 def as_sum(terms: list[Term]) -> Functional:

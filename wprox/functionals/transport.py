@@ -103,7 +103,7 @@ class SquaredWasserstein(_Transport):
     def __init__(self, target: Measure | Any, num_itermax: int = 10**6) -> None:
         super().__init__(target)
         self.num_itermax = check_count(num_itermax, "num_itermax")
-        self.modulus = 1.0 if self.target.dim == 1 else None
+        self.modulus = self._unless_overridden(_Transport, 1.0) if self.target.dim == 1 else None
 
     def _value(self, rho: Measure, target: Measure) -> Tensor:
         return half_square(rho, target, self.num_itermax)
@@ -189,7 +189,7 @@ class SlicedWasserstein(_Transport):
         self.n_projections = check_count(n_projections, "n_projections")
         self.seed = check_seed(seed)
         self.directions = draw_directions(self.n_projections, self.target.dim, self.seed)
-        self.modulus = 1.0 if self.target.dim == 1 else None
+        self.modulus = self._unless_overridden(_Transport, 1.0) if self.target.dim == 1 else None
 
     def _value(self, rho: Measure, target: Measure) -> Tensor:
         return sliced_square(rho, target, self.directions) / 2

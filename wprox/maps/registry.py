@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -60,6 +60,19 @@ def map_factory(map: str | MapFactory, options: dict[str, Any] | None = None) ->
             "map_options go with a map's name; give a factory its options yourself, as in functools.partial"
         )
     return map
+
+
+def check_map_classes(map_classes: Any) -> Sequence[type[TransportMap]]:
+    """Classes of maps, as `load` takes them.
+
+    Raises:
+        TypeError: for anything but a list of subclasses of `TransportMap`.
+    """
+    classes = list(map_classes) if isinstance(map_classes, Iterable) else [map_classes]
+    wrong = [cls for cls in classes if not (isinstance(cls, type) and issubclass(cls, TransportMap))]
+    if wrong or isinstance(map_classes, type | str):
+        raise TypeError(f"map_classes must be a list of subclasses of wprox.TransportMap, got {map_classes!r}")
+    return classes
 
 
 def rebuild(description: dict[str, Any], map_classes: Sequence[type[TransportMap]] = ()) -> TransportMap:

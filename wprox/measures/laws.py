@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import (
+    Distribution,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+)
 
 from wprox._random import Seed
 from wprox.measures.base import Measure
@@ -20,7 +26,7 @@ from wprox.measures.particles import Particles
 def as_gaussian(law: object) -> Gaussian | None:
     """A law as a `Gaussian`, `None` for one that is not known to be Gaussian.
 
-    Known are a `wprox.Gaussian`, which is returned as it is, one torch `MultivariateNormal` and one `Independent` of
+    Known are a `wprox.Gaussian`, which is returned as it is, one torch `MultivariateNormal`, of low rank or not, and one `Independent` of
     `Normal` laws over vectors. A covariance that has no Cholesky factor in the law's dtype is taken in float64; where
     it has none there either, the law is not a Gaussian to compute with.
 
@@ -37,7 +43,7 @@ def as_gaussian(law: object) -> Gaussian | None:
         return law
     if not isinstance(law, Distribution) or law.batch_shape or len(law.event_shape) != 1:
         return None
-    if isinstance(law, MultivariateNormal):
+    if isinstance(law, MultivariateNormal | LowRankMultivariateNormal):
         return _positive_definite(law.loc, law.scale_tril)
     if isinstance(law, Independent) and isinstance(law.base_dist, Normal):
         return _positive_definite(law.base_dist.loc, torch.diag(law.base_dist.scale))

@@ -66,7 +66,8 @@ def middle_slice(density: Tensor, bounds: Bounds, axis: int) -> tuple[Tensor, fl
 def draw_image(ax: Axes, density: Tensor, bounds: Bounds) -> None:
     """An image with the first axis to the right, the second one up, and walls in grey."""
     (left, right), (bottom, top) = bounds
-    highest = float(density[torch.isfinite(density)].max())  # matplotlib leaves NaN, which marks walls, unpainted
+    free = density[torch.isfinite(density)]
+    highest = float(free.max()) if len(free) else 1.0  # matplotlib leaves NaN, which marks walls, unpainted
     ax.set_facecolor(WALL_COLOUR)
     ax.imshow(
         density.T.numpy(),

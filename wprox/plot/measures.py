@@ -84,7 +84,7 @@ def _(measure: Grid, ax: Axes) -> Panel:
         density, height = middle_slice(density, measure.bounds, 2)
         note = f"z = {height:.3g}"
     draw_image(ax, density, measure.bounds[:2])
-    ax.set_xlabel(f"density 0 to {np.nanmax(as_array(density)):.3g}", fontsize="small")
+    ax.set_xlabel(f"density 0 to {float(density.nan_to_num(nan=0.0).max()):.3g}", fontsize="small")
     return Panel(None, note)
 
 

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from wprox.functionals import Functional
+from wprox.functionals.base import terms_of
 from wprox.functionals.quadratic import quadratic_at
-from wprox.functionals.structure import Structure
 from wprox.maps import AffineMap, GradientStepMap, MonotoneMap, TransportMap
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
 from wprox.solvers.problem import StepFailedError, gradient_of
+
+ROWS = 4096  # points whose Hessians are formed at once
+DIFFERENCES = 2**19  # numbers of differences between particles that a Hessian keeps at once
 
 MOVES = (Particles, Quantiles, Gaussian)
 CONVERSION = (
@@ -115,11 +118,17 @@ def _check_order(rho: Quantiles, gradient: Tensor, step_size: float) -> None:
 
 
 def _gradient_map(functional: Functional, rho: Measure, step_size: float) -> GradientStepMap | None:
-    """x ↦ x − γ∇(V + W ∗ ρ)(x) off the particles as well; `None` where F has other terms, or draws pairs at random."""
-    structure: Structure = functional.structure()
+    """x ↦ x − γ∇(V + W ∗ ρ)(x) off the particles as well.
+
+    `None` where F has other terms, draws pairs at random, or follows a gradient of its own that is not that of a field.
+    """
+    structure = functional.structure()
     if not structure.is_smooth or any(piece.is_sampled(rho) for piece in structure.interactions):
         return None
-    return GradientStepMap(rho.dim, functional.first_variation(rho), step_size)
+    if any(type(term).wasserstein_gradient is not Functional.wasserstein_gradient for _, term in terms_of(functional)):
+        return None
+    rows = ROWS if not structure.interactions else max(1, min(ROWS, DIFFERENCES // rho.points.numel()))
+    return GradientStepMap(rho.dim, functional.first_variation(rho), step_size, rows)
 
 
 def _carries_density(rho: Measure) -> bool:

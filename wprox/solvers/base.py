@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wprox._checks import check_positive
 from wprox.functionals import Functional
-from wprox.functionals.base import checked_value, require_functional
+from wprox.functionals.base import checked_value
 from wprox.maps import TransportMap
 from wprox.measures import Measure, Particles
 from wprox.solvers.problem import Problem, StepFailedError
@@ -131,6 +130,7 @@ class Solver:
         accepts: the kinds of measures that it takes.
         conversion: what to do with measures of other kinds, for the message that refuses them.
         is_proximal: whether F + W₂²/(2γ) never rises in a step, as it may in an explicit one.
+        takes_anchor: whether the transport cost may count from elsewhere than the measure (`Problem.anchor`).
 
     Example:
         >>> import torch, wprox
@@ -150,6 +150,7 @@ class Solver:
     accepts: tuple[type[Measure], ...] = (Measure,)
     conversion: str = "Particles(points) makes one"
     is_proximal: bool = True
+    takes_anchor: bool = False
 
     def takes(self, measure: Measure) -> bool:
         """Whether the solver takes a measure as it is."""
@@ -197,32 +198,36 @@ class Solver:
             StepFailedError: where the step cannot be finished.
         """
         start = time.perf_counter()
-        problem = Problem(
-            require_functional(functional),
-            self.prepare(measure),
-            check_positive(step_size, "step_size"),
-            held_out=held_out,
-            index=0 if previous is None else previous.index + 1,
-        )
-        return self.ask(problem, previous, start)
+        index = 0 if previous is None else previous.index + 1
+        return self.ask(Problem(functional, measure, step_size, held_out=held_out, index=index), previous, start)
 
     def ask(self, problem: Problem, previous: Step | None = None, start: float | None = None) -> Step:
         """The step that solves a problem: `step`, for schemes that move the anchor of the transport cost.
 
         Arguments:
-            problem: the problem, whose measure the solver takes.
+            problem: the problem.
             previous: the step before this one in a trajectory.
             start: when the clock started.
+
+        Raises:
+            TypeError, ValueError, StepFailedError: as `step`, and for an anchor where the solver takes none.
         """
         start = time.perf_counter() if start is None else start
+        problem = self._prepared(problem)
         try:
             solved = self.solve(problem, None if previous is None else previous.state)
+            if not isinstance(solved, Solved):
+                raise TypeError(
+                    f"{type(self).__name__}.solve must return a wprox.Solved, as in Solved(rho, problem.cost(rho)), it "
+                    f"returned {type(solved).__name__}"
+                )
             value = solved.value
             if value is None:
                 with torch.no_grad():
                     value = self.value(problem.functional, solved.measure)
         except StepFailedError as error:
             raise self._located(error, problem.index) from error
+        message = solved.message or ("" if solved.ending is Ending.EXPLICIT else solved.ending.value)
         return Step(
             measure=solved.measure,
             map=solved.map,
@@ -232,12 +237,24 @@ class Solver:
             residual=solved.residual,
             iterations=solved.iterations,
             seconds=time.perf_counter() - start,
-            message=solved.message or ("" if solved.ending is Ending.EXPLICIT else solved.ending.value),
+            message=message,
             index=problem.index,
             held_out=solved.held_out,
             ending=solved.ending,
             state=solved.state,
         )
+
+    def _prepared(self, problem: Problem) -> Problem:
+        """The same problem with measure and anchor in the form that this solver carries along."""
+        measure = self.prepare(problem.measure)
+        if problem.anchor is problem.measure:
+            return replace(problem, measure=measure, anchor=measure)
+        if not self.takes_anchor:
+            raise ValueError(
+                f"{type(self).__name__} counts the transport cost from the measure itself and takes no anchor; "
+                "ParticleProx, QuantileProx, GaussianProx, SinkhornProx and NeuralProx take one"
+            )
+        return replace(problem, measure=measure, anchor=self.prepare(problem.anchor))
 
     def solve(self, problem: Problem, state: Any) -> Solved:
         """Solve a problem; what a solver of your own has to say.

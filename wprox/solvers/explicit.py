@@ -106,7 +106,7 @@ class ExplicitEuler(Solver):
     def solve(self, problem: Problem, state: Any) -> Solved:
         functional, source = problem.functional, problem.measure
         known = state if isinstance(state, _State) and state.functional is functional else None
-        if known is not None and not torch.equal(known.measure.points, source.points):
+        if known is not None and not _is_same(known.measure, source):
             known = None
         try:
             if self.accelerated or self.noise != 0:
@@ -172,6 +172,13 @@ def _step_plain(functional: Functional, source: Measure, step_size: float, gradi
         iterations=1,
         state=_State(functional, rho, value, gradient=kept),
     )
+
+
+def _is_same(rho: Measure, other: Measure) -> bool:
+    """Whether two measures have the same points and weights, in one precision."""
+    if rho.dtype != other.dtype or rho.points.shape != other.points.shape:
+        return False
+    return torch.equal(rho.points, other.points) and torch.equal(rho.weights, other.weights)
 
 
 def _momentum(modulus: float | None, step_size: float, since_restart: int) -> float:

@@ -79,7 +79,8 @@ class Langevin(ParticleSolver):
         message = ""
         if self.adjusted:
             uniform = torch.rand(len(source), generator=generator, dtype=source.dtype, device=source.device)
-            rise = self._log_ratio(smooth.structure(), source.points, points, gradient, step_size, temperature)
+            there = gradient_of(smooth, source.at(points)) if bool(torch.isfinite(points).all()) else gradient
+            rise = self._log_ratio(smooth.structure(), source.points, points, gradient, there, step_size, temperature)
             accepted = uniform.log() < rise  # a proposal of no density, or NaN, is rejected
             points = torch.where(accepted[:, None], points, source.points)
             message = f"accepted {float(source.weights @ accepted.to(source.weights)):.0%} of the moves"
@@ -115,10 +116,15 @@ class Langevin(ParticleSolver):
 
     @staticmethod
     def _log_ratio(
-        smooth: Structure, x: Tensor, y: Tensor, gradient: Tensor, step_size: float, temperature: float
+        smooth: Structure,
+        x: Tensor,
+        y: Tensor,
+        gradient: Tensor,
+        there: Tensor,
+        step_size: float,
+        temperature: float,
     ) -> Tensor:
-        """The logarithm of π(y) q(x | y) / (π(x) q(y | x)) of moves x → y, (n,)."""
-        there = smooth.potential_gradient(y)
+        """The logarithm of π(y) q(x | y) / (π(x) q(y | x)) of moves x → y, (n,), with the gradients at x and at y."""
         forth = (y - x + step_size * gradient).square().sum(1)
         back = (x - y + step_size * there).square().sum(1)
         energy = smooth.potential(y) - smooth.potential(x)

@@ -82,6 +82,7 @@ class ParticleProx(ParticleSolver):
     """
 
     conversion = "draw some, as in Particles(measure.sample(1000, seed=0))"
+    takes_anchor = True
 
     def __init__(
         self,

@@ -9,7 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from wprox.functionals.base import Functional, checked_value, terms_of
+from wprox._checks import check_positive
+from wprox.functionals.base import Functional, checked_value, require_functional, terms_of
 from wprox.functionals.structure import Structure
 from wprox.measures import DensityUnknownError, Measure
 
@@ -45,6 +46,10 @@ class Problem:
         held_out: draws of μ that a solver does not train on.
         index: the number of the step in its trajectory, from 0.
 
+    Raises:
+        TypeError: for what is no functional, and for a measure or an anchor that is none.
+        ValueError: for a step size that is not positive, and an anchor of another size or other weights.
+
     Example:
         >>> import torch, wprox
         >>> F = wprox.PotentialEnergy(lambda x: x.square().sum(-1) / 2)
@@ -63,8 +68,23 @@ class Problem:
     index: int = 0
 
     def __post_init__(self) -> None:
+        require_functional(self.functional)
+        object.__setattr__(self, "step_size", check_positive(self.step_size, "step_size"))
         if self.anchor is None:
             object.__setattr__(self, "anchor", self.measure)
+        elif self.anchor is not self.measure:
+            self._check_anchor()
+
+    def _check_anchor(self) -> None:
+        if not (isinstance(self.anchor, Measure) and isinstance(self.measure, Measure)):
+            raise TypeError(f"the anchor must be a measure like {self.measure!r}, got {type(self.anchor).__name__}")
+        if self.anchor.points.shape != self.measure.points.shape:
+            raise ValueError(
+                f"the anchor must have a point for each of the measure's, {tuple(self.measure.points.shape)}, got "
+                f"{tuple(self.anchor.points.shape)}"
+            )
+        if self.measure.movable and not torch.allclose(self.anchor.weights, self.measure.weights):
+            raise ValueError("the anchor must have the weights of the measure: its points are those of the measure")
 
     @cached_property
     def structure(self) -> Structure:

@@ -62,6 +62,7 @@ class QuantileProx(Solver):
     """
 
     accepts = (Quantiles,)
+    takes_anchor = True
     conversion = "make some with Quantiles.from_icdf(icdf, n) or Quantiles.from_samples(x, n)"
 
     def __init__(self, iterations: int = 200, tolerance: float = 1e-9, memory: int = 30) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from wprox.functionals import Functional, InteractionEnergy, InternalEnergy, PotentialEnergy
 from wprox.functionals.structure import Structure
 from wprox.measures import Grid, Measure, Quantiles
+from wprox.measures.laws import log_density_of
 from wprox.testing.functional_case import Case, affine_image
 from wprox.testing.laws import Unasked, answer, normal, require, require_close
 
@@ -92,6 +93,7 @@ def structure(case: Case) -> None:
     structure = case.functional.structure()
     require(isinstance(structure, Structure), f"structure() must be a wprox.Structure, it is {structure!r}")
     rho, total = case.rho, 0.0
+    _declarations(structure, rho)
     with torch.no_grad():
         parts = [(p.weight, rho.integrate(p.function), p.term) for p in structure.potentials]
         parts += [(p.weight, InternalEnergy(p.energy)(rho), p.term) for p in structure.internal]
@@ -107,6 +109,21 @@ def structure(case: Case) -> None:
                 names = (f"{term!r} at ρ", "the piece of the structure that it stands for")
                 require_close(term(rho), value, names, 1e-6, case.rounding)
     require_close(total, case.value(rho), ("the pieces of structure() at ρ", "F(ρ)"), 1e-6, case.rounding)
+
+
+def _declarations(structure: Structure, rho: Measure) -> None:
+    """The law of a potential has the density exp(−V), up to a factor, and the exponent of an energy is its own."""
+    x = rho.points
+    for potential in structure.potentials:
+        if potential.law is not None:
+            gaps = potential.function(x).detach() + log_density_of(potential.law)[1](x).detach()
+            require_close(
+                gaps, gaps[0].expand_as(gaps), ("V + log of the density of its law", "one constant"), 1e-5, 1e-5
+            )
+    s = torch.linspace(0.5, 2.0, 5, dtype=torch.float64)
+    for piece in structure.internal:
+        if (m := piece.exponent) is not None:
+            require_close(piece.energy(s), s**m / (m - 1), ("U(s)", f"s^m/(m − 1) for the exponent m = {m:g}"), 1e-6)
 
 
 def modulus(case: Case) -> None:

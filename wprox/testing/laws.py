@@ -150,7 +150,7 @@ def generator(seed: int) -> torch.Generator:
 
 def normal(like: Tensor, *shape: int, seed: int) -> Tensor:
     """Standard normal numbers in the precision of `like`, the same ones in all precisions."""
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(like)
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(like)
 
 
 def masses(n: int, seed: int) -> Tensor:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from wprox.functionals import KL, Entropy, Functional, InteractionEnergy, PorousMedium, PotentialEnergy
 from wprox.jko import jko
-from wprox.measures import Grid, Measure
+from wprox.maps import AffineMap
+from wprox.measures import Gaussian, Grid, Measure
 from wprox.metrics import w2
-from wprox.solvers import Ending, Solver, Step, StepFailedError
+from wprox.solvers import Ending, Problem, Solver, Step, StepFailedError
 from wprox.testing.examples import PROBLEMS, KnownStep, half_square, moments, standard_normal, starts
 from wprox.testing.laws import (
     Unasked,
@@ -75,7 +76,8 @@ def check_solver(
 
         T(x) = x/(1 + γ) for |x|²/2,        m′ = m/(1 + γ) and (1 + γ)σ′² − σσ′ − γ = 0 for KL(· ‖ N(0, I)),
 
-    unless the solver `is_proximal` no more, as explicit schemes are not; that the transport cost is no less than W₂²;
+    unless the solver `is_proximal` no more, as explicit schemes are not; that an anchor of the transport cost counts,
+    or is refused; that the transport cost is no less than W₂²;
     that results come in the precision of the start, without a graph, with its weights where points move; that the
     start is left alone; that steps are counted, and say how long they took and how they ended. That what is no
     functional, and no step size, is refused with a sentence; and that a subclass with a value of its own is solved by
@@ -202,7 +204,7 @@ def report(case: Case) -> None:
     require(isinstance(step, Step), f"step must return a wprox.Step, it returned {type(step).__name__}")
     require(step.step_size == case.problem.step_size, f"step_size is {step.step_size}")
     require(step.value.ndim == 0 and bool(torch.isfinite(step.value)), f"value must be a finite scalar: {step.value}")
-    require(step.seconds > 0, f"seconds is {step.seconds}")
+    require(step.seconds >= 0, f"seconds is {step.seconds}")
     require(isinstance(step.iterations, int) and step.iterations >= 0, f"iterations is {step.iterations!r}")
     require(isinstance(step.converged, bool), f"converged is {step.converged!r}")
     require(not step.interrupted, "interrupted is true")
@@ -314,6 +316,27 @@ def what_is_no_functional(case: Case) -> None:
         refused(case.solver.step, wrong, case.start, 0.1, by=(TypeError,), what=what)
 
 
+def anchor(case: Case) -> None:
+    """min |y|²/2 + |y − a|²/(2γ) is a/(1 + γ) where the cost counts from other points a; or an anchor is refused."""
+    rho, gamma = case.start, case.problem.step_size
+    if isinstance(rho, Grid):
+        raise Unasked("the points of a grid do not move")
+    stretch = AffineMap.from_matrix(1.5 * torch.eye(rho.dim).to(rho.points), torch.full((rho.dim,), 0.3))
+    with torch.no_grad():
+        anchor = rho.push(stretch if isinstance(rho, Gaussian) else lambda x: 1.5 * x + 0.3)
+    problem = Problem(PotentialEnergy(half_square), rho, gamma, anchor)
+    if not case.solver.takes_anchor:
+        refused(lambda: case.solver.ask(problem), by=(ValueError,), what="an anchor")
+        return
+    found, expected = case.solver.ask(problem).measure.points, anchor.points / (1 + gamma)
+    length = math.sqrt(float(rho.weights @ (anchor.points - expected).square().sum(1)))
+    off = math.sqrt(float(rho.weights @ (found - expected).square().sum(1)))
+    require(
+        off <= case.rtol * length,
+        f"the points are {off:.2g} from a/(1 + γ), in L²(ρ), where {case.rtol * length:.2g} is allowed",
+    )
+
+
 def subclasses(case: Case) -> None:
     """A subclass with a value of its own is solved by that value, or refused; never taken for its parent.
 
@@ -350,6 +373,7 @@ GENERAL_LAWS = (
     precisions_agree,
     step_sizes,
     what_is_no_functional,
+    anchor,
     subclasses,
 )
 

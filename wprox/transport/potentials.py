@@ -78,7 +78,7 @@ def squared_field(p: Measure, q: Measure, num_itermax: int) -> Field:
     """The first variation of ½W₂²(·, q) at p; on the line by quantile functions, else by the network simplex."""
     check_same_space(p, q)
     if p.dim == 1:
-        return line_field(as_quantile_functions(p, q), as_quantile_functions(q, p), isinstance(p, Quantiles))
+        return line_field(_on_line(p, q), _on_line(q, p), isinstance(p, Quantiles))
     (x, a), (y, b) = atoms(p), atoms(q)
     y = y.detach().to(x)
     plan = exact_plan(x.detach(), a.detach(), y, b.detach(), num_itermax)
@@ -96,9 +96,9 @@ def sliced_field(p: Measure, q: Measure, directions: Tensor) -> Field:
     check_same_space(p, q)
     if p.dim == 1:
         return squared_field(p, q, 1)
-    (x, a), (y, b) = atoms(p.detach()), atoms(q)
+    (x, a), (y, b) = _carriers(p), _carriers(q)
     directions = directions.to(x)
-    sources, targets = project(x, a, directions), project(y.detach().to(x), b.detach().to(x), directions)
+    sources, targets = project(x, a, directions), project(y.to(x), b.to(x), directions)
     fields = [line_field(sources.row(k), targets.row(k), False) for k in range(len(directions))]
 
     def field(z: Tensor) -> Tensor:
@@ -106,6 +106,20 @@ def sliced_field(p: Measure, q: Measure, directions: Tensor) -> Field:
         return torch.stack([f(along[:, k, None]) for k, f in enumerate(fields)]).mean(0).to(z)
 
     return field
+
+
+def _carriers(rho: Measure) -> tuple[Tensor, Tensor]:
+    """The points that have mass, and their weights: what has none must not set where the support ends."""
+    points, weights = (part.detach() for part in atoms(rho))
+    return points[weights > 0], weights[weights > 0]
+
+
+def _on_line(rho: Measure, other: Measure) -> QuantileFunctions:
+    """The quantile function of the points that have mass."""
+    if isinstance(rho, Quantiles | Gaussian):
+        return as_quantile_functions(rho.detach(), other)
+    points, weights = _carriers(rho)
+    return project(points, weights, torch.ones_like(points[:1]))
 
 
 def line_field(source: QuantileFunctions, target: QuantileFunctions, linear: bool) -> Field:

@@ -14,7 +14,7 @@ from torch import Tensor
 from wprox._checks import StepSize, as_points, check_count, check_fraction
 from wprox._random import Seed, check_seed, make_generator
 from wprox.maps import TransportMap
-from wprox.maps.registry import MapFactory
+from wprox.maps.registry import MapFactory, check_map_classes
 from wprox.metrics import Distance
 from wprox.models.flow.columns import as_table, in_order
 from wprox.models.flow.data import FlowData, hold_out
@@ -352,9 +352,11 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
         Raises:
             ValueError: for a missing, truncated, foreign or newer file.
+            TypeError: for `map_classes` that are none.
         """
+        classes = check_map_classes(map_classes)
         with loaded_folder(folder, "JKOFlow") as state:
-            return cls._from_state(state, map_classes)
+            return cls._from_state(state, classes)
 
     def _state(self) -> State:
         """The fitted flow without its training data."""

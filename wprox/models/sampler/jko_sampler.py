@@ -16,8 +16,9 @@ from wprox._checks import StepSize, as_points, check_count
 from wprox._random import Seed, check_seed, make_generator
 from wprox.functionals import KL
 from wprox.maps import TransportMap
-from wprox.maps.registry import MapFactory
+from wprox.maps.registry import MapFactory, check_map_classes
 from wprox.measures import Gaussian, Particles
+from wprox.measures.laws import log_density_of
 from wprox.models.folders import loaded_folder, save_folder
 from wprox.models.sampler.chain import Chain, Layer, RejectionStep
 from wprox.models.sampler.layers import layer_of, layer_part
@@ -329,9 +330,12 @@ class JKOSampler:
 
         Raises:
             ValueError: for a missing, truncated, foreign or newer file.
+            TypeError: for `map_classes` that are none, and a target that has no log-density.
         """
+        classes = check_map_classes(map_classes)
+        log_density_of(target)  # says what is wrong with it, before the file is blamed
         with loaded_folder(folder, "JKOSampler") as state:
-            return cls._from_state(state, target, map_classes)
+            return cls._from_state(state, target, classes)
 
     def _state(self) -> State:
         """The sampler that has run, without its target."""

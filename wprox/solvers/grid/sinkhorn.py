@@ -105,6 +105,7 @@ class SinkhornProx(Solver):
     """
 
     accepts = (Grid,)
+    takes_anchor = True
     conversion = (
         "build one with Grid.from_density(density, shape, bounds) or Grid.from_particles(particles, shape, bounds)"
     )
@@ -204,7 +205,7 @@ class SinkhornProx(Solver):
                 f"blur={blur:.3g} is {blur / widest:.2g} of a cell: the kernel is the identity and mass cannot move. "
                 f"Set blur to about a cell, {widest:.3g} (SinkhornProx's default), or refine the grid",
                 RuntimeWarning,
-                stacklevel=4,  # through the decorator of `step`
+                stacklevel=6,  # through `solve` and its decorator, `ask` and `step`
             )
         kernel = make_kernel(grid, blur, self.heat_steps)
         self._kernel = grid, blur, kernel
@@ -231,7 +232,7 @@ def _warn_of_long_moves(cost: float, blur: float, heat_steps: int, width: float)
         f"slowly, and this step made moves too cheap and moved too much; set heat_steps=None, {advice}, or lower "
         "step_size",
         RuntimeWarning,
-        stacklevel=4,  # through the decorator of `step`
+        stacklevel=6,  # through `solve` and its decorator, `ask` and `step`
     )
 
 

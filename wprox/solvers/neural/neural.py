@@ -79,6 +79,7 @@ class NeuralProx(ParticleSolver):
     """
 
     conversion = "draw some, as in gaussian.to_particles(10_000, seed=0)"
+    takes_anchor = True
 
     def __init__(
         self,
@@ -318,8 +319,8 @@ class NeuralProx(ParticleSolver):
         return replace(outcome, objective=objective, converged=gap <= tolerance, note=note), rho
 
     def _initial_map(self, source: Particles, state: object, seed: int) -> TransportMap:
-        if self.warm_start and isinstance(state, TransportMap):
-            return copy.deepcopy(state)
+        if self.warm_start and isinstance(state, TransportMap) and state.dim == source.dim:
+            return copy.deepcopy(state).to(dtype=source.dtype, device=source.device)
         with seeded(seed):
             map = self.factory(source.dim)
         if not isinstance(map, TransportMap):
