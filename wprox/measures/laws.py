@@ -26,9 +26,9 @@ from wprox.measures.particles import Particles
 def as_gaussian(law: object) -> Gaussian | None:
     """A law as a `Gaussian`, `None` for one that is not known to be Gaussian.
 
-    Known are a `wprox.Gaussian`, which is returned as it is, one torch `MultivariateNormal`, of low rank or not, and one `Independent` of
-    `Normal` laws over vectors. A covariance that has no Cholesky factor in the law's dtype is taken in float64; where
-    it has none there either, the law is not a Gaussian to compute with.
+    Known are a `wprox.Gaussian`, which is returned as it is, one torch `MultivariateNormal`, of low rank or
+    not, and one `Independent` of `Normal` laws over vectors. A covariance that has no Cholesky factor in the law's
+    dtype is taken in float64; where it has none there either, the law is not a Gaussian to compute with.
 
     Example:
         >>> import torch
