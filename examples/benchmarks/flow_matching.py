@@ -29,12 +29,12 @@ from unittest import mock
 
 import torch
 from maps import Mixture, cpu_seconds, grid_mass
-from wprox.solvers.neural.neural.training import train
 
 import wprox
 from wprox import datasets
 from wprox.maps.base import apply_in_batches
 from wprox.solvers.neural.flow_matching import relaxation
+from wprox.solvers.neural.training import train
 
 SHARE = 0.2  # of the time for flow matching, in each block
 START_SHARE = 0.5  # likewise, of a start that is held against a cold one

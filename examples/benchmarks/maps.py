@@ -39,6 +39,8 @@ import wprox
 from wprox import datasets
 from wprox.maps.base import apply_in_batches
 from wprox.maps.registry import MAPS, map_factory
+from wprox.models.flow.settings import FlowSettings
+from wprox.models.flow.training import train_together
 from wprox.theory.stein import stein_residual
 
 JOINT = 1 / 3  # of the time
@@ -200,7 +202,8 @@ def run(map: str, name: str, arguments: argparse.Namespace) -> dict[str, float]:
     }
     tests, start = time.process_time() - start, time.process_time()
     if blocks > 1:
-        flow._train_together()  # as `fit` would have done
+        settings = FlowSettings.of(flow.get_params(deep=False), flow._data.size)
+        train_together(flow._trained, settings, flow._data)  # as `fit` would have done
     result["seconds"] = seconds + time.process_time() - start
     start = time.process_time()
     nats = score(flow.log_prob)

@@ -104,7 +104,7 @@ def train(trained: TrainedBlocks, solver: NeuralProx, settings: FlowSettings, da
             trained.step_sizes.append(block.step_size)
             trained.history.append(block.entry)
         if settings.fine_tune:
-            _train_together(trained, settings, data)
+            train_together(trained, settings, data)
     except KeyboardInterrupt:
         if not trained.maps:
             raise
@@ -188,7 +188,7 @@ def trained_blocks(solver: NeuralProx, settings: FlowSettings, data: FlowData) -
             best = objective
 
 
-def _train_together(trained: TrainedBlocks, settings: FlowSettings, data: FlowData) -> None:
+def train_together(trained: TrainedBlocks, settings: FlowSettings, data: FlowData) -> None:
     """Train all blocks at once, in place."""
     start = time.perf_counter()
     reference = KL(standard_normal(data.training.points))
