@@ -662,10 +662,14 @@ def _fresh_log_prob(flow, x):
     return fresh.log_prob(x)
 
 
-def test_blocks_are_copied_once(flow, monkeypatch):
-    x, counted = blobs(20), []
-    flow.log_prob(x)
-    monkeypatch.setattr(copy, "deepcopy", lambda *arguments: counted.append(arguments))
+def test_no_use_copies_blocks_deeply(flow, monkeypatch):
+    x, counted, deepcopy = blobs(20), [], copy.deepcopy
+
+    def counting(value, *memo):
+        counted.extend([value] * isinstance(value, torch.nn.Module))
+        return deepcopy(value, *memo)
+
+    monkeypatch.setattr(copy, "deepcopy", counting)
     for use in (flow.log_prob, flow.transform, flow.latents, flow.inverse_transform):
         use(x)
         use(x.float())
