@@ -12,7 +12,8 @@ from torch.distributions import Distribution
 from wprox._checks import check_count, evaluate
 from wprox._random import Seed
 from wprox.functionals.base import Functional
-from wprox.kernels import EvenKernel, InverseMultiquadric, RadialKernel, Riesz
+from wprox.kernels import InverseMultiquadric, RadialKernel, Riesz
+from wprox.kernels.base import as_even
 from wprox.measures import Gaussian, Measure
 from wprox.measures.laws import log_density_of, sampled
 from wprox.pairs.stein import SteinSum, stein_potential
@@ -90,7 +91,7 @@ class MMD(Functional):
 
     def _pairs(self, rho: Measure, unbiased: bool) -> Tensor:
         """∬ k dρ dρ, or its U-statistic Σ_{i≠j} w_i w_j k_ij / (1 − Σ w_i²)."""
-        pairs = rho.integrate_pairs(self._even())
+        pairs = rho.integrate_pairs(as_even(self.kernel))
         if not unbiased:
             return pairs
         own = rho.weights.square().sum()
@@ -99,15 +100,12 @@ class MMD(Functional):
         at_zero = evaluate(self.kernel, torch.zeros_like(rho.points[:1]), "kernel")[0]
         return (pairs - own * at_zero) / (1 - own)
 
-    def _even(self) -> Callable[[Tensor], Tensor]:
-        return self.kernel if isinstance(self.kernel, RadialKernel | EvenKernel) else EvenKernel(self.kernel)
-
     def needs_density(self, rho: Measure) -> bool:
         return False
 
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
         """The witness function ∫ k(·, y) d(ρ − ν)(y); without the pairs i = j, ρ counts 1/(1 − Σ w_i²) times."""
-        rho, kernel = rho.detach(), self._even()
+        rho, kernel = rho.detach(), as_even(self.kernel)
         share = 1 - float(rho.weights.square().sum()) if self.unbiased else 1.0
         return lambda x: rho.convolve(kernel, x) / share - self._embedding(x)
 

@@ -13,7 +13,8 @@ from wprox._checks import check_count, evaluate
 from wprox._random import check_seed
 from wprox.functionals.base import Functional, gradient_in_points
 from wprox.functionals.structure import Interaction, Internal, Potential, Structure
-from wprox.kernels import EvenKernel, RadialKernel
+from wprox.kernels import RadialKernel
+from wprox.kernels.base import as_even
 from wprox.measures import Measure
 
 
@@ -106,12 +107,9 @@ class InteractionEnergy(Functional):
 
     def __call__(self, rho: Measure) -> Tensor:
         if self.batch_size is None:
-            return rho.integrate_pairs(self._even()) / 2
+            return rho.integrate_pairs(as_even(self.kernel)) / 2
         seed = (self.seed + 0x9E3779B97F4A7C15 * self._step) % 2**63
-        return rho.integrate_random_batches(self._even(), self.batch_size, seed) / 2
-
-    def _even(self) -> Callable[[Tensor], Tensor]:
-        return self.kernel if isinstance(self.kernel, RadialKernel | EvenKernel) else EvenKernel(self.kernel)
+        return rho.integrate_random_batches(as_even(self.kernel), self.batch_size, seed) / 2
 
     def structure(self) -> Structure:
         return Structure(interactions=(Interaction(1.0, self.kernel, self.batch_size, self),))
@@ -121,7 +119,7 @@ class InteractionEnergy(Functional):
 
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
         """W ∗ ρ with all pairs, the mean over shuffles where there are random batches."""
-        rho, kernel = rho.detach(), self._even()
+        rho, kernel = rho.detach(), as_even(self.kernel)
         return lambda x: rho.convolve(kernel, x)
 
     def at_step(self, index: int) -> InteractionEnergy:

@@ -134,6 +134,11 @@ class EvenKernel:
         return self.function(z)
 
 
+def as_even(kernel: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A kernel itself where it says that it is even, any other function as an `EvenKernel`."""
+    return kernel if isinstance(kernel, RadialKernel | EvenKernel) else EvenKernel(kernel)
+
+
 def check_backend(backend: str) -> str:
     """One of BACKENDS.
 
