@@ -16,7 +16,7 @@ from wprox.kernels import InverseMultiquadric, RadialKernel, Riesz
 from wprox.kernels.base import as_even
 from wprox.measures import Gaussian, Measure
 from wprox.measures.laws import log_density_of, sampled
-from wprox.pairs.stein import SteinSum, stein_potential
+from wprox.pairs.stein import stein_potential, stein_sum
 from wprox.pairs.sums import has_parameters, potential
 
 
@@ -170,7 +170,7 @@ class KSD(Functional):
                 f"KSD is not differentiable in the parameters of its kernel, but {self.kernel} has some that want a "
                 "gradient: freeze them (requires_grad_(False)), or train the kernel with MMD"
             )
-        return SteinSum.apply(self.kernel, rho.points, self.score(rho.points), rho.weights) / 2
+        return stein_sum(self.kernel, rho.points, self.score(rho.points), rho.weights) / 2
 
     def needs_density(self, rho: Measure) -> bool:
         return False
