@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from wprox._autograd import needed
 from wprox._random import make_generator
 from wprox.measures import Gaussian, Measure, Quantiles
 from wprox.transport.atoms import atoms, by_weights, check_same_space
@@ -99,15 +100,20 @@ def _square(functions: QuantileFunctions, others: QuantileFunctions) -> Tensor:
         atomic = functions.high is functions.low and others.high is others.low
         high = low if atomic else functions.at(pieces[0], ends) - others.at(pieces[1], ends)
     square = (widths * (low.square() + high.square())).sum(1) / 2
-    order, weights = functions.order, functions.weights
-    if order is None or not weights.requires_grad:
-        return square
+    return square + _by_weights(functions, others) + _by_weights(others, functions)
+
+
+def _by_weights(functions: QuantileFunctions, others: QuantileFunctions) -> Tensor:
+    """0, (L,), with the derivatives of W₂² of pairs of laws of the line in the weights of the first."""
+    levels, order, weights = functions.levels, functions.order, functions.weights
+    if order is None or not any(needed(weights)):
+        return levels.new_zeros(len(levels))
     with torch.no_grad():  # φ′ = x − y, where y is the value of the other quantile function at the level of the gap
         values, steps = functions.low, functions.low.diff(dim=1)
         slopes = (values[:, 1:] + values[:, :-1]) / 2 - others.middle(levels[:, :-1])
         potential = torch.nn.functional.pad((2 * steps * slopes).cumsum(1), (1, 0))
         potential = torch.zeros_like(potential).scatter(1, order, potential)
-    return square + torch.stack([by_weights(weights, row) for row in potential])
+    return torch.stack([by_weights(weights, row) for row in potential])
 
 
 def as_quantile_functions(rho: Measure, other: Measure | None = None) -> QuantileFunctions:
