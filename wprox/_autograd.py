@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 Needs = tuple[bool, ...]
+SHIFT = 1e-3  # of points, relative to the farthest: whether a value that carries no gradient is a constant
+HOW_CUT = "(is there a .detach(), .item(), float(...), NumPy or torch.no_grad() in it, or does it count or round?)"
 
 
 class Function(torch.autograd.Function):
@@ -143,3 +145,64 @@ def run_again(f: Callable[..., Any], again: bool, *inputs: Any) -> Any:
     if again and any(needed(*(value for value in inputs if isinstance(value, Tensor)))):
         return checkpoint(f, *inputs, use_reentrant=False)
     return f(*inputs)
+
+
+class _Once(Function):
+    @staticmethod
+    def forward(tensor: Tensor, sentence: str) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        tensor, ctx.sentence = inputs
+        ctx.save_for_backward(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, None]:
+        sentence = ctx.sentence
+
+        def refuse(*inputs: Tensor) -> Tensor:
+            raise NotImplementedError(sentence)
+
+        same = gradients_of(lambda slope, _: [None, slope.clone()], refuse, (False, True), slope, *ctx.saved_tensors)
+        return same[1], None
+
+
+def differentiable_once(tensor: Tensor, sentence: str) -> Tensor:
+    """The tensor itself; a derivative of its gradient is refused by a `NotImplementedError` that says the sentence."""
+    return _Once.apply(tensor, sentence)
+
+
+def uncut(f: Callable[[Tensor], Any], name: str) -> Callable[[Tensor], Any]:
+    """f, which raises `ValueError` where a gradient is wanted and its values vary but carry none.
+
+    Infinite values do not count: an indicator is no such function.
+    """
+
+    def watched(x: Tensor) -> Any:
+        values = f(x)
+        if not any(needed(x)) or not isinstance(values, Tensor) or values.requires_grad:
+            return values
+        with torch.no_grad():
+            try:
+                others = f(elsewhere(x.detach()))
+            except (ValueError, RuntimeError):  # beside its domain
+                return values
+            gap = (others - values).abs()
+            gap, sizes = (part[torch.isfinite(gap)] for part in (gap, values.abs()))
+        rounding = torch.finfo(x.dtype).eps ** 0.5
+        if len(gap) and float(gap.max()) > rounding * float(sizes.max()):
+            raise ValueError(
+                f"{name} is cut off from autograd: its values change by up to {float(gap.max()):.3g} when the points "
+                f"move, but carry no gradient {HOW_CUT}; compute it with torch alone"
+            )
+        return values
+
+    watched.__name__ = getattr(f, "__name__", type(f).__name__)
+    return watched
+
+
+def elsewhere(x: Tensor) -> Tensor:
+    """Points (n, d) moved a little, or numbers (n,) changed by as small a part of them."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
+    return x * (1 + SHIFT * noise) if x.ndim == 1 else x + SHIFT * (x.norm(dim=1).max() + 1) * noise

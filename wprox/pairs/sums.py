@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wprox._autograd import needed, run_again
+from wprox._autograd import needed, run_again, uncut
 from wprox._checks import evaluate
 from wprox.kernels import EvenKernel, RadialKernel
 from wprox.pairs.functions import FunctionPotential, function_sum
@@ -34,8 +34,10 @@ def pair_sum(
         if others is not None or has_parameters(k, points):
             return _pair_sum(k, points, weights, others, other_weights)
 
+        watched = uncut(k, f"the kernel {k}")
+
         def checked(z: Tensor) -> Tensor:
-            return evaluate(k, z, "k")
+            return evaluate(watched, z, "k")
 
         checked.singular = getattr(k, "singular", False)  # type: ignore[attr-defined]
         even, plain = isinstance(k, EvenKernel), partial(_pair_sum, k)
@@ -68,7 +70,7 @@ def potential(k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor, wei
 
     if others.requires_grad or weights.requires_grad or has_parameters(k, points):
         return by_autodiff(points)
-    checked = partial(_evaluate_kernel, k)
+    checked = partial(_evaluate_kernel, uncut(k, f"the kernel {k}"))
     side, gradient = _side(k, points), needed(points)[0]
     return FunctionPotential.apply(checked, by_autodiff, side, gradient, points, others, weights)[0]
 
