@@ -40,6 +40,16 @@ NO_BATCHES = (
 )
 
 
+def is_batched(tensor: Tensor) -> bool:
+    """Whether the tensor stands for a batch of them, inside of torch.vmap."""
+    return bool(torch._C._functorch.is_batchedtensor(tensor))
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
 def needed(*inputs: Tensor) -> Needs:
     """Which of some tensors want a gradient, now."""
     return tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in inputs)
@@ -142,7 +152,8 @@ class _Gradients(Function):
 
 def run_again(f: Callable[..., Any], again: bool, *inputs: Any) -> Any:
     """f(*inputs); where `again`, it runs once more in the backward pass of a gradient in place of keeping the graph."""
-    if again and any(needed(*(value for value in inputs if isinstance(value, Tensor)))):
+    wanted = any(needed(*(value for value in inputs if isinstance(value, Tensor))))
+    if again and wanted and not is_transformed():  # torch.func knows no checkpoints
         return checkpoint(f, *inputs, use_reentrant=False)
     return f(*inputs)
 

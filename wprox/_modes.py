@@ -8,7 +8,7 @@ it.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from copy import copy
 from functools import lru_cache, partial, wraps
 from typing import Any, TypeVar
@@ -95,7 +95,8 @@ def _ordinary(value: Any, memo: dict[int, Any]) -> Any:
         parts = ordinary((value.args, value.keywords), memo)
         unchanged = parts[0] is value.args and parts[1] is value.keywords
         return value if unchanged else partial(value.func, *parts[0], **parts[1])
-    if isinstance(value, nn.Module | type) or not _is_known(type(value)):
+    cls: Hashable = type(value)
+    if isinstance(value, nn.Module | type) or not _is_known(cls):
         return value
     held = getattr(value, "__dict__", {})
     state = {name: new for name, part in held.items() if (new := ordinary(part, memo)) is not part}
@@ -108,6 +109,6 @@ def _ordinary(value: Any, memo: dict[int, Any]) -> Any:
 
 
 @lru_cache(maxsize=1000)
-def _is_known(cls: type) -> bool:
+def _is_known(cls: Hashable) -> bool:
     """Whether a class, or one that it inherits from, is of this library or of torch's distributions."""
-    return any(base.__module__.startswith(("wprox.", "torch.distributions")) for base in cls.__mro__[:-1])
+    return any(base.__module__.startswith(("wprox.", "torch.distributions")) for base in cls.__mro__[:-1])  # type: ignore[attr-defined]

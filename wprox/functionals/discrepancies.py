@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from wprox._autograd import needed, uncut
+from wprox._autograd import is_transformed, needed, uncut
 from wprox._checks import check_count, evaluate
 from wprox._random import Seed
 from wprox.functionals.base import Functional
@@ -193,6 +193,12 @@ class KSD(Functional):
                 raise ValueError(f"the score must map {tuple(x.shape)} to its own shape, got {tuple(score.shape)}")
             return score.to(x)
         again, wanted = torch.is_grad_enabled(), any(needed(x))
+        if not wanted and is_transformed():  # where autograd takes no new leaves
+
+            def total(x: Tensor) -> Tensor:
+                return evaluate(self._log_target, x, "the log-density of the target").sum()
+
+            return torch.func.grad(total)(x)
         with torch.enable_grad():
             points = x if wanted else x.detach().clone().requires_grad_()
             value = evaluate(self._log_target, points, "the log-density of the target")

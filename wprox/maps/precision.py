@@ -44,10 +44,8 @@ def _cast(module: Any, convert: Callable[[Tensor], Tensor], memo: dict[int, Any]
         return memo[id(module)]
     new = memo[id(module)] = module.__class__.__new__(module.__class__)
     state = dict(vars(module))
-    state["_parameters"] = {
-        name: _converted(value, convert, memo, freeze) for name, value in module._parameters.items()
-    }
-    state["_buffers"] = {name: _converted(value, convert, memo, freeze) for name, value in module._buffers.items()}
+    for kind in ("_parameters", "_buffers"):
+        state[kind] = {name: _converted(value, convert, memo, freeze) for name, value in state[kind].items()}
     state["_modules"] = {
         name: None if part is None else _cast(part, convert, memo, freeze) for name, part in module._modules.items()
     }

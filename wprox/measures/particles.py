@@ -13,11 +13,11 @@ from wprox import kernels
 from wprox._checks import as_floating, as_points, as_weights, check_count, check_positive, evaluate
 from wprox._random import Seed, make_generator, seeded
 from wprox.measures.base import DensityUnknownError, Measure, value_and_slope
+from wprox.pairs.distances import half_square_distances
 from wprox.pairs.log_density import kernel_score, log_kernel_sum
 from wprox.pairs.sums import batch_sum, potential
 
 ROWS_AT_ONCE = 2**22  # numbers of kernel values that are formed at once away from the particles
-EXACT = "donot_use_mm_for_euclid_dist"
 
 
 class Particles(Measure):
@@ -271,10 +271,7 @@ class KernelParticles(Particles):
         constant = scale_tril.diagonal().log().sum() + self.dim / 2 * math.log(2 * math.pi)
         log_weights = weights.log()
         rows = max(1, ROWS_AT_ONCE // len(z))
-        parts = [
-            torch.logsumexp(log_weights - torch.cdist(part, z, compute_mode=EXACT).square() / 2, 1)
-            for part in z_at.split(rows)
-        ]
+        parts = [torch.logsumexp(log_weights - half_square_distances(part, z), 1) for part in z_at.split(rows)]
         return (torch.cat(parts) - constant).to(x)
 
     def density_variation(self, x: Tensor, f: Callable[[Tensor], Tensor] | None = None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from wprox._autograd import Needs, with_gradients
 from wprox.measures import Gaussian, Measure
 
 
@@ -30,16 +29,12 @@ def atoms(rho: Measure) -> tuple[Tensor, Tensor]:
 
 
 def by_weights(weights: Tensor, potential: Tensor) -> Tensor:
-    """0, with the derivative φ − ∫ φ dρ in the weights of ρ, which has no derivative itself."""
-
-    def compute(needs: Needs, weights: Tensor, potential: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        return weights.new_zeros(()), [potential - weights @ potential, None]
-
-    return with_gradients(compute, _refused, weights, potential.detach())
+    """0, with the derivative φ − ∫ φ dρ in the weights of ρ."""
+    potential = potential.detach() - weights.detach() @ potential.detach()
+    return (weights - weights.detach()) @ potential
 
 
-def _refused(*inputs: Tensor) -> Tensor:
-    raise NotImplementedError(
-        "W₂ has no second derivatives in the weights of points here: how Kantorovich's potentials change is not known; "
-        "take weights that want no gradient, or the Sinkhorn divergence, which has all of them"
-    )
+NO_SECOND = (
+    "where weights want a gradient, W₂ has no second derivatives: how Kantorovich's potentials change is not known; "
+    "take weights that want none, or the Sinkhorn divergence, which has all of them"
+)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from wprox._autograd import Needs, with_gradients
 from wprox.measures import Gaussian, Measure
+from wprox.pairs.distances import half_square_distances
 from wprox.transport.atoms import atoms, check_same_space
 from wprox.transport.gaussian import entropic_trace
-from wprox.transport.plans import half_square_distances
 
 LOST = 1e-200  # a sum below this may soon underflow in Sinkhorn iterations on a kernel
 PLAIN, CYCLE = 20, 120  # Sinkhorn iterations that are not over-relaxed, of so many
@@ -66,7 +66,7 @@ def entropic_cost(
 
     def plain(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
         cost = _cost(x, y)
-        f, g = _differentiable(*potentials, cost, a, b, epsilon)
+        f, g = _differentiable(potentials[0], potentials[1], cost, a, b, epsilon)
         return a @ f + b @ g - epsilon * (a @ (_exponent(f, g, cost, a, b, epsilon).expm1() @ b))
 
     return with_gradients(compute, plain, x, a, y, b)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wprox._autograd import Function
+from wprox.pairs.distances import half_square_distances
 
 
 class Plan(NamedTuple):
@@ -82,8 +83,3 @@ class _ExactPlan(Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> tuple[None, ...]:
         return None, None, None, None, None
-
-
-def half_square_distances(x: Tensor, y: Tensor) -> Tensor:
-    """½|x_i − y_j|², (n, m) in float64, without cancellation far from the origin."""
-    return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist").square() / 2

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from wprox._autograd import needed
+from wprox._autograd import differentiable_once, needed
 from wprox.measures import Gaussian, Measure, Quantiles
 from wprox.measures.laws import as_gaussian
-from wprox.transport.atoms import atoms, by_weights, check_same_space
+from wprox.pairs.distances import half_square_distances
+from wprox.transport.atoms import NO_SECOND, atoms, by_weights, check_same_space
 from wprox.transport.gaussian import bures_square
 from wprox.transport.line import line_square
-from wprox.transport.plans import exact_plan, half_square_distances
+from wprox.transport.plans import exact_plan
 
 
 def half_square(p: Measure, q: Measure, num_itermax: int = 10**6) -> Tensor:
@@ -31,7 +32,7 @@ def half_square(p: Measure, q: Measure, num_itermax: int = 10**6) -> Tensor:
         distances = half_square_distances(x, y.to(x))
         first = (distances - potential).amin(1)
         second = (distances - first[:, None]).amin(0)
-    return value + by_weights(a, first) + by_weights(b.to(a), second)
+    return differentiable_once(value + by_weights(a, first) + by_weights(b.to(a), second), NO_SECOND)
 
 
 def as_measure_like(q: Measure | Distribution, p: Measure) -> Measure | None:

@@ -368,13 +368,5 @@ class JKOSampler:
 
 
 doors(JKOSampler, "run", "correct", trains=True)
-doors(
-    JKOSampler,
-    "__init__",
-    "sample",
-    "log_prob",
-    "importance_weights",
-    "effective_sample_size",
-    "log_normalizer",
-    "load",
-)
+doors(JKOSampler, "__init__", "sample", "log_prob", "importance_weights", "effective_sample_size", "log_normalizer")
+doors(JKOSampler, "load")
