@@ -151,7 +151,7 @@ def test_first_and_second_derivatives_are_those_of_difference_quotients(name):
     assert gradcheck(function, inputs, atol=1e-6, rtol=1e-4, fast_mode=True)
     if name in REFUSED:
         with pytest.raises(NotImplementedError, match="W₂ has no second derivatives"):
-            gradgradcheck(function, inputs)
+            gradgradcheck(function, inputs, fast_mode=True)
         return
     assert gradgradcheck(function, inputs, atol=1e-5, rtol=1e-3, fast_mode=True)
 
@@ -160,8 +160,8 @@ def test_first_and_second_derivatives_are_those_of_difference_quotients(name):
 def test_gradients_with_a_graph_and_those_of_torch_func_are_the_same(name):
     function, arguments = TABLE[name]
     inputs = tuple(value.clone().requires_grad_() for value in arguments)
-    expected = torch.autograd.grad(function(*inputs).sum(), inputs)
-    kept = torch.autograd.grad(function(*inputs).sum(), inputs, create_graph=True)
+    expected = torch.autograd.grad(function(*inputs).sum(), inputs, materialize_grads=True)
+    kept = torch.autograd.grad(function(*inputs).sum(), inputs, create_graph=True, materialize_grads=True)
     by_func = torch.func.grad(lambda *args: function(*args).sum(), argnums=tuple(range(len(inputs))))(*arguments)
     for mine, other, third in zip(expected, kept, by_func, strict=True):
         assert torch.allclose(mine, other, rtol=1e-12, atol=1e-12)
@@ -181,7 +181,7 @@ def test_no_path_is_counted_twice_where_weights_depend_on_points(functional):
 
 def test_batches_of_torch_func_are_refused_by_a_sentence():
     F, batch = wprox.MMD(Y), torch.stack((X, 2 * X))
-    with pytest.raises(TypeError, match="torch.vmap .* loop"):
+    with pytest.raises(TypeError, match=r"torch\.vmap .* loop"):
         torch.vmap(lambda x: F(wprox.Particles(x)))(batch)
     with pytest.raises(TypeError, match=r"vmap|forward-mode"):
         torch.func.hessian(lambda x: F(wprox.Particles(x)))(X)
@@ -264,8 +264,11 @@ def test_log_prob_of_a_flow_has_derivatives_and_serves_as_a_target(flow):
     assert gradgradcheck(flow.log_prob, (x,), fast_mode=True)
     assert gradcheck(flow.transform, (x,), fast_mode=True)
     assert not flow.log_prob(X).requires_grad
+    parameters = [parameter for block in flow.blocks_ for parameter in block.parameters()]
+    for parameter in parameters:
+        parameter.grad = None
     flow.log_prob(x).sum().backward()
-    assert all(parameter.grad is None for block in flow.blocks_ for parameter in block.parameters())
+    assert all(parameter.grad is None for parameter in parameters)
     rho = smooth(X, W)
     for F in (wprox.KL(flow.log_prob), wprox.KSD(flow.log_prob), wprox.PotentialEnergy(flow.log_prob)):
         h, move = 1e-6, X.flip(0)
@@ -280,10 +283,10 @@ def test_log_prob_of_a_sampler_has_a_gradient_and_refuses_a_second_through_newto
     assert gradcheck(sampler.log_prob, (x,), fast_mode=True)
     assert not sampler.log_prob(X / 2).requires_grad
     with pytest.raises(NotImplementedError, match="first derivatives only"):
-        gradgradcheck(sampler.log_prob, (x,))
+        torch.autograd.functional.hessian(lambda x: sampler.log_prob(x).sum(), X / 2)
 
 
-@pytest.mark.parametrize("map", [wprox.ResidualMap(2), wprox.ConvexMap(2), wprox.SplineMap(2)])
+@pytest.mark.parametrize("map", [wprox.ResidualMap(2, hidden=(8,)), wprox.ConvexMap(2), wprox.SplineMap(2)])
 def test_inverses_have_first_derivatives_and_second_ones_or_a_sentence(map):
     map = map.double()
     with torch.no_grad():
@@ -296,7 +299,7 @@ def test_inverses_have_first_derivatives_and_second_ones_or_a_sentence(map):
         assert gradgradcheck(map.inverse, (x,), fast_mode=True)
         return
     with pytest.raises(NotImplementedError, match="first derivatives only"):
-        gradgradcheck(map.inverse, (x,))
+        torch.autograd.functional.hessian(lambda x: map.inverse(x).sum(), X / 2)
 
 
 # --- modes of torch
@@ -356,5 +359,5 @@ def test_a_function_that_holds_a_tensor_of_inference_mode_is_named():
     with torch.inference_mode():
         centre = torch.ones(2, dtype=F64)
     F = wprox.PotentialEnergy(lambda x: (x * centre).sum(1))
-    with pytest.raises(TypeError, match="made in torch.inference_mode"):
+    with pytest.raises(TypeError, match=r"made in torch\.inference_mode"):
         F.wasserstein_gradient(CLOUD)

@@ -95,8 +95,7 @@ def _ordinary(value: Any, memo: dict[int, Any]) -> Any:
         parts = ordinary((value.args, value.keywords), memo)
         unchanged = parts[0] is value.args and parts[1] is value.keywords
         return value if unchanged else partial(value.func, *parts[0], **parts[1])
-    cls: Hashable = type(value)
-    if isinstance(value, nn.Module | type) or not _is_known(cls):
+    if isinstance(value, nn.Module | type) or not _is_known(type(value)):  # type: ignore[arg-type]
         return value
     held = getattr(value, "__dict__", {})
     state = {name: new for name, part in held.items() if (new := ordinary(part, memo)) is not part}
