@@ -16,7 +16,7 @@ from wprox.kernels import InverseMultiquadric, RadialKernel, Riesz
 from wprox.kernels.base import as_even
 from wprox.measures import Gaussian, Measure
 from wprox.measures.laws import log_density_of, sampled
-from wprox.pairs.stein import SteinSum, stein_potential
+from wprox.pairs.stein import SteinSum, stein_diagonal, stein_potential
 from wprox.pairs.sums import has_parameters, potential
 
 
@@ -94,7 +94,7 @@ class MMD(Functional):
         pairs = rho.integrate_pairs(as_even(self.kernel))
         if not unbiased:
             return pairs
-        own = rho.weights.square().sum()
+        own = rho.diagonal
         if not float(own.detach()) < 1:
             raise ValueError("unbiased=True needs at least two particles with weight on either side, got one")
         at_zero = evaluate(self.kernel, torch.zeros_like(rho.points[:1]), "kernel")[0]
@@ -170,7 +170,9 @@ class KSD(Functional):
                 f"KSD is not differentiable in the parameters of its kernel, but {self.kernel} has some that want a "
                 "gradient: freeze them (requires_grad_(False)), or train the kernel with MMD"
             )
-        return SteinSum.apply(self.kernel, rho.points, self.score(rho.points), rho.weights) / 2
+        scores = self.score(rho.points)
+        total = SteinSum.apply(self.kernel, rho.points, scores, rho.weights)
+        return rho.unbiased_pairs(total, stein_diagonal(self.kernel, scores)) / 2
 
     def needs_density(self, rho: Measure) -> bool:
         return False

@@ -18,8 +18,9 @@ from wprox.maps.base import apply_in_batches
 from wprox.maps.registry import MapFactory, map_factory
 from wprox.measures import Gaussian, Measure, Particles
 from wprox.solvers.base import Ending, ParticleSolver, Solved
+from wprox.solvers.neural.batches import Batch
 from wprox.solvers.neural.flow_matching import match_flow, relaxation
-from wprox.solvers.neural.training import Outcome, Training, batch_of, saved_bytes_per_row, train
+from wprox.solvers.neural.training import Outcome, Training, saved_bytes_per_row, train
 from wprox.solvers.problem import Problem, StepFailedError
 
 REFINEMENTS = 3  # of a discretisation in one training, at most
@@ -131,8 +132,8 @@ class NeuralProx(ParticleSolver):
         def objective(rho: Particles, origins: Tensor) -> Tensor:
             return problem.objective(rho, rho.weights @ (rho.points - origins).square().sum(1))
 
-        def batch_objective(rows: Tensor) -> Tensor:
-            return objective(batch_of(training.measure, rows).push(map), training.origins[rows])
+        def batch_objective(batch: Batch) -> Tensor:
+            return objective(batch.of(training.measure).push(map), training.origins[batch.rows])
 
         with seeded(seed + 1, source.device):  # dropout draws from the default generator
             try:
@@ -232,15 +233,18 @@ class NeuralProx(ParticleSolver):
             training, validation = _as_particles(measure), held_out
         validation = _as_particles(validation, "held_out")
 
-        def batch_objective(rows: Tensor) -> Tensor:
+        def batch_objective(batch: Batch) -> Tensor:
             if isinstance(measure, Gaussian):
-                return functional(measure.to_particles(len(rows), generator).push(map))
-            return functional(batch_of(training, rows).push(map))
+                return functional(measure.to_particles(len(batch.rows), generator).push(map))
+            return functional(batch.of(training).push(map))
 
-        probe = torch.arange(min(len(training), 64))
+        def probed(rows: Tensor) -> Tensor:
+            return functional(training.subset(rows).push(map))
+
+        probe = training.weights.nonzero()[:64, 0]
         with seeded(step_seed(self.seed, 2**20) + 1, training.device):
             try:
-                row_bytes = max(1.0, saved_bytes_per_row(map.train(), batch_objective, probe))
+                row_bytes = max(1.0, saved_bytes_per_row(map.train(), probed, probe))
             finally:  # Ctrl-C must not leave a map that draws dropout and partitions
                 map.eval()
             settings = replace(
@@ -261,7 +265,7 @@ class NeuralProx(ParticleSolver):
     def _train(
         self,
         map: TransportMap,
-        batch_objective: Callable[[Tensor], Tensor],
+        batch_objective: Callable[[Batch], Tensor],
         held_out_objective: Callable[[Particles], Tensor],
         training: Particles,
         validation: Particles,
@@ -274,8 +278,8 @@ class NeuralProx(ParticleSolver):
         The second result is the validation measure pushed by the exact map, where that has been computed.
         """
 
-        def penalised(rows: Tensor) -> Tensor:
-            objective, penalty = batch_objective(rows), map.penalty()
+        def penalised(batch: Batch) -> Tensor:
+            objective, penalty = batch_objective(batch), map.penalty()
             return objective if penalty is None else objective + penalty
 
         def look() -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from wprox.measures import Particles
+from wprox.solvers.neural.batches import Batch, Batches
 from wprox.solvers.problem import StepFailedError
 
 FUSED = ("cpu", "cuda")  # where AdamW is one operation; for CPUs from torch 2.4 on
@@ -67,7 +67,7 @@ class Outcome:
 
 def train(
     module: nn.Module,
-    batch_objective: Callable[[Tensor], Tensor],
+    batch_objective: Callable[[Batch], Tensor],
     held_out_objective: Callable[[], float],
     weights: Tensor,
     settings: Training,
@@ -79,10 +79,9 @@ def train(
 
     Arguments:
         module: what is trained; put into evaluation mode at the end.
-        batch_objective: the objective of the minibatch of the given row indices, (batch,) → scalar.
+        batch_objective: the objective of a minibatch, a scalar.
         held_out_objective: the objective on points that are not trained on.
-        weights: (n,), of the rows. A minibatch holds rows drawn in proportion to them, so that its rows count equally;
-            all rows in order where `batch_size` is n or more.
+        weights: (n,), of the rows that minibatches are drawn from.
         describe: what is trained, for errors and the progress bar ("step 3").
 
     Raises:
@@ -95,7 +94,6 @@ def train(
         weight_decay=settings.weight_decay,
         fused=all(parameter.device.type in FUSED for parameter in parameters),
     )
-    device = parameters[0].device
     best = initial = _held_out(module, held_out_objective)
     best_iteration, best_state = 0, copy.deepcopy(module.state_dict())
     if not math.isfinite(best):
@@ -103,16 +101,15 @@ def train(
             f"{describe}: the held-out objective is {best} before the first iteration; check that the functional is "
             "finite at the points of the measure"
         )
-    even = bool((weights == weights[0]).all())
+    batches = Batches(weights, settings.batch_size, generator)
     waited, iteration, interrupted = 0, 0, False
     bar = tqdm(total=settings.iterations, desc=describe, disable=not progress, leave=False, delay=0.5)
     try:
         while iteration < settings.iterations and waited < settings.patience:
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _schedule(iteration / settings.iterations)
-            rows = _minibatch(weights, even, settings.batch_size, generator).to(device)
             module.train()
-            objective = batch_objective(rows)
+            objective = batch_objective(batches.draw())
             optimizer.zero_grad(set_to_none=True)
             if objective.requires_grad:
                 objective.backward()
@@ -150,22 +147,6 @@ def _held_out(module: nn.Module, objective: Callable[[], float]) -> float:
     module.eval()
     with torch.no_grad():
         return float(objective())
-
-
-def _minibatch(weights: Tensor, even: bool, batch_size: int, generator: torch.Generator) -> Tensor:
-    if len(weights) <= batch_size:
-        return torch.arange(len(weights))
-    if even:
-        return torch.randint(len(weights), (batch_size,), generator=generator)
-    return torch.multinomial(weights.to(generator.device), batch_size, replacement=True, generator=generator)
-
-
-def batch_of(measure: Particles, rows: Tensor) -> Particles:
-    """The minibatch at the rows that `train` drew: fewer than all are drawn by weight, and then count equally."""
-    batch = measure.subset(rows)
-    if len(rows) < len(measure):
-        batch.weights = torch.full_like(batch.weights, 1 / len(rows))
-    return batch
 
 
 def _schedule(fraction: float, warmup: float = 0.05) -> float:
