@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from wprox.solvers.neural.batches import Batch, Batches
 from wprox.solvers.problem import StepFailedError
 
+SETTLED, LATE, FEW_LOOKS = 0.05, 0.6, 4  # a training is settled whose last 40 % gained no more than a twentieth
 FUSED = ("cpu", "cuda")  # where AdamW is one operation; for CPUs from torch 2.4 on
 
 
@@ -45,7 +46,7 @@ class Outcome:
     """How a training ended: `objective` is the best held-out one, whose state the module is left in.
 
     `initial` is the one before the first iteration. `converged` is false where the discretisation of training stayed
-    too coarse; `note` says what was done about it.
+    too coarse; `note` says what was done about it. `settled` is whether the objective no longer fell at the end.
     """
 
     objective: float
@@ -55,6 +56,7 @@ class Outcome:
     interrupted: bool
     converged: bool = True
     note: str = ""
+    settled: bool = True
 
     @property
     def message(self) -> str:
@@ -74,6 +76,7 @@ def train(
     generator: torch.Generator,
     describe: str,
     progress: bool = False,
+    origin: float | None = None,
 ) -> Outcome:
     """Minimise an objective over a module's parameters and leave the module in its best held-out state.
 
@@ -83,6 +86,7 @@ def train(
         held_out_objective: the objective on points that are not trained on.
         weights: (n,), of the rows that minibatches are drawn from.
         describe: what is trained, for errors and the progress bar ("step 3").
+        origin: the objective that gains count from; that before the first iteration by default.
 
     Raises:
         StepFailedError: where the objective or its gradient is not finite.
@@ -103,9 +107,10 @@ def train(
         )
     batches = Batches(weights, settings.batch_size, generator)
     waited, iteration, interrupted = 0, 0, False
+    looks = [(0, best)]  # the best objective up to an iteration
     bar = tqdm(total=settings.iterations, desc=describe, disable=not progress, leave=False, delay=0.5)
     try:
-        while iteration < settings.iterations and waited < settings.patience:
+        while iteration < settings.iterations and waited < settings.patience and not _is_idle(looks, settings):
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _schedule(iteration / settings.iterations)
             module.train()
@@ -124,6 +129,7 @@ def train(
                 if value < best:
                     best, best_iteration, best_state = value, iteration, copy.deepcopy(module.state_dict())
                     waited = 0
+                looks.append((iteration, best))
                 bar.set_postfix_str(f"objective {best:.4f}")
     except KeyboardInterrupt:
         interrupted = True
@@ -131,7 +137,8 @@ def train(
         bar.close()
         module.load_state_dict(best_state)
         module.eval()
-    return Outcome(best, initial, iteration, best_iteration, interrupted)
+    settled = _is_settled(looks, initial if origin is None else origin, settings, waited)
+    return Outcome(best, initial, iteration, best_iteration, interrupted, settled=settled)
 
 
 def _check_finite(objective: float, norm: float, where: str, settings: Training) -> None:
@@ -141,6 +148,27 @@ def _check_finite(objective: float, norm: float, where: str, settings: Training)
             f"{settings.learning_rate:g}) or step_size, or check that the functional is finite where the map sends "
             "points"
         )
+
+
+def _is_idle(looks: list[tuple[int, float]], settings: Training) -> bool:
+    """Whether half of the iterations have brought nothing better than the start."""
+    iteration, best = looks[-1]
+    return len(looks) > FEW_LOOKS and 2 * iteration >= settings.iterations and best >= looks[0][1]
+
+
+def _is_settled(looks: list[tuple[int, float]], origin: float, settings: Training, waited: int) -> bool:
+    """Whether the objective no longer fell when training ended: by patience, or slowly at the end of all iterations.
+
+    Over the last 40 % the rate falls to 0, so that they count for a fifth of all: what gained more than a twentieth in
+    them would have gained on.
+    """
+    last, best = looks[-1]
+    if waited >= max(settings.patience, 2) or _is_idle(looks, settings):
+        return True
+    if len(looks) <= FEW_LOOKS:
+        return False
+    early = min(value for iteration, value in looks if iteration <= LATE * last)
+    return early - best <= SETTLED * (origin - best)
 
 
 def _held_out(module: nn.Module, objective: Callable[[], float]) -> float:
