@@ -141,22 +141,22 @@ class NeuralProx(ParticleSolver):
             except StepFailedError as error:
                 error.index = problem.index  # the message says it
                 raise
-        map, rho = folded(map), push(map, source)
-        value = self.value(problem.functional, rho)
-        if standardise and not task.at_rest(Part(rho, task.whole.origins)) <= task.at_rest(task.whole):
-            map = folded(self._new_map(source, seed))
-            rho, value, is_better, is_shown = push(map, source), None, False, False
+        map = folded(map)
+        rho, value, cost = self._result(problem, map)
+        if standardise and not float(value + cost / (2 * problem.step_size)) <= task.energy * task.at_rest(task.whole):
+            map, pushed_held_out, is_better, is_shown = self._new_map(source, seed), None, False, False
+            rho, value, cost = self._result(problem, map)
         if problem.held_out is None:
             pushed_held_out = None
         elif pushed_held_out is None:
             pushed_held_out = push(map, task.validation.measure)
         residual = problem.residual(rho) if task.is_followed else None
-        ending = task.ending(outcome, is_shown or is_better, problem.cost(rho), residual)
+        ending = task.ending(outcome, is_shown or is_better, cost, residual)
         told = [outcome.message, "" if ending.is_success or ending is Ending.INTERRUPTED else ending.value]
         told += ["values are up to the constant ∫ log μ dμ" if rho.is_relative else ""]
         return Solved(
             measure=rho,
-            transport_cost=problem.cost(rho),
+            transport_cost=cost,
             map=map,
             value=value,
             residual=residual,
@@ -166,6 +166,13 @@ class NeuralProx(ParticleSolver):
             held_out=pushed_held_out,
             state=map,
         )
+
+    @torch.no_grad()
+    def _result(self, problem: Problem, map: TransportMap) -> tuple[Particles, Tensor, Tensor]:
+        """T#μ, its value, and the transport cost."""
+        assert isinstance(problem.measure, Particles)
+        rho = push(map, problem.measure)
+        return rho, self.value(problem.functional, rho), problem.cost(rho)
 
     def fine_tune(
         self,
