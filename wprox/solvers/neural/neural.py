@@ -42,6 +42,22 @@ class NeuralProx(ParticleSolver):
     density of μ: they are minimised up to the constant ∫ log μ dμ, and `Step.value` is reported up to it
     (`step.measure.is_relative`); functionals that need the density itself raise `DensityUnknownError`.
 
+    The particles set the units: networks see standardised coordinates, and the objective counts in s²/γ with s² the mean
+    variance, so that a step is the same in every unit of the data. The map starts as the best affine one, by L-BFGS. For
+    functionals that follow each particle (potentials, interactions, discrepancies, distances) all particles are trained
+    on, and the step has `converged` where the residual ε = ‖∇F(ρ) + (id − T⁻¹)/γ‖ is at most a quarter of the step's
+    length over γ: for convex F it then lacks at most a sixteenth of what it gains, since F + W₂²/(2γ) is 1/γ-convex.
+    Entropy, KL and other functionals of the density see the law of the particles by these alone, and few of them tell
+    little about many parameters: the affine family (shifts, scalings, scalings of the axes, all) is the one that gains
+    most on blocks of particles it was not fitted to, and the network is kept where it gains more than a standard error
+    on the held-out ones. The step has `converged` where a gain of two standard errors is shown and the objective no
+    longer fell at the end of training.
+
+    Minibatches are drawn without replacement, so that no particle meets its own copy. They estimate integrals and sums
+    over pairs without bias, hence potentials, interactions, entropies, internal energies, KL, MMD and KSD. The
+    distances to a target (`SquaredWasserstein`, `SinkhornDivergence`, `SlicedWasserstein`) are convex along mixtures and
+    larger in the mean on minibatches, by O(1/m − 1/n) for m of n particles on the line; so are kernel densities biased.
+
     Some maps are trained with an error of discretisation (`ODEMap`). After training, the held-out objective is
     computed with and without it; where the two differ by more than `gap_tolerance`, the discretisation is refined and
     training goes on, at most three times. `Step.message` reports it, and the step has not `converged` where the
@@ -58,7 +74,8 @@ class NeuralProx(ParticleSolver):
         clip: gradients of a larger norm are scaled down to it.
         check_every: iterations between two looks at the held-out objective.
         patience: looks without improvement after which the step stops.
-        validation_fraction: the part of the particles held out, where `step` is given no held-out measure.
+        validation_fraction: the part of the particles held out, where `step` is given no held-out measure and F is one
+            of the density.
         warm_start: start from the previous step's map in place of the identity.
         flow_matching: iterations of a start by flow matching, for maps that are flows (`ODEMap`) and the functional
             KL(· ‖ N(m, Σ)): their velocity is first regressed on straight lines from x to its Ornstein–Uhlenbeck
@@ -68,6 +85,9 @@ class NeuralProx(ParticleSolver):
             it, relative to what training lowers the objective by, where that is more.
         seed: of the initial parameters, the held-out split and the minibatches; each step derives its own.
         progress: show a progress bar a step.
+        standardise: train in units of the particles and start from the best affine map (`AffineMap` itself, and maps
+            that are started by flow matching, are trained as they are); `False` where the particles are in standard
+            units, as those of flows are.
 
     Raises:
         StepFailedError: where the objective is not finite; it names the step, the iteration and what to change.
