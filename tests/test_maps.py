@@ -14,10 +14,10 @@ import torch
 
 import wprox
 from wprox._random import seeded
+from wprox.maps import RescaledMap
 from wprox.maps.base import apply_in_batches, invert_in_batches
 from wprox.testing import check_map
 from wprox.testing.laws import name_of
-from wprox.maps import RescaledMap
 from wprox.testing.maps import LAWS
 
 MAPS = {

@@ -1,9 +1,9 @@
 """How much of the exact decrease of F a step of NeuralProx finds. Run: python examples/benchmarks/neural_steps.py
 
-One step of `wprox.NeuralProx()` for each functional, number of particles, step size and dimension; the table of
-docs/choose_a_solver.md comes from here. The exact decrease is that of GaussianProx for functionals of the density, on the
-law that the particles are drawn from, and that of ParticleProx on the same particles for the others. `--quick` takes one
-step size, two dimensions and 500 particles.
+One step of `wprox.NeuralProx()` for each functional, number of particles, step size and dimension; the numbers of
+docs/choose_a_solver.md come from here. The exact decrease is that of GaussianProx for functionals of the density, on
+the law that the particles are drawn from, and that of ParticleProx on the same particles for the others. `--quick`
+takes one step size, two dimensions and 500 particles.
 """
 
 from __future__ import annotations

@@ -42,21 +42,21 @@ class NeuralProx(ParticleSolver):
     density of μ: they are minimised up to the constant ∫ log μ dμ, and `Step.value` is reported up to it
     (`step.measure.is_relative`); functionals that need the density itself raise `DensityUnknownError`.
 
-    The particles set the units: networks see standardised coordinates, and the objective counts in s²/γ with s² the mean
-    variance, so that a step is the same in every unit of the data. The map starts as the best affine one, by L-BFGS. For
-    functionals that follow each particle (potentials, interactions, discrepancies, distances) all particles are trained
-    on, and the step has `converged` where the residual ε = ‖∇F(ρ) + (id − T⁻¹)/γ‖ is at most a quarter of the step's
-    length over γ: for convex F it then lacks at most a sixteenth of what it gains, since F + W₂²/(2γ) is 1/γ-convex.
-    Entropy, KL and other functionals of the density see the law of the particles by these alone, and few of them tell
-    little about many parameters: the affine family (shifts, scalings, scalings of the axes, all) is the one that gains
-    most on blocks of particles it was not fitted to, and the network is kept where it gains more than a standard error
-    on the held-out ones. The step has `converged` where a gain of two standard errors is shown and the objective no
-    longer fell at the end of training.
+    The particles set the units: networks see standardised coordinates, and the objective counts in s²/γ with s² the
+    mean variance, so that a step is the same in every unit of the data. The map starts as the best affine one, found by
+    L-BFGS. For functionals that follow each particle (potentials, interactions, discrepancies, distances) all particles
+    are trained on, and the step has `converged` where the residual ε = ‖∇F(ρ) + (id − T⁻¹)/γ‖ is at most a quarter of
+    the step's length over γ: for convex F it then lacks at most a sixteenth of what it gains, since F + W₂²/(2γ) is
+    1/γ-convex. Entropy, KL and other functionals of the density see the law of the particles by these alone, and few of
+    them tell little about many parameters: the affine family (shifts, scalings, scalings of the axes, all) is the one
+    that gains most on blocks of particles it was not fitted to, and the network is kept where it gains more than a
+    standard error on the held-out ones. The step has `converged` where a gain of two standard errors is shown and the
+    objective no longer fell at the end of training.
 
     Minibatches are drawn without replacement, so that no particle meets its own copy. They estimate integrals and sums
     over pairs without bias, hence potentials, interactions, entropies, internal energies, KL, MMD and KSD. The
-    distances to a target (`SquaredWasserstein`, `SinkhornDivergence`, `SlicedWasserstein`) are convex along mixtures and
-    larger in the mean on minibatches, by O(1/m − 1/n) for m of n particles on the line; so are kernel densities biased.
+    distances to a target (`SquaredWasserstein`, `SinkhornDivergence`, `SlicedWasserstein`) are convex along mixtures,
+    and larger in the mean on minibatches, the more so the smaller these are; kernel densities are biased as well.
 
     Some maps are trained with an error of discretisation (`ODEMap`). After training, the held-out objective is
     computed with and without it; where the two differ by more than `gap_tolerance`, the discretisation is refined and
