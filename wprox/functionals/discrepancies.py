@@ -18,7 +18,7 @@ from wprox.kernels import InverseMultiquadric, RadialKernel, Riesz
 from wprox.kernels.base import as_even
 from wprox.measures import Gaussian, Measure
 from wprox.measures.laws import log_density_of, sampled
-from wprox.pairs.stein import stein_potential, stein_sum
+from wprox.pairs.stein import stein_diagonal, stein_potential, stein_sum
 from wprox.pairs.sums import has_parameters, potential
 
 
@@ -98,7 +98,7 @@ class MMD(Functional):
         pairs = rho.integrate_pairs(as_even(self.kernel))
         if not unbiased:
             return pairs
-        own = rho.weights.square().sum()
+        own = rho.diagonal
         if not float(own.detach()) < 1:
             raise ValueError("unbiased=True needs at least two particles with weight on either side, got one")
         at_zero = evaluate(self.kernel, torch.zeros_like(rho.points[:1]), "kernel")[0]
@@ -174,7 +174,9 @@ class KSD(Functional):
                 f"KSD is not differentiable in the parameters of its kernel, but {self.kernel} has some that want a "
                 "gradient: freeze them (requires_grad_(False)), or train the kernel with MMD"
             )
-        return stein_sum(self.kernel, rho.points, self.score(rho.points), rho.weights) / 2
+        scores = self.score(rho.points)
+        total = stein_sum(self.kernel, rho.points, scores, rho.weights)
+        return rho.unbiased_pairs(total, stein_diagonal(self.kernel, scores)) / 2
 
     def needs_density(self, rho: Measure) -> bool:
         return False

@@ -13,6 +13,7 @@ from wprox import kernels
 from wprox._checks import as_floating, as_points, as_weights, check_count, check_positive, evaluate
 from wprox._random import Seed, make_generator, seeded
 from wprox.measures.base import DensityUnknownError, Measure, value_and_slope
+from wprox.measures.thinning import Thinning
 from wprox.pairs.distances import half_square_distances
 from wprox.pairs.log_density import kernel_score, log_kernel_sum
 from wprox.pairs.sums import batch_sum, potential
@@ -41,6 +42,7 @@ class Particles(Measure):
     """
 
     is_empirical = True
+    thinning: Thinning | None = None  # of a minibatch, whose pairs count otherwise than its weights say
 
     def __init__(self, points: Any, weights: Any = None, log_density: Any = None) -> None:
         self.points = as_points(points, "points").clone()  # the caller's arrays may change
@@ -131,13 +133,48 @@ class Particles(Measure):
     def subset(self, index: Tensor | slice) -> Particles:
         """The particles at `index`, with weights scaled to sum to 1: a minibatch."""
         weights = self.weights[index]
-        return self._map(lambda values: values[index], weights / weights.sum())
+        result = self._map(lambda values: values[index], weights / weights.sum())
+        result.thinning = None
+        return result
+
+    def minibatch(self, rows: Tensor, weights: Tensor, together: float) -> Particles:
+        """Some particles in place of all, drawn without replacement: see `wprox.measures.thinning.Thinning`.
+
+        Arguments:
+            rows: the particles drawn.
+            weights: v, (m,), theirs in the minibatch.
+            together: q with E v_i v_j = q w_i w_j.
+        """
+        result = self.subset(rows)
+        result.weights = weights.to(self.weights)
+        result.thinning = Thinning(self.weights[rows], float(self.weights.square().sum()), together)
+        return result
+
+    @property
+    def diagonal(self) -> Tensor:
+        if self.thinning is not None:
+            return self.weights.new_tensor(self.thinning.diagonal)
+        return super().diagonal
+
+    def integrate_pairs(self, k: Callable[[Tensor], Tensor]) -> Tensor:
+        return self._of_the_whole(k, super().integrate_pairs(k))
 
     def integrate_random_batches(self, k: Callable[[Tensor], Tensor], size: int, seed: int) -> Tensor:
         if len(self) <= size:
             return self.integrate_pairs(k)
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(self.device)
-        return batch_sum(k, self.points[order], self.weights[order], size)
+        return self._of_the_whole(k, batch_sum(k, self.points[order], self.weights[order], size))
+
+    def unbiased_pairs(self, total: Tensor, own: Tensor) -> Tensor:
+        return total if self.thinning is None else self.thinning.pairs(total, self.weights, own)
+
+    def _of_the_whole(self, k: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
+        """A sum over pairs, of a minibatch that of the particles it was drawn from."""
+        if self.thinning is None:
+            return total
+        if getattr(k, "singular", False):
+            return self.thinning.pairs(total, self.weights, None)
+        return self.thinning.pairs(total, self.weights, evaluate(k, torch.zeros_like(self.points[:1]), "k")[0])
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         generator = make_generator(seed, self.device)
@@ -155,7 +192,7 @@ class Particles(Measure):
     def _replace(self, points: Tensor, log_density: Tensor | None = None, relative: bool = False) -> Particles:
         """The same weights at other points; skips the checks of the constructor, which inner loops need not repeat."""
         result = object.__new__(Particles)
-        result.points, result.weights = points, self.weights
+        result.points, result.weights, result.thinning = points, self.weights, self.thinning
         result._log_density, result.is_relative = log_density, relative
         return result
 
@@ -306,7 +343,7 @@ class KernelParticles(Particles):
 
     def _replace(self, points: Tensor, log_density: Tensor | None = None, relative: bool = False) -> KernelParticles:
         result = object.__new__(KernelParticles)
-        result.points, result.weights = points, self.weights
+        result.points, result.weights, result.thinning = points, self.weights, self.thinning
         result._log_density, result.is_relative = None, False
         result.bandwidth, result._factor = self.bandwidth, self._factor
         return result

@@ -39,6 +39,12 @@ def stein_potential(kernel: RadialKernel, x: Tensor, s: Tensor, y: Tensor, t: Te
     return torch.cat([_stein_values(kernel, part, scores, y, t) @ weights for part, scores in parts])
 
 
+def stein_diagonal(kernel: RadialKernel, scores: Tensor) -> Tensor:
+    """k_π(x_i, x_i) = φ(0) |s_i|² − 2 d φ′(0), (n,), with a graph in the scores, (n, d)."""
+    value, slope = derivatives(kernel, torch.zeros(1, 1, dtype=torch.float64, device=scores.device), 1, True)
+    return value.to(scores).squeeze() * scores.square().sum(1) - 2 * scores.shape[1] * slope.to(scores).squeeze()
+
+
 def _stein_values(kernel: RadialKernel, x: Tensor, s: Tensor, y: Tensor, t: Tensor) -> Tensor:
     """k_π(x_i, y_j), (m, n), as a part of the graph."""
     z = x[:, None] - y

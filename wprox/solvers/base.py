@@ -38,6 +38,14 @@ class Ending(Enum):
     )
     PLAN = "the plan between start and end was still changing"
     DISCRETISED = "the discretisation of training stayed too coarse: give the map more steps"
+    UNFOLLOWED = (
+        "the map follows the gradient of the functional at the particles only roughly: allow more iterations or a "
+        "larger map, or move particles one by one, with ParticleProx"
+    )
+    UNSHOWN = (
+        "no gain is shown by these particles: the functional is at its minimum as far as they tell; to tell more, give "
+        "more of them, or a larger step_size"
+    )
     UNSETTLED = "linearisation does not settle; raise iterations, or ease the problem with a smaller step_size"
     OUT_OF_REACH = "implicit heat flow does not reach where the mass should go; set heat_steps=None, or raise blur"
     OVERFLOW = "F times γ/blur² overflows, and μ is returned as it was; lower step_size or raise blur"
