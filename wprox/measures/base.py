@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wprox._checks import evaluate
+from wprox._modes import in_any_mode
 from wprox._random import Seed
 from wprox.pairs.sums import pair_sum, potential
 
@@ -254,6 +255,7 @@ class Measure(ABC):
         return result
 
 
+@in_any_mode
 def value_and_slope(f: Callable[[Tensor], Tensor], density: Tensor) -> tuple[Tensor, Tensor]:
     """f and f′ at densities (m,), with a graph in these and in tensors of f itself, as far as they want gradients."""
     value = f(density)

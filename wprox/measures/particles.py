@@ -14,11 +14,11 @@ from wprox._checks import as_floating, as_points, as_weights, check_count, check
 from wprox._random import Seed, make_generator, seeded
 from wprox.measures.base import DensityUnknownError, Measure, value_and_slope
 from wprox.measures.thinning import Thinning
-from wprox.pairs.log_density import LogKernelSum, kernel_score
+from wprox.pairs.distances import half_square_distances
+from wprox.pairs.log_density import kernel_score, log_kernel_sum
 from wprox.pairs.sums import batch_sum, potential
 
 ROWS_AT_ONCE = 2**22  # numbers of kernel values that are formed at once away from the particles
-EXACT = "donot_use_mm_for_euclid_dist"
 
 
 class Particles(Measure):
@@ -200,10 +200,10 @@ class Particles(Measure):
 class KernelParticles(Particles):
     r"""Weighted particles whose density is φ_H ∗ ρ = Σ_j w_j N(· ; x_j, H); made by `Particles.with_kernel_density`.
 
-    The density is a function of the particles: it moves with them (`push`), `log_density` is differentiable in the
-    points, and ∫ log(φ_H ∗ ρ) dρ is the blob energy of Carrillo, Craig and Patacchini (*A blob method for diffusion*,
-    Calc. Var. 2019), in place of the entropy, which particles do not have. Its Wasserstein gradient is that of the blob
-    energy itself,
+    The density is a function of the particles: it moves with them (`push`), `log_density` is differentiable in
+    points and weights, and ∫ log(φ_H ∗ ρ) dρ is the blob energy of Carrillo, Craig and Patacchini (*A blob method for
+    diffusion*, Calc. Var. 2019), in place of the entropy, which particles do not have. Its Wasserstein gradient is that
+    of the blob energy itself,
 
         ∇ log(φ_H ∗ ρ) + ∇ φ_H ∗ (ρ/(φ_H ∗ ρ)),
 
@@ -246,21 +246,24 @@ class KernelParticles(Particles):
         """f of H = f² Σ, where the bandwidth follows the particles."""
         if self.bandwidth is not None or self._factor is not None:
             return self._factor
-        n = 1 / float(self.weights.double().square().sum())
-        return (4 / ((self.dim + 2) * n)) ** (1 / (self.dim + 4))
+        return float(self._silverman(self.weights.detach().double()))
+
+    def _silverman(self, weights: Tensor) -> Tensor:
+        """Silverman's factor for n = 1/Σ w_i² particles, differentiable in the weights."""
+        return (4 / (self.dim + 2) * weights.square().sum()) ** (1 / (self.dim + 4))
 
     @property
     def density_known(self) -> bool:
         return True
 
     def log_density(self) -> Tensor:
-        """log (φ_H ∗ ρ)(x_i), (n,), differentiable in the points, H included; +∞ where H has become singular."""
+        """log (φ_H ∗ ρ)(x_i), (n,), differentiable in points and weights, H included; +∞ where H is singular."""
         points = self.points.double()
         scale_tril = self._scale_tril(points)
         if scale_tril is None:
             return torch.full_like(self.weights, math.inf)
         whitened, log_det = _whiten(points, self.weights.double(), scale_tril)
-        log_sums = LogKernelSum.apply(whitened, self.weights.double().detach())
+        log_sums = log_kernel_sum(whitened, self.weights.double())
         return (log_sums - log_det - self.dim / 2 * math.log(2 * math.pi)).to(self.points)
 
     def score(self) -> Tensor:
@@ -305,10 +308,7 @@ class KernelParticles(Particles):
         constant = scale_tril.diagonal().log().sum() + self.dim / 2 * math.log(2 * math.pi)
         log_weights = weights.log()
         rows = max(1, ROWS_AT_ONCE // len(z))
-        parts = [
-            torch.logsumexp(log_weights - torch.cdist(part, z, compute_mode=EXACT).square() / 2, 1)
-            for part in z_at.split(rows)
-        ]
+        parts = [torch.logsumexp(log_weights - half_square_distances(part, z), 1) for part in z_at.split(rows)]
         return (torch.cat(parts) - constant).to(x)
 
     def density_variation(self, x: Tensor, f: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -339,7 +339,7 @@ class KernelParticles(Particles):
         tiny = 1e-7 * covariance.detach().diagonal().sqrt()
         if int(info) or bool((scale_tril.detach().diagonal() <= tiny).any()):
             return None
-        return self.factor * scale_tril
+        return scale_tril * (self._silverman(weights) if self._factor is None else self._factor)
 
     def _replace(self, points: Tensor, log_density: Tensor | None = None, relative: bool = False) -> KernelParticles:
         result = object.__new__(KernelParticles)

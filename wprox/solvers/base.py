@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._modes import doors
 from wprox.functionals import Functional
 from wprox.functionals.base import checked_value
 from wprox.maps import TransportMap
@@ -160,6 +161,10 @@ class Solver:
     is_proximal: bool = True
     takes_anchor: bool = False
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        doors(cls, "step", "ask", trains=True)
+
     def takes(self, measure: Measure) -> bool:
         """Whether the solver takes a measure as it is."""
         return isinstance(measure, self.accepts)
@@ -283,6 +288,9 @@ class Solver:
         located = StepFailedError(f"step {index}: {error}{advice}")
         located.index = index
         return located
+
+
+doors(Solver, "step", "ask", trains=True)
 
 
 class ParticleSolver(Solver):
