@@ -3,8 +3,9 @@
 One step of `wprox.NeuralProx()` for each functional, number of particles, step size and dimension; the numbers of
 docs/choose_a_solver.md come from here. The exact decrease is that of GaussianProx for functionals of the density, on
 the law that the particles are drawn from, and that of ParticleProx on the same particles for the others. `--quick`
-takes one step size, two dimensions and 500 particles. A second table has steps on the line that are no affine maps, from
-N(0, 1), against QuantileProx: the decrease by the same map on quantiles that it was not fitted to. `--line` is that alone.
+takes one step size, two dimensions and 500 particles. A second table has steps on the line that are no affine maps,
+from N(0, 1), against QuantileProx: the decrease by the same map on quantiles that it was not fitted to. `--line` is
+that alone.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def on_the_line(sizes: list[int]) -> None:
                 particles = wprox.Particles(x, log_density=law.log_prob(x[:, 0]))
                 step = wprox.NeuralProx().step(functional, particles, step_size)
                 assert step.map is not None
-                pairs = ((particles, step.measure), (unseen, unseen.push(step.map)))
+                pairs = ((particles, step.measure), (unseen, unseen.push(step.map).detach()))
                 ratios = [float((functional(before) - functional(after)) / exact) for before, after in pairs]
                 print(
                     f"| {functional} | {n} | {step_size:g} | {float(exact):.4g} | {ratios[0]:.2f} | {ratios[1]:.2f} | "
@@ -126,8 +127,7 @@ def main() -> None:
     step_sizes = arguments.step_sizes or ([0.1] if arguments.quick else [0.01, 0.1, 1.0])
     warnings.simplefilter("ignore")
     if not arguments.only:
-        with torch.no_grad():
-            on_the_line(sizes)
+        on_the_line(sizes)
     if arguments.line:
         return
     print("| functional | d | n | γ | exact decrease | found | ratio | converged | CPU seconds |")
