@@ -184,10 +184,15 @@ def differentiable_once(tensor: Tensor, sentence: str) -> Tensor:
     return _Once.apply(tensor, sentence)
 
 
-def uncut(f: Callable[[Tensor], Any], name: str) -> Callable[[Tensor], Any]:
+def uncut(f: Callable[[Tensor], Any], subject: object, part: str = "") -> Callable[[Tensor], Any]:
     """f, which raises `ValueError` where a gradient is wanted and its values vary but carry none.
 
     Infinite values do not count: an indicator is no such function.
+
+    Arguments:
+        f: maps points (n, d), or numbers (n,), to values.
+        subject: what f belongs to, for the message.
+        part: what it is of the subject, as in "the kernel ".
     """
 
     def watched(x: Tensor) -> Any:
@@ -204,8 +209,8 @@ def uncut(f: Callable[[Tensor], Any], name: str) -> Callable[[Tensor], Any]:
         rounding = torch.finfo(x.dtype).eps ** 0.5
         if len(gap) and float(gap.max()) > rounding * float(sizes.max()):
             raise ValueError(
-                f"{name} is cut off from autograd: its values change by up to {float(gap.max()):.3g} when the points "
-                f"move, but carry no gradient {HOW_CUT}; compute it with torch alone"
+                f"{part}{subject} is cut off from autograd: its values change by up to {float(gap.max()):.3g} when the "
+                f"points move, but carry no gradient {HOW_CUT}; compute it with torch alone"
             )
         return values
 

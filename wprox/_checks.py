@@ -100,7 +100,7 @@ def as_weights(values: Any, like: Tensor) -> Tensor:
         raise ValueError(f"weights must have shape ({like.shape[0]},), one a point, got {tuple(weights.shape)}")
     if bool((weights < 0).any()):
         raise ValueError(f"weights must not be negative, the smallest is {float(weights.min()):g}")
-    total = float(weights.sum())
+    total = float(weights.detach().sum())
     if abs(total - 1) > 1e-4:
         raise ValueError(f"weights must sum to 1, they sum to {total:g}; divide them by their sum")
     return weights

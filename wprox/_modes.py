@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+PLAIN = (bool, int, float, str, types.FunctionType)
 Call = TypeVar("Call", bound=Callable[..., Any])
 
 
@@ -35,17 +36,20 @@ def in_any_mode(function: Call, trains: bool = False) -> Call:
 
     @wraps(function)
     def run(*args: Any, **options: Any) -> Any:
-        grad = trains or torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.set_grad_enabled(grad):
-            try:
+        grad, is_inside = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        try:
+            if not is_inside and (grad or not trains):
                 found = function(*args[:own], *ordinary(args[own:]), **ordinary(options))
-            except RuntimeError as error:
-                if "nference tensor" not in str(error):
-                    raise
-                raise TypeError(
-                    "a function inside holds a tensor that was made in torch.inference_mode, which autograd cannot use "
-                    f"({error}); make it outside of that mode, or give the function tensor.clone() made outside"
-                ) from error
+            else:
+                with torch.inference_mode(False), torch.set_grad_enabled(grad or trains):
+                    found = function(*args[:own], *ordinary(args[own:]), **ordinary(options))
+        except RuntimeError as error:
+            if "nference tensor" not in str(error):
+                raise
+            raise TypeError(
+                "a function inside holds a tensor that was made in torch.inference_mode, which autograd cannot use "
+                f"({error}); make it outside of that mode, or give the function tensor.clone() made outside"
+            ) from error
         if isinstance(found, types.FunctionType):  # a field, to be asked later and perhaps in the mode again
             return in_any_mode(found)
         return found
@@ -69,6 +73,10 @@ def ordinary(value: Any, memo: dict[int, Any] | None = None) -> Any:
 
     It looks into tuples, lists, dicts, and objects of this library and of torch.distributions; the copy is shallow.
     """
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if value is None or isinstance(value, PLAIN):
+        return value
     memo = {} if memo is None else memo
     if id(value) in memo:
         return memo[id(value)][1]
@@ -78,8 +86,6 @@ def ordinary(value: Any, memo: dict[int, Any] | None = None) -> Any:
 
 
 def _ordinary(value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone() if value.is_inference() else value
     if isinstance(value, tuple | list):
         parts = [ordinary(part, memo) for part in value]
         if all(new is old for new, old in zip(parts, value, strict=True)):

@@ -53,7 +53,7 @@ class KL(Functional):
 
     def _watched_target(self, x: Tensor) -> Tensor:
         """log π, which refuses to go without a gradient where one is wanted: that of the entropy alone is another."""
-        return uncut(self.log_target, f"the log-density of {self!r}")(x)
+        return uncut(self.log_target, self, "the log-density of ")(x)
 
     def _check_dim(self, dim: int) -> None:
         if self.dim is not None and dim != self.dim:

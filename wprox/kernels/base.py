@@ -77,7 +77,7 @@ class RadialKernel(ABC):
         """φ, φ′, …, up to `order`, at squared distances s; by automatic differentiation where not overridden."""
         with torch.enable_grad():
             points = s.detach().requires_grad_()
-            values = [uncut(self.profile, f"the profile of {self}")(points) if order else self.profile(points)]
+            values = [uncut(self.profile, self, "the profile of ")(points) if order else self.profile(points)]
             for _ in range(order):
                 last = values[-1]
                 slope = None

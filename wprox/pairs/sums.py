@@ -34,7 +34,7 @@ def pair_sum(
         if others is not None or has_parameters(k, points):
             return _pair_sum(k, points, weights, others, other_weights)
 
-        watched = uncut(k, f"the kernel {k}")
+        watched = uncut(k, k, "the kernel ")
 
         def checked(z: Tensor) -> Tensor:
             return evaluate(watched, z, "k")
@@ -70,7 +70,7 @@ def potential(k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor, wei
 
     if others.requires_grad or weights.requires_grad or has_parameters(k, points):
         return by_autodiff(points)
-    checked = partial(_evaluate_kernel, uncut(k, f"the kernel {k}"))
+    checked = partial(_evaluate_kernel, uncut(k, k, "the kernel "))
     side, gradient = _side(k, points), needed(points)[0]
     return FunctionPotential.apply(checked, by_autodiff, side, gradient, points, others, weights)[0]
 

@@ -55,14 +55,18 @@ def entropic_cost(
         f, g = _all_potentials(cost, a, b, epsilon, tol, iterations, symmetric)
         potentials[:] = f, g
         excess = _exponent(f, g, cost, a, b, epsilon).expm1_()  # of the mass of the plan: 0 in sum over either side
-        rows, columns = excess @ b, a @ excess
+        rows = excess @ b
         value = a @ f + b @ g - epsilon * (a @ rows)
-        by_x = by_y = None
-        if needs[0] or needs[2]:
-            plan = excess.add_(1).mul_(a[:, None]).mul_(b)
-            by_x = plan.sum(1)[:, None] * x - plan @ y
-            by_y = by_x if symmetric else plan.sum(0)[:, None] * y - plan.mT @ x
-        return value, [by_x, f - epsilon * rows, by_y, g - epsilon * columns]
+        by_x, by_a, by_y, by_b = None, f - epsilon * rows, None, None
+        if needs[0]:  # Σ_j P_ij (x_i − y_j)
+            by_x = a[:, None] * ((rows + b.sum())[:, None] * x - excess @ (b[:, None] * y) - b @ y)
+        if symmetric:
+            by_y, by_b = by_x, by_a
+        elif needs[2] or needs[3]:
+            columns = a @ excess
+            by_b = g - epsilon * columns
+            by_y = b[:, None] * ((columns + a.sum())[:, None] * y - excess.mT @ (a[:, None] * x) - a @ x)
+        return value, [by_x, by_a, by_y, by_b]
 
     def plain(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
         cost = _cost(x, y)
