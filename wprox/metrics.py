@@ -354,8 +354,8 @@ def pareto_k(weights: Any, log: bool = False) -> float:
 
     A generalised Pareto law is fitted to what the min(n/5, 3√n) largest weights exceed the others by (Vehtari, Simpson,
     Gelman, Yao and Gabry, *Pareto smoothed importance sampling*, 2024; the fit is Zhang and Stephens' of 2009, drawn
-    to ½ as by ten more weights). Above 1/2 the variance of the weights, and with it the usual standard error of their mean,
-    is infinite; above min(1 − 1/log₁₀ n, 0.7) means of so many weights are not to be relied on.
+    to ½ as by ten more weights). Above ½ the variance of the weights, and with it the usual standard error of their
+    mean, is infinite; above min(1 − 1/log₁₀ n, 0.7) means of so many weights are not to be relied on.
 
     Arguments:
         weights: (n,), not negative, n ≥ 25.

@@ -21,7 +21,7 @@ UNHEARD = 1.0  # nats that annealing may find less than the draws of the sampler
 POPULATIONS = 4
 FEW = 25  # weights, of which there is no tail to speak of
 FEW_DRAWS = 4  # of π, which may lie anywhere
-AGREED = 3.0  # standard errors
+AGREED, CLOSE = 3.0, 0.05  # standard errors and nats within which two estimates agree
 
 
 class Reverse(NamedTuple):
@@ -118,7 +118,7 @@ def reviewed(log_weights: Tensor, masses: Tensor | None, reverse: Reverse | None
     Two things do: a heavy tail of the weights (`wprox.metrics.pareto_k`), and more than a few of the draws of π where
     g/ρ is over twice what it is at any draw of ρ, which has (nearly) nothing there. The standard error takes in that
     part of π, and what the two estimates disagree by. A warning comes with such a part, and with a heavy tail unless
-    the two agree.
+    the two agree, within three standard errors and 0.05.
 
     Arguments:
         log_weights: log g − log ρ at draws of ρ, (n,).
@@ -139,7 +139,8 @@ def reviewed(log_weights: Tensor, masses: Tensor | None, reverse: Reverse | None
     bridged = bridge(log_weights, masses, reverse)
     disagreement = bridged.value - found.value
     answer = LogNormalizer(bridged.value, math.hypot(bridged.standard_error, disagreement, part))
-    reasons = [tail] if tail and abs(disagreement) > AGREED * found.standard_error else []
+    agreed = abs(disagreement) <= min(AGREED * found.standard_error, CLOSE)
+    reasons = [] if agreed or not tail else [tail]
     if part > chance:
         reasons.append(
             f"about {part:.2g} of the target's mass, by annealing from a wide law, lies where none of the "
