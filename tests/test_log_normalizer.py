@@ -278,13 +278,12 @@ def test_points_that_forward_steps_do_not_reach_have_no_density():
         n_blocks=0,
         n_particles=2000,
     ).run()
-    chain, near = sampler._chain(torch.float64), torch.linspace(-0.5, 0.5, 5).double()[:, None]
-    points = torch.cat((near[:2], torch.tensor([[7.0]]).double(), near[2:], torch.tensor([[-9.0]]).double()))
+    chain, points = sampler._chain(torch.float64), torch.tensor([[0.5], [7.0], [-0.2]]).double()
     with pytest.raises(InverseError):
         chain.log_prob(points)
     found = log_prob(chain, points)
-    assert torch.equal(found[[0, 1, 3, 4, 5]], chain.log_prob(near))
-    assert found[[2, 6]].tolist() == [-math.inf, -math.inf]
+    assert torch.allclose(found[[0, 2]], chain.log_prob(points[[0, 2]]))
+    assert found[1] == -math.inf
     reverse = reverse_of(torch.cat((torch.full((1990,), 2.0), torch.full((10,), math.inf))).double(), 2.0)
     assert bridge(torch.full((10_000,), 2.0).double(), None, reverse).value == pytest.approx(2 + 10 / 1990, abs=1e-4)
 

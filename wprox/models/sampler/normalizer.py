@@ -46,7 +46,7 @@ class Reverse(NamedTuple):
     def log_shares(self) -> Tensor:
         """The logarithms of what each draw counts, (m,), 1 in all: populations by the Z that they found."""
         counts = torch.bincount(self.population, minlength=len(self.log_normalizers))
-        return (self.log_normalizers.log_softmax(0) - counts.log())[self.population]
+        return (self.log_normalizers.log_softmax(0) - counts.to(self.log_normalizers).log())[self.population]
 
 
 def reverse_draws(
