@@ -32,8 +32,13 @@ def log_normalizer(log_weights: Tensor, masses: Tensor | None = None) -> LogNorm
     variance = float((log_weights - value).exp().var()) / n
     if masses is not None:
         value += math.log(float(masses.mean()))
-        variance += float(masses.var() / masses.mean().square()) / len(masses)
+        variance += relative_variance(masses)
     return LogNormalizer(value, math.sqrt(variance))
+
+
+def relative_variance(values: Tensor) -> float:
+    """The variance of the logarithm of the mean of independent values, (n,), by the delta method."""
+    return float(values.var() / values.mean().square()) / len(values)
 
 
 def effective_size(log_weights: Tensor) -> float:
