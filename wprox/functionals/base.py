@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -207,8 +208,7 @@ class Sum(Functional):
         return any(term.needs_density(rho) for _, term in self._present)
 
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
-        fields = [(weight, term.first_variation(rho)) for weight, term in self._present]
-        return lambda x: sum((weight * field(x) for weight, field in fields), x.new_zeros(len(x)))
+        return partial(_weighted_sum, [(weight, term.first_variation(rho)) for weight, term in self._present])
 
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         gradients = [weight * term.wasserstein_gradient(rho) for weight, term in self._present]
@@ -334,6 +334,11 @@ def check_scalar(value: object, functional: Functional) -> Tensor:
             "(n, d) to (n,), as in x.square().sum(-1)"
         )
     return value
+
+
+def _weighted_sum(fields: list[tuple[float, Callable[[Tensor], Tensor]]], x: Tensor) -> Tensor:
+    """Σ_j c_j φ_j(x)."""
+    return sum((weight * field(x) for weight, field in fields), x.new_zeros(len(x)))
 
 
 def terms_of(functional: Functional) -> list[tuple[float, Functional]]:

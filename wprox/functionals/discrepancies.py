@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,7 +108,10 @@ class MMD(Functional):
         """The witness function ∫ k(·, y) d(ρ − ν)(y); without the pairs i = j, ρ counts 1/(1 − Σ w_i²) times."""
         rho, kernel = rho.detach(), as_even(self.kernel)
         share = 1 - float(rho.weights.square().sum()) if self.unbiased else 1.0
-        return lambda x: rho.convolve(kernel, x) / share - self._embedding(x)
+        return partial(self._witness, rho, kernel, share)
+
+    def _witness(self, rho: Measure, kernel: Callable[[Tensor], Tensor], share: float, x: Tensor) -> Tensor:
+        return rho.convolve(kernel, x) / share - self._embedding(x)
 
     def __repr__(self) -> str:
         unbiased = ", unbiased=True" if self.unbiased else ""
@@ -180,7 +184,10 @@ class KSD(Functional):
         y, weights = rho.points.detach(), rho.weights.detach()
         with torch.no_grad():
             scores = self.score(y)
-        return lambda x: stein_potential(self.kernel, x, self.score(x), y.to(x), scores.to(x), weights.to(x))
+        return partial(self._potential, y, scores, weights)
+
+    def _potential(self, y: Tensor, scores: Tensor, weights: Tensor, x: Tensor) -> Tensor:
+        return stein_potential(self.kernel, x, self.score(x), y.to(x), scores.to(x), weights.to(x))
 
     def score(self, x: Tensor) -> Tensor:
         """∇ log π at points (n, d), (n, d), differentiable where x is."""

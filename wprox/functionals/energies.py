@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wprox._checks import check_count, evaluate
+from wprox._checks import check_count, check_finite_number, check_function, check_number, evaluate
 from wprox._random import check_seed
-from wprox.functionals.base import Functional, gradient_in_points
+from wprox.functionals.base import Functional, check_scalar, gradient_in_points
 from wprox.functionals.structure import Interaction, Internal, Potential, Structure
 from wprox.kernels import RadialKernel
 from wprox.kernels.base import as_even
@@ -37,11 +39,11 @@ class PotentialEnergy(Functional):
     law: Any = None  # of density exp(−V), where V comes from one; see `KL`
 
     def __init__(self, potential: Callable[[Tensor], Tensor], modulus: float | None = None) -> None:
-        self.potential = _callable(potential, "potential")
-        self.modulus = modulus
+        self.potential = check_function(potential, "potential")
+        self.modulus = as_modulus(modulus)
 
     def __call__(self, rho: Measure) -> Tensor:
-        return rho.integrate(self.potential)
+        return check_scalar(rho.integrate(self.potential), self)
 
     def structure(self) -> Structure:
         return Structure(potentials=(Potential(1.0, self.potential, self.law, self),))
@@ -50,7 +52,7 @@ class PotentialEnergy(Functional):
         return False
 
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
-        return lambda x: evaluate(self.potential, x, "potential")
+        return partial(evaluate, self.potential, name="potential")
 
     def __repr__(self) -> str:
         return f"PotentialEnergy({_name(self.potential)})"
@@ -92,7 +94,8 @@ class InteractionEnergy(Functional):
         batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.kernel = _callable(kernel, "kernel")
+        self.kernel = check_function(kernel, "kernel", "of differences")
+        modulus = as_modulus(modulus)
         if modulus is None and isinstance(kernel, RadialKernel):
             modulus = self._unless_overridden(InteractionEnergy, kernel.modulus)
         if modulus is not None and modulus > 0:
@@ -120,7 +123,7 @@ class InteractionEnergy(Functional):
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
         """W ∗ ρ with all pairs, the mean over shuffles where there are random batches."""
         rho, kernel = rho.detach(), as_even(self.kernel)
-        return lambda x: rho.convolve(kernel, x)
+        return partial(rho.convolve, kernel)
 
     def at_step(self, index: int) -> InteractionEnergy:
         if self.batch_size is None:
@@ -181,8 +184,8 @@ class InternalEnergy(Functional):
     """
 
     def __init__(self, energy: Callable[[Tensor], Tensor], modulus: float | None = None) -> None:
-        self.energy = _callable(energy, "energy")
-        self.modulus = modulus
+        self.energy = check_function(energy, "energy", "of densities")
+        self.modulus = as_modulus(modulus)
 
     def __call__(self, rho: Measure) -> Tensor:
         def per_mass(density: Tensor) -> Tensor:
@@ -229,11 +232,11 @@ class PorousMedium(InternalEnergy):
     """
 
     def __init__(self, exponent: float) -> None:
-        m = float(exponent)
-        if not m > 0 or m == 1:
+        m = check_number(exponent, "the exponent m")
+        if not 0 < m < math.inf or m == 1:
             raise ValueError(f"the exponent m must be positive and not 1, got {m:g}; m = 1 is wprox.Entropy()")
         modulus = self._unless_overridden(InternalEnergy, 0.0) if m > 1 else None
-        super().__init__(lambda density: density**m / (m - 1), modulus)
+        super().__init__(partial(_power, exponent=m), modulus)
         self.exponent = m
 
     def structure(self) -> Structure:
@@ -243,10 +246,14 @@ class PorousMedium(InternalEnergy):
         return f"PorousMedium({self.exponent:g})"
 
 
-def _callable(f: object, name: str) -> Callable[[Tensor], Tensor]:
-    if not callable(f):
-        raise TypeError(f"{name} must be a function of points, got {type(f).__name__}")
-    return f
+def as_modulus(modulus: Any) -> float | None:
+    """λ as a finite number, `None` where it is not known."""
+    return None if modulus is None else check_finite_number(modulus, "modulus")
+
+
+def _power(density: Tensor, exponent: float) -> Tensor:
+    """ρ^m/(m − 1)."""
+    return density**exponent / (exponent - 1)
 
 
 def _name(f: object) -> str:

@@ -11,6 +11,7 @@ which is a field: it can be evaluated at any point. The derivatives ∂Φ/∂a_i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def from_verbs(functional: Callable[[Measure], Tensor], rho: Measure) -> Field:
     with torch.enable_grad():
         value = functional(recorder)
         if not value.requires_grad:  # F does not depend on ρ
-            return lambda x: x.new_zeros(len(x))
+            return _zeros
         leaves = recorder.zeros
         read = [recorder.read_points, recorder.read_weights]
         slopes = torch.autograd.grad(value, [*leaves, *read], create_graph=True, allow_unused=True)
@@ -49,25 +50,31 @@ def from_verbs(functional: Callable[[Measure], Tensor], rho: Measure) -> Field:
             )
         if not _has_parameters(value, {id(leaf) for leaf in (*leaves, *read)}):
             slopes = tuple(None if slope is None else slope.detach() for slope in slopes)
-    wanted = [slope is not None for slope in slopes[: len(leaves)]]
+    return partial(_varied, functional, rho, slopes[: len(leaves)])
 
-    def first_variation(x: Tensor) -> Tensor:
-        # F runs once more, and each verb varies when it is called: its function may hold other answers, or loop indices
-        again = _Recorder(rho, at=x, wanted=wanted)
-        functional(again)
-        if len(again.fields) != len(leaves):
-            raise NotImplementedError(
-                f"the first variation of {functional!r} is not known, since it does not ask the same questions each "
-                "time; call the verbs of rho outside of the functions that are given to other verbs"
-            )
-        total = x.new_zeros(len(x))
-        for slope, values in zip(slopes, again.fields, strict=False):
-            if slope is not None and values is not None:
-                part = values * slope.to(values) if slope.ndim == 0 else values @ slope.to(values)
-                total = total + part.to(x)
-        return total
 
-    return first_variation
+def _zeros(x: Tensor) -> Tensor:
+    return x.new_zeros(len(x))
+
+
+def _varied(
+    functional: Callable[[Measure], Tensor], rho: Measure, slopes: Sequence[Tensor | None], x: Tensor
+) -> Tensor:
+    """Σ_i (∂Φ/∂a_i) δa_i/δρ(x), from ∂Φ/∂a_i."""
+    # F runs once more, and each verb varies when it is called: its function may hold other answers, or loop indices
+    again = _Recorder(rho, at=x, wanted=[slope is not None for slope in slopes])
+    functional(again)
+    if len(again.fields) != len(slopes):
+        raise NotImplementedError(
+            f"the first variation of {functional!r} is not known, since it does not ask the same questions each "
+            "time; call the verbs of rho outside of the functions that are given to other verbs"
+        )
+    total = x.new_zeros(len(x))
+    for slope, values in zip(slopes, again.fields, strict=True):
+        if slope is not None and values is not None:
+            part = values * slope.to(values) if slope.ndim == 0 else values @ slope.to(values)
+            total = total + part.to(x)
+    return total
 
 
 def gradient_of_field(field: Field, x: Tensor) -> Tensor:

@@ -79,6 +79,9 @@ class InverseError(RuntimeError):
         super().__init__(message)
         self.residual = residual
 
+    def __reduce__(self) -> tuple[Any, ...]:  # errors come back from other processes by their arguments
+        return type(self), (*self.args, self.residual)
+
 
 class ComposedMap(TransportMap):
     r"""T_N ∘ … ∘ T_1: the maps are applied in the order given, log-determinants add.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -47,7 +48,7 @@ def map_factory(map: str | MapFactory, options: dict[str, Any] | None = None) ->
         known = list(inspect.signature(cls).parameters)[1:]  # without dim
         if unknown := [name for name in options or {} if name not in known]:
             raise TypeError(f"map_options of {map!r} may hold {known}, got {unknown}")
-        return lambda dim: cls(dim, **(options or {}))
+        return partial(cls, **(options or {}))
     if isinstance(map, nn.Module):
         raise TypeError(
             f"map must be a name or a factory dim -> TransportMap, got a map, {type(map).__name__}; give its class, or "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wprox._checks import evaluate
+from wprox._checks import as_values, check_function, evaluate
 from wprox._random import Seed
 from wprox.pairs.sums import pair_sum, potential
 
@@ -236,6 +236,33 @@ class Measure(ABC):
         result = copy(self)
         result.points, result.weights = points, weights
         return result
+
+
+def images_of(map: Callable, points: Tensor) -> tuple[Tensor, Tensor | None]:
+    """T(x), (n, k), and log|det ∇T(x)|, (n,), of any callable at points (n, d); `None` where it returns T(x) only.
+
+    Raises:
+        TypeError: for what cannot be called, and outputs that are no arrays of real numbers.
+        ValueError: for outputs of other shapes.
+    """
+    output = check_function(map, "map")(points)
+    if not isinstance(output, tuple):
+        images = as_values(output, points, "map").to(points)
+        if images.ndim != 2:
+            raise ValueError(
+                f"map must return points of shape {tuple(points.shape)}, it returned shape {tuple(images.shape)}; a "
+                "map of the line returns one column, as in y[:, None]"
+            )
+        return images, None
+    if len(output) != 2:
+        raise ValueError(f"map must return points y or a pair (y, log_det), it returned {len(output)} things")
+    images, log_det = (as_values(part, points, "map").to(points) for part in output)
+    if images.shape != points.shape or log_det.shape != points.shape[:1]:
+        raise ValueError(
+            f"a map must return (y, log_det) of shapes {tuple(points.shape)} and {tuple(points.shape[:1])}, got "
+            f"{tuple(images.shape)} and {tuple(log_det.shape)}"
+        )
+    return images, log_det
 
 
 def value_and_slope(f: Callable[[Tensor], Tensor], density: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wprox._checks import as_floating, check_count, check_finite, evaluate
 from wprox._random import Seed, make_generator
-from wprox.measures.base import Measure
+from wprox.measures.base import Measure, images_of
 from wprox.measures.particles import Particles
 
 if TYPE_CHECKING:
@@ -280,9 +280,9 @@ class Grid(Measure):
         Raises:
             ValueError: where T takes mass out of the box or into a wall.
         """
-        output = map(self.points)
-        points = output[0] if isinstance(output, tuple) else output
-        moved = evaluate(lambda _: points, self.points, "map")
+        moved, _ = images_of(map, self.points)
+        if moved.shape != self.points.shape:
+            raise ValueError(f"a map must return points of shape {tuple(self.points.shape)}, got {tuple(moved.shape)}")
         full = self.weights > 0  # empty cells may go anywhere
         return self.with_weights(self._deposit(moved[full], self.weights[full]))
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from wprox import kernels
-from wprox._checks import as_floating, as_points, as_weights, check_count, check_positive, evaluate
+from wprox._checks import as_floating, as_points, as_weights, check_count, check_memory, check_positive
 from wprox._random import Seed, make_generator, seeded
-from wprox.measures.base import DensityUnknownError, Measure, value_and_slope
+from wprox.measures.base import DensityUnknownError, Measure, images_of, value_and_slope
 from wprox.pairs.log_density import LogKernelSum, kernel_score
 from wprox.pairs.sums import batch_sum, potential
 
@@ -108,15 +108,9 @@ class Particles(Measure):
         return self._replace(self.points, torch.zeros_like(self.weights), relative=True)
 
     def push(self, map: Callable) -> Particles:
-        output = map(self.points)
-        if not isinstance(output, tuple):
-            return self._replace(evaluate(lambda _: output, self.points, "map"))
-        points, log_det = output
-        if points.shape != self.points.shape or log_det.shape != self.weights.shape:
-            raise ValueError(
-                f"a map must return (y, log_det) of shapes {tuple(self.points.shape)} and {tuple(self.weights.shape)}, "
-                f"got {tuple(points.shape)} and {tuple(log_det.shape)}"
-            )
+        points, log_det = images_of(map, self.points)
+        if log_det is None:
+            return self._replace(points)
         log_density = None if self._log_density is None else self._log_density - log_det
         return self._replace(points, log_density, self.is_relative)
 
@@ -241,9 +235,7 @@ class KernelParticles(Particles):
 
     def push(self, map: Callable) -> KernelParticles:
         """The particles T(x_i), whose density is that of kernels there: log|det ∇T| plays no part."""
-        output = map(self.points)
-        points = output[0] if isinstance(output, tuple) else output
-        points = evaluate(lambda _: points, self.points, "map")
+        points, _ = images_of(map, self.points)
         if points.shape != self.points.shape:
             raise ValueError(f"a map must return points of shape {tuple(self.points.shape)}, got {tuple(points.shape)}")
         return self._replace(points)

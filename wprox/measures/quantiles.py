@@ -12,7 +12,7 @@ from torch import Tensor
 from wprox._checks import as_floating, check_count, check_finite, check_increasing, evaluate
 from wprox._random import Seed, make_generator
 from wprox.maps.monotone import interpolate
-from wprox.measures.base import Measure
+from wprox.measures.base import Measure, images_of
 from wprox.measures.particles import Particles
 from wprox.pairs.sums import pair_sum, potential
 
@@ -116,6 +116,10 @@ class Quantiles(Measure):
         order = torch.argsort(rho.points[:, 0])
         values, mass = rho.points[order, 0], rho.weights[order]
         values, mass = values[mass > 0], mass[mass > 0]
+        if len(values) < 2:
+            raise ValueError(
+                "the law has an atom: one draw of x has all the weight; give some to another, or more draws"
+            )
         middle = mass.cumsum(0) - mass / 2
         position = (middle - middle[0]) / (middle[-1] - middle[0])
         nodes, _ = interpolate(_levels(check_count(n, "n", least=2)).to(position), position, values)
@@ -200,9 +204,10 @@ class Quantiles(Measure):
         Raises:
             ValueError: where the map does not increase along the nodes.
         """
-        output = map(self.points)
-        points = evaluate(lambda _: output[0] if isinstance(output, tuple) else output, self.points, "map")
-        nodes = points.reshape(len(self))
+        points, _ = images_of(map, self.points)
+        if points.shape != self.points.shape:
+            raise ValueError(f"a map must return points of shape {tuple(self.points.shape)}, got {tuple(points.shape)}")
+        nodes = points[:, 0]
         advice = "Quantiles can be pushed by increasing maps only; for others push draws, as in rho.to_particles(n)"
         check_finite(nodes, "the pushed nodes")
         check_increasing(nodes.detach(), "the pushed nodes", advice)

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from wprox._checks import check_positive
+from wprox._checks import as_values, check_positive
 from wprox.functionals.base import Functional, checked_value, require_functional, terms_of
 from wprox.functionals.structure import Structure
 from wprox.measures import DensityUnknownError, Measure
@@ -122,7 +122,7 @@ class Problem:
         x = self.measure.points[:1].detach().double()
         for piece in self.structure.potentials:
             with torch.no_grad():
-                dtype = piece.function(x).dtype
+                dtype = as_values(piece.function(x), x, piece.name).dtype
             if dtype != torch.float64:
                 raise TypeError(
                     f"{piece.name} is {dtype} at float64 points: the solver computes in float64, "
