@@ -653,7 +653,14 @@ def _law_calls() -> dict[str, Call]:
     check = wprox.testing
     return {
         "testing.check_functional": _call(
-            check.check_functional, True, functional=V, dim=2, measures=[PARTICLES.to(F64)], parameters=(), exempt=(), seed=0
+            check.check_functional,
+            True,
+            functional=V,
+            dim=2,
+            measures=[PARTICLES.to(F64)],
+            parameters=(),
+            exempt=(),
+            seed=0,
         ),
         "testing.check_measure": _call(check.check_measure, True, rho=PARTICLES, exempt=()),
         "testing.check_map": _call(check.check_map, True, map=wprox.AffineMap(2), exempt=(), seed=0),

@@ -126,6 +126,38 @@ def as_points(values: Any, name: str, dim: int | None = None) -> Tensor:
     return points
 
 
+def as_rows(values: Any, name: str, dim: int) -> Tensor:
+    """Points (n, d) at which something is evaluated, with d = `dim`: there may be none, and they may be infinite."""
+    rows = as_real(values, name)
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise ValueError(
+            f"{name} must be points of shape (n, {dim}), one a row, got {tuple(rows.shape)}; a single one is a row, "
+            "as in x[None]"
+        )
+    return rows
+
+
+def as_index(index: Any, n: int) -> Any:
+    """Which of n rows to take: a slice, integers (m,), or a mask (n,)."""
+    if isinstance(index, slice):
+        return index
+    try:
+        rows = torch.as_tensor(index)
+    except NO_ARRAY:
+        rows = torch.empty(0)
+    is_mask = rows.dtype == torch.bool and tuple(rows.shape) == (n,)
+    if not is_mask and (rows.ndim != 1 or rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool):
+        raise TypeError(
+            f"index must be a slice, whole numbers (m,) or a mask ({n},) of the points, got {described(index)}"
+        )
+    if not is_mask and len(rows) and not -n <= int(rows.min()) <= int(rows.max()) < n:
+        raise ValueError(
+            f"index must lie between 0 and {n - 1}, one of the {n} points, it goes from {int(rows.min())} to "
+            f"{int(rows.max())}"
+        )
+    return rows
+
+
 def check_increasing(values: Tensor, name: str, advice: str) -> None:
     """Raise `ValueError` where a vector does not increase strictly, saying where it first fails to."""
     bad = values[1:] <= values[:-1]
@@ -223,9 +255,13 @@ def check_non_negative(value: Any, name: str) -> float:
     return number
 
 
-def plain(value: Any) -> Any:
-    """A number of numpy or torch as one of Python; anything else as it is."""
-    return float(value) if getattr(value, "ndim", None) == 0 else value
+def as_numbers(values: Any, name: str) -> float | list[float]:
+    """A number as a float, or several as a list: from a sequence, an array or a generator."""
+    if isinstance(values, str | bytes | Mapping | set | frozenset | type):
+        raise TypeError(f"{name} must be a number, or a sequence of numbers, one a step, got {described(values)}")
+    if getattr(values, "ndim", 1) == 0 or not isinstance(values, Iterable):
+        return check_number(values, name)
+    return [check_number(value, f"{name}[{k}]") for k, value in enumerate(values)]
 
 
 def check_fraction(value: Any, name: str) -> float:
@@ -308,7 +344,7 @@ def step_sizes(step_size: StepSize, n_steps: int) -> Callable[[int], float]:
 
 def evaluate(f: Callable[[Tensor], Tensor], points: Tensor, name: str) -> Tensor:
     """f at the points, checked: a function of one point that forgets the batch is the most frequent mistake."""
-    return as_values(f(points), points, name).to(points)
+    return as_values(check_function(f, name)(points), points, name).to(points)
 
 
 def as_values(returned: Any, points: Tensor, name: str) -> Tensor:

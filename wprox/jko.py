@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from wprox._checks import StepSize, as_points, check_count, check_positive, step_sizes
+from wprox._checks import MOST_STEPS, StepSize, as_points, check_count, check_flag, check_positive, kind_of, step_sizes
 from wprox.functionals import Functional
 from wprox.functionals.base import require_functional
 from wprox.maps import ComposedMap, TransportMap
 from wprox.maps.base import apply_in_batches, invert_in_batches
 from wprox.maps.precision import in_precision
 from wprox.measures import Measure
+from wprox.measures.base import require_measure
 from wprox.solvers.base import STEP_LIMIT, Solver, Step
 from wprox.solvers.problem import StepFailedError
 
@@ -162,6 +163,7 @@ def jko(
         (3, 2, True)
     """
     _check_arguments(functional, solver, initial)
+    check_flag(progress, "progress")
     if tol is not None:
         check_positive(tol, "tol")
     if until is not None:
@@ -219,13 +221,10 @@ def _check_arguments(functional: object, solver: object, initial: object) -> Non
     if isinstance(solver, type) and issubclass(solver, Solver):
         raise TypeError(f"solver must be an object, got the class {solver.__name__}; call it: {solver.__name__}()")
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a wprox.Solver such as wprox.NeuralProx(), got {type(solver).__name__}")
-    if isinstance(initial, type):
-        raise TypeError(f"initial must be a measure, got the class {initial.__name__}; build one")
-    if not isinstance(initial, Measure):
         raise TypeError(
-            f"initial must be a wprox measure, got {type(initial).__name__}; wprox.Particles(points) makes one"
+            f"solver must be a wprox.Solver such as wprox.NeuralProx(), got {kind_of(solver)}; it takes the steps"
         )
+    require_measure(initial, "initial")
 
 
 def _has_grown(trajectory: Trajectory) -> bool:
@@ -244,6 +243,11 @@ def _sizes_until(step_size: StepSize, time: float) -> list[float]:
     """Step sizes that sum to the time, the last one shortened."""
     gamma, sizes, now = step_sizes(step_size, 0), list[float](), 0.0
     while time - now > 1e-9 * time:
+        if len(sizes) == MOST_STEPS:
+            raise ValueError(
+                f"until={time:g} takes more than {MOST_STEPS} steps of sizes like {sizes[0]:g}; give larger ones, or a "
+                "nearer time"
+            )
         try:
             size = gamma(len(sizes))
         except IndexError:

@@ -5,18 +5,34 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wprox.functionals.first_variation import from_verbs, uses_density
+from wprox._checks import check_number
+from wprox.functionals.first_variation import FirstVariation, from_verbs, uses_density
 from wprox.functionals.structure import Rest, Structure
 from wprox.measures import DensityUnknownError, Measure, Particles
+from wprox.measures.base import require_measure
 
 DERIVED = ("first_variation", "wasserstein_gradient", "structure", "needs_density", "modulus")  # from the value
+OF_MEASURES = ("__call__", "first_variation", "wasserstein_gradient")  # methods whose argument is ρ
 SHIFT = 1e-3  # of the points, relative to the farthest: whether a value that carries no gradient is a constant
+
+
+def _of_measures(method: Callable) -> Callable:
+    """A method of a functional, whoever wrote it, that refuses what is no measure; fields refuse what are no points."""
+
+    @wraps(method)
+    def checked(self: Functional, rho: Measure) -> Any:
+        answer = method(self, require_measure(rho, "rho"))
+        if method.__name__ == "first_variation" and not isinstance(answer, FirstVariation):
+            return FirstVariation(answer, rho.dim)
+        return answer
+
+    return checked
 
 
 class Functional(ABC):
@@ -53,6 +69,9 @@ class Functional(ABC):
         for name in DERIVED:
             if next(k for k, base in enumerate(lineage) if name in vars(base)) > value_from:
                 setattr(cls, name, vars(Functional)[name])
+        for name in OF_MEASURES:
+            if name in vars(cls):
+                setattr(cls, name, _of_measures(vars(cls)[name]))
 
     @abstractmethod
     def __call__(self, rho: Measure) -> Tensor:
@@ -77,6 +96,7 @@ class Functional(ABC):
         """Whether F(ρ) depends on the density of ρ; by default it is seen from the verbs that F uses."""
         return uses_density(self, rho)
 
+    @_of_measures
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
         r"""δF/δρ as a field: maps any points x: (m, d) to (m,), up to a constant.
 
@@ -98,6 +118,7 @@ class Functional(ABC):
         """
         return from_verbs(self, rho)
 
+    @_of_measures
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         r"""∇_{W₂}F(ρ) = ∇ δF/δρ at the support points, (n, d).
 
@@ -150,7 +171,7 @@ class Functional(ABC):
     def __mul__(self, factor: float) -> Functional:
         if isinstance(factor, Functional):
             raise TypeError("functionals add and scale; the product of two functionals is a functional of your own")
-        value = float(factor)
+        value = check_number(factor, "the factor of a functional")
         if not math.isfinite(value):
             raise ValueError(f"a functional can be scaled by a finite number only, got {value}")
         return Sum([(value * weight, term) for weight, term in terms_of(self)])
@@ -158,13 +179,16 @@ class Functional(ABC):
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Functional:
-        return self * (1 / float(divisor))
+        number = check_number(divisor, "the divisor of a functional")
+        if number == 0:
+            raise ZeroDivisionError("a functional cannot be divided by 0; give a number other than 0")
+        return self * (1 / number)
 
     def __neg__(self) -> Functional:
         return -1.0 * self
 
     def __sub__(self, other: Functional) -> Functional:
-        return self + (-other)
+        return self + (-other) if isinstance(other, Functional) else NotImplemented
 
 
 class Sum(Functional):
@@ -272,7 +296,10 @@ def require_functional(functional: object) -> Functional:
             f"functional must be a wprox.Functional, got {type(functional).__name__}; a function of points is a "
             "potential, wprox.PotentialEnergy(V), one of measures the __call__ of a subclass of wprox.Functional"
         )
-    raise TypeError(f"functional must be a wprox.Functional, got {type(functional).__name__}")
+    raise TypeError(
+        f"functional must be a wprox.Functional, got {type(functional).__name__}; wprox.KL(target) and "
+        "wprox.PotentialEnergy(V) make some"
+    )
 
 
 def checked_value(functional: Functional, rho: Measure) -> Tensor:

@@ -11,12 +11,14 @@ which is a field: it can be evaluated at any point. The derivatives ∂Φ/∂a_i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from wprox._checks import as_rows
 from wprox._random import Seed
 from wprox.kernels import EvenKernel, RadialKernel
 from wprox.measures import Measure
@@ -26,6 +28,22 @@ ADVICE = (
     "write it with rho.integrate, rho.integrate_pairs, rho.mean_log_density and rho.integrate_density, or override "
     "first_variation(rho)"
 )
+
+
+@dataclass(frozen=True)
+class FirstVariation:
+    """δF/δρ as a field: maps any points x: (m, d) to (m,), up to a constant.
+
+    Attributes:
+        field: the field, unchecked.
+        dim: d.
+    """
+
+    field: Field
+    dim: int
+
+    def __call__(self, x: Any) -> Tensor:
+        return self.field(as_rows(x, "x", self.dim))
 
 
 def from_verbs(functional: Callable[[Measure], Tensor], rho: Measure) -> Field:

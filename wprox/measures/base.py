@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wprox._checks import as_values, check_function, evaluate
+from wprox._checks import as_index, as_rows, as_values, check_function, check_precision, evaluate
 from wprox._random import Seed
 from wprox.pairs.sums import pair_sum, potential
 
@@ -129,7 +129,7 @@ class Measure(ABC):
 
         In bounded memory, and differentiable in x. A singular kernel leaves out points that coincide.
         """
-        x = self.points if x is None else x
+        x = self.points if x is None else as_rows(x, "x", self.dim)
         return potential(k, x, self.points.to(x), self.weights.to(x))
 
     @abstractmethod
@@ -158,7 +158,7 @@ class Measure(ABC):
         Arguments:
             f: maps densities (n,) to values (n,).
         """
-        return self.weights @ f(self.log_density().exp())
+        return self.weights @ evaluate(f, self.log_density().exp(), "f")
 
     def log_density_at(self, x: Tensor) -> Tensor:
         """log ρ at any points x: (m, d), (m,), differentiable in x.
@@ -214,7 +214,8 @@ class Measure(ABC):
         return self.push(lambda _: points)
 
     def to(self, dtype: torch.dtype) -> Self:
-        """The same measure in another precision."""
+        """The same measure in another precision, torch.float32 or torch.float64."""
+        check_precision(dtype, "dtype")
         return self._with(self.points.to(dtype), self.weights.to(dtype))
 
     def detach(self) -> Self:
@@ -229,13 +230,26 @@ class Measure(ABC):
         """
         if not self.movable:
             raise TypeError(f"the points of a {type(self).__name__} are no particles of which some could be taken")
-        weights = self.weights[index]
-        return self._with(self.points[index], weights / weights.sum())
+        index = as_index(index, len(self))
+        return self._with(self.points[index], share_of(self.weights[index]))
 
     def _with(self, points: Tensor, weights: Tensor) -> Self:
         result = copy(self)
         result.points, result.weights = points, weights
         return result
+
+
+def require_measure(value: object, name: str) -> Measure:
+    """The measure itself; a sentence for what is often given in its place.
+
+    Raises:
+        TypeError: for a class, points, a distribution, and anything else that is not a measure.
+    """
+    if isinstance(value, Measure):
+        return value
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be a measure, got the class {value.__name__}; build one, as in Particles(points)")
+    raise TypeError(f"{name} must be a wprox measure, got {type(value).__name__}; wprox.Particles(points) makes one")
 
 
 def images_of(map: Callable, points: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -265,12 +279,20 @@ def images_of(map: Callable, points: Tensor) -> tuple[Tensor, Tensor | None]:
     return images, log_det
 
 
+def share_of(weights: Tensor) -> Tensor:
+    """Weights of some of the points, (m,), scaled to sum to 1."""
+    total = weights.sum()
+    if not bool(total > 0):
+        raise ValueError(f"index takes {len(weights)} points, which have no weight together; take some that have")
+    return weights / total
+
+
 def value_and_slope(f: Callable[[Tensor], Tensor], density: Tensor) -> tuple[Tensor, Tensor]:
     """f and f′ at densities (m,), with a graph in these and in tensors of f itself, as far as they want gradients."""
-    value = f(density)
+    value = evaluate(f, density, "f")
     with torch.enable_grad():
         s = density if density.requires_grad else density.detach().requires_grad_()
-        at_s = f(s)
+        at_s = evaluate(f, s, "f")
         if not at_s.requires_grad:
             return value, torch.zeros_like(density)
         (slope,) = torch.autograd.grad(at_s.sum(), s, create_graph=True, materialize_grads=True)

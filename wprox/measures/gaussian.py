@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wprox._checks import as_floating, check_count, evaluate
+from wprox._checks import as_floating, as_rows, check_count, check_memory, check_precision, evaluate
 from wprox._random import Seed, make_generator
 from wprox.maps.affine import AffineMap
 from wprox.measures.base import Measure
@@ -86,7 +86,7 @@ class Gaussian(Measure):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; m, Σ) for x: (n, d), (n,)."""
-        return normal_log_prob(x, self.loc, self.scale_tril)
+        return normal_log_prob(as_rows(x, "x", self.dim), self.loc, self.scale_tril)
 
     def log_density(self) -> Tensor:
         # (x − m)ᵀ Σ⁻¹ (x − m) at a point m + L z is |z|², whatever Σ is
@@ -99,7 +99,7 @@ class Gaussian(Measure):
         """∫ f(ρ) dρ by Gauss–Laguerre quadrature: log ρ(x) = log ρ(m) − s, where s follows the Gamma(d/2) law."""
         nodes, weights = _gauss_laguerre(self.dim)
         peak = -0.5 * (self.dim * math.log(2 * math.pi) + self._log_det_covariance)
-        return weights.to(self.loc) @ f((peak - nodes.to(self.loc)).exp())
+        return weights.to(self.loc) @ evaluate(f, (peak - nodes.to(self.loc)).exp(), "f")
 
     def score(self) -> Tensor:
         return -torch.cholesky_solve((self.points - self.loc).mT, self.scale_tril).mT
@@ -126,7 +126,7 @@ class Gaussian(Measure):
 
     def to(self, dtype: torch.dtype) -> Gaussian:
         """The same Gaussian in another precision."""
-        if dtype == self.dtype:
+        if check_precision(dtype, "dtype") == self.dtype:
             return self
         return Gaussian(self.loc.to(dtype), self.covariance_matrix.to(dtype), self.order)
 
@@ -136,7 +136,8 @@ class Gaussian(Measure):
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         generator = make_generator(seed, self.device)
-        noise = torch.randn(check_count(n, "n"), self.dim, generator=generator, dtype=self.dtype, device=self.device)
+        check_memory(check_count(n, "n") * self.dim, f"n = {n} draws")
+        noise = torch.randn(n, self.dim, generator=generator, dtype=self.dtype, device=self.device)
         return self.loc + noise @ self.scale_tril.mT
 
     def to_particles(self, n: int, seed: Seed = None) -> Particles:

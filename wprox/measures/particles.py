@@ -10,9 +10,20 @@ import torch
 from torch import Tensor
 
 from wprox import kernels
-from wprox._checks import as_floating, as_points, as_weights, check_count, check_memory, check_positive
+from wprox._checks import (
+    as_floating,
+    as_index,
+    as_points,
+    as_rows,
+    as_weights,
+    check_count,
+    check_memory,
+    check_positive,
+    check_precision,
+    evaluate,
+)
 from wprox._random import Seed, make_generator, seeded
-from wprox.measures.base import DensityUnknownError, Measure, images_of, value_and_slope
+from wprox.measures.base import DensityUnknownError, Measure, images_of, share_of, value_and_slope
 from wprox.pairs.log_density import LogKernelSum, kernel_score
 from wprox.pairs.sums import batch_sum, potential
 
@@ -60,9 +71,15 @@ class Particles(Measure):
 
         torch's distributions draw from the default generator, which is seeded for the draw and then restored.
         """
+        if not isinstance(distribution, torch.distributions.Distribution):
+            raise TypeError(
+                f"distribution must be a torch Distribution over R^d, got {type(distribution).__name__}; "
+                "Gaussian(...).to_particles(n) draws from a wprox.Gaussian"
+            )
+        check_memory(check_count(n, "n") * distribution.event_shape.numel(), f"n = {n} draws")
         start = _draw(seed) if isinstance(seed, torch.Generator) else make_generator(seed).initial_seed()
         with seeded(start):
-            points = distribution.sample(torch.Size((check_count(n, "n"),)))
+            points = distribution.sample(torch.Size((n,)))
         return cls(points, log_density=distribution.log_prob(points))
 
     def with_kernel_density(self, bandwidth: float | None = None, factor: float | None = None) -> KernelParticles:
@@ -116,6 +133,7 @@ class Particles(Measure):
 
     def to(self, dtype: torch.dtype) -> Particles:
         """The same particles in another precision; they keep their weights as they are."""
+        check_precision(dtype, "dtype")
         return self._map(lambda values: values.to(dtype), self.weights.to(dtype))
 
     def detach(self) -> Particles:
@@ -124,8 +142,8 @@ class Particles(Measure):
 
     def subset(self, index: Tensor | slice) -> Particles:
         """The particles at `index`, with weights scaled to sum to 1: a minibatch."""
-        weights = self.weights[index]
-        return self._map(lambda values: values[index], weights / weights.sum())
+        index = as_index(index, len(self))
+        return self._map(lambda values: values[index], share_of(self.weights[index]))
 
     def integrate_random_batches(self, k: Callable[[Tensor], Tensor], size: int, seed: int) -> Tensor:
         if len(self) <= size:
@@ -135,7 +153,8 @@ class Particles(Measure):
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         generator = make_generator(seed, self.device)
-        index = torch.multinomial(self.weights, check_count(n, "n"), replacement=True, generator=generator)
+        check_memory(check_count(n, "n") * (self.dim + 1), f"n = {n} draws")
+        index = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         return self.points[index]
 
     def _map(self, f: Callable[[Tensor], Tensor], weights: Tensor) -> Particles:
@@ -251,6 +270,7 @@ class KernelParticles(Particles):
 
     def log_density_at(self, x: Tensor) -> Tensor:
         """log (φ_H ∗ ρ)(x) at any points x: (m, d), (m,), differentiable in x; H is that of the particles."""
+        x = as_rows(x, "x", self.dim)
         points, weights, x64 = self.points.detach().double(), self.weights.detach().double(), x.double()
         scale_tril = self._scale_tril(points)
         if scale_tril is None:
@@ -278,7 +298,9 @@ class KernelParticles(Particles):
                 "not known; give a fixed one: Particles.with_kernel_density(bandwidth=h)"
             )
         at, own = self.log_density_at(x), self.log_density().detach()
-        value, slope = (at, (-own).exp()) if f is None else (f(at.exp()), value_and_slope(f, own.exp())[1])
+        value, slope = (
+            (at, (-own).exp()) if f is None else (evaluate(f, at.exp(), "f"), value_and_slope(f, own.exp())[1])
+        )
         scale = (2 * math.pi * self.bandwidth**2) ** (-self.dim / 2)
         others = self.weights.detach() * slope
         return value + scale * potential(kernels.Gaussian(self.bandwidth), x, self.points.detach().to(x), others.to(x))

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wprox._checks import check_memory
+
 
 class Plan(NamedTuple):
     """The entries P_ij > 0 of a plan, and the potential ψ of its second marginal.
@@ -69,4 +71,5 @@ def exact_plan(x: Tensor, a: Tensor, y: Tensor, b: Tensor, num_itermax: int = 10
 
 def half_square_distances(x: Tensor, y: Tensor) -> Tensor:
     """½|x_i − y_j|², (n, m) in float64, without cancellation far from the origin."""
+    check_memory(3 * len(x) * len(y), f"the distances of {len(x)} from {len(y)} points")
     return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist").square() / 2
