@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,7 +78,7 @@ def check_precision(dtype: Any, name: str) -> torch.dtype:
     Raises:
         TypeError: for half precision, in which neither sums nor factorisations mean anything, and any other dtype.
     """
-    if dtype not in PRECISIONS:
+    if not isinstance(dtype, torch.dtype) or dtype not in PRECISIONS:
         raise TypeError(
             f"{name} must be in torch.float32 or torch.float64, got {described(dtype)}; half precision is for storage: "
             "convert it, as in x.float()"
@@ -117,13 +119,21 @@ def as_points(values: Any, name: str, dim: int | None = None) -> Tensor:
     """A finite tensor of shape (n, d) with n ≥ 1, and d = `dim` where that is given."""
     points = as_floating(values, name)
     if points.ndim != 2:
-        hint = "; reshape a single feature to (n, 1) and a single row to (1, d)" if points.ndim == 1 else ""
-        raise ValueError(f"{name} must have shape (n, d), got {tuple(points.shape)}{hint}")
+        hint = "reshape a single feature to (n, 1) and a single row to (1, d)"
+        hint = hint if points.ndim == 1 else "give one row a point"
+        raise ValueError(f"{name} must have shape (n, d), got {tuple(points.shape)}; {hint}")
     if points.shape[0] == 0 or points.shape[1] == 0:
         raise ValueError(f"{name} is empty: got shape {tuple(points.shape)}, expected at least one row and one column")
     if dim is not None and points.shape[1] != dim:
-        raise ValueError(f"{name} has {points.shape[1]} columns, expected {dim}")
+        raise ValueError(f"{name} has {points.shape[1]} columns, expected {dim}, one a coordinate")
     return points
+
+
+def check_path(value: Any, name: str) -> Path:
+    """The path of a file or folder."""
+    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
+        raise TypeError(f"{name} must be a path, as text or a pathlib.Path, got {described(value)}")
+    return Path(value)
 
 
 def as_rows(values: Any, name: str, dim: int) -> Tensor:
@@ -205,6 +215,7 @@ def check_widths(hidden: Any, least: int = 1) -> list[int]:
     if isinstance(hidden, str | bytes | Mapping) or not isinstance(hidden, Iterable):
         raise TypeError(f"hidden must hold the width of each hidden layer, as in (64, 64), got {described(hidden)}")
     widths = [check_count(width, f"hidden[{k}]") for k, width in enumerate(hidden)]
+    check_memory(sum(first * second for first, second in pairwise(widths)), "a network of these hidden layers", 16)
     if len(widths) < least:
         raise ValueError("hidden is empty; give the width of at least one layer")
     return widths
@@ -307,8 +318,6 @@ def check_memory(count: int, what: str, itemsize: int = 8) -> None:
 @lru_cache(maxsize=1)
 def _memory() -> int:
     """The bytes of memory that this machine has, and leaves to this process."""
-    import os
-
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on every system
@@ -345,6 +354,17 @@ def step_sizes(step_size: StepSize, n_steps: int) -> Callable[[int], float]:
 def evaluate(f: Callable[[Tensor], Tensor], points: Tensor, name: str) -> Tensor:
     """f at the points, checked: a function of one point that forgets the batch is the most frequent mistake."""
     return as_values(check_function(f, name)(points), points, name).to(points)
+
+
+def evaluate_one(f: Callable[[Tensor], Tensor], points: Tensor, name: str) -> Tensor:
+    """f at points (n, d), or at numbers (n,), which must be one value each, (n,): a kernel, a potential, an energy."""
+    values = evaluate(f, points, name)
+    if values.ndim != 1:
+        raise ValueError(
+            f"{name} must map what has shape {tuple(points.shape)} to one value a row, ({len(points)},); it returned "
+            f"shape {tuple(values.shape)}"
+        )
+    return values
 
 
 def as_values(returned: Any, points: Tensor, name: str) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,20 @@ def jko_steps(
     """
     _check_arguments(functional, solver, initial)
     gamma = step_sizes(step_size, check_count(n_steps, "n_steps"))
-    measure, previous = initial, None
+    if held_out is not None:
+        require_measure(held_out, "held_out")
+    return _steps(functional, solver, initial, gamma, n_steps, held_out)
+
+
+def _steps(
+    functional: Functional,
+    solver: Solver,
+    measure: Measure,
+    gamma: Callable[[int], float],
+    n_steps: int,
+    held_out: Measure | None,
+) -> Iterator[Step]:
+    previous = None
     for k in range(n_steps):
         previous = solver.step(functional.at_step(k), measure, gamma(k), previous=previous, held_out=held_out)
         measure, held_out = previous.measure, previous.held_out
@@ -169,6 +182,7 @@ def jko(
     if until is not None:
         step_size = _sizes_until(step_size, check_positive(until, "until"))
         n_steps = len(step_size)
+    n_steps = check_count(n_steps, "n_steps")
     initial = solver.prepare(initial)
     with torch.no_grad():
         trajectory = Trajectory(

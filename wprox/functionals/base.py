@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import check_number
+from wprox._checks import check_number, kind_of
 from wprox.functionals.first_variation import FirstVariation, from_verbs, uses_density
 from wprox.functionals.structure import Rest, Structure
 from wprox.measures import DensityUnknownError, Measure, Particles
@@ -61,6 +61,7 @@ class Functional(ABC):
     """
 
     modulus: float | None = None
+    __array_ufunc__ = None  # NumPy leaves sums and multiples to the functional
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -162,11 +163,14 @@ class Functional(ABC):
 
     def __add__(self, other: Functional) -> Functional:
         if not isinstance(other, Functional):
-            return NotImplemented
+            raise TypeError(
+                "unsupported operand of +: functionals add to functionals, and numbers scale them, got "
+                f"{kind_of(other)}"
+            )
         return Sum(terms_of(self) + terms_of(other))
 
     def __radd__(self, other: object) -> Functional:
-        return self if isinstance(other, int) and other == 0 else NotImplemented  # lets sum([F, G]) work
+        return self if isinstance(other, int) and other == 0 else self + other  # lets sum([F, G]) work
 
     def __mul__(self, factor: float) -> Functional:
         if isinstance(factor, Functional):
@@ -188,7 +192,7 @@ class Functional(ABC):
         return -1.0 * self
 
     def __sub__(self, other: Functional) -> Functional:
-        return self + (-other) if isinstance(other, Functional) else NotImplemented
+        return self + (-other if isinstance(other, Functional) else other)
 
 
 class Sum(Functional):

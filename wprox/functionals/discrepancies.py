@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from wprox._checks import check_count, evaluate
+from wprox._checks import as_values, check_count, check_flag, check_function, evaluate, evaluate_one
 from wprox._random import Seed
 from wprox.functionals.base import Functional
 from wprox.kernels import InverseMultiquadric, RadialKernel, Riesz
@@ -60,14 +60,13 @@ class MMD(Functional):
         seed: Seed = 0,
     ) -> None:
         self.kernel = Riesz() if kernel is None else kernel
-        if not callable(self.kernel):
-            raise TypeError(f"kernel must be a function of differences, got {type(kernel).__name__}; see wprox.kernels")
+        check_function(self.kernel, "kernel", "of differences")
         if getattr(self.kernel, "singular", False):
             raise ValueError(
                 f"{self.kernel} is infinite at 0, and the discrepancy of particles with it; see MMD's kernels"
             )
         self.target = sampled(target, check_count(n_samples, "n_samples"), seed)
-        self.unbiased = bool(unbiased)
+        self.unbiased = check_flag(unbiased, "unbiased")
         with torch.enable_grad():
             self._trained = has_parameters(self.kernel, self.target.points)
         with torch.no_grad():
@@ -98,7 +97,7 @@ class MMD(Functional):
         own = rho.weights.square().sum()
         if not float(own.detach()) < 1:
             raise ValueError("unbiased=True needs at least two particles with weight on either side, got one")
-        at_zero = evaluate(self.kernel, torch.zeros_like(rho.points[:1]), "kernel")[0]
+        at_zero = evaluate_one(self.kernel, torch.zeros_like(rho.points[:1]), "the kernel")[0]
         return (pairs - own * at_zero) / (1 - own)
 
     def needs_density(self, rho: Measure) -> bool:
@@ -153,7 +152,7 @@ class KSD(Functional):
     ) -> None:
         if (target is None) == (score is None):
             raise TypeError("give either a target, whose log-density is differentiated, or its score")
-        self.target, self._given_score = target, score
+        self.target, self._given_score = target, None if score is None else check_function(score, "score")
         self.dim: int | None = None
         if target is not None:
             self.dim, self._log_target = log_density_of(target)
@@ -192,7 +191,7 @@ class KSD(Functional):
     def score(self, x: Tensor) -> Tensor:
         """∇ log π at points (n, d), (n, d), differentiable where x is."""
         if self._given_score is not None:
-            score = self._given_score(x)
+            score = as_values(self._given_score(x), x, "score")
             if score.shape != x.shape:
                 raise ValueError(f"the score must map {tuple(x.shape)} to its own shape, got {tuple(score.shape)}")
             return score.to(x)

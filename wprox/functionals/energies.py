@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import check_count, check_finite_number, check_function, check_number, evaluate
+from wprox._checks import check_count, check_finite_number, check_function, check_number, evaluate, evaluate_one
 from wprox._random import check_seed
 from wprox.functionals.base import Functional, check_scalar, gradient_in_points
 from wprox.functionals.structure import Interaction, Internal, Potential, Structure
@@ -191,7 +191,8 @@ class InternalEnergy(Functional):
         def per_mass(density: Tensor) -> Tensor:
             # U(0) = 0, so that empty cells of a Grid count nothing; the inner `where` keeps 0/0 out of the gradient
             positive = torch.where(density > 0, density, torch.ones_like(density))
-            return torch.where(density > 0, self.energy(positive) / positive, torch.zeros_like(density))
+            energy = evaluate_one(self.energy, positive, "energy")
+            return torch.where(density > 0, energy / positive, torch.zeros_like(density))
 
         return rho.integrate_density(per_mass)
 
@@ -206,7 +207,8 @@ class InternalEnergy(Functional):
             return gradient_in_points(self, rho)
         with torch.enable_grad():
             density = rho.log_density().detach().exp().requires_grad_()
-            (slope,) = torch.autograd.grad(self.energy(density).sum(), density, create_graph=True)
+            energy = evaluate_one(self.energy, density, "energy").sum()
+            (slope,) = torch.autograd.grad(energy, density, create_graph=True)
             if not slope.requires_grad:  # U is linear: a constant first variation
                 return torch.zeros_like(rho.points)
             (curvature,) = torch.autograd.grad(slope.sum(), density)

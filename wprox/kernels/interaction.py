@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wprox._checks import check_non_negative, check_positive
-from wprox.kernels.base import RadialKernel, norm_to, over_exponent
+from wprox._checks import check_non_negative, check_number, check_positive
+from wprox.kernels.base import RadialKernel, hold_number, norm_to, over_exponent
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PowerLaw(RadialKernel):
     repulsion: float
 
     def __post_init__(self) -> None:
-        a, b = float(self.attraction), float(self.repulsion)
+        a, b = check_number(self.attraction, "attraction"), check_number(self.repulsion, "repulsion")
         if not b < a < float("inf"):
             raise ValueError(
                 f"the exponent of attraction must be finite and larger than that of repulsion, got {a:g} and {b:g}; "
@@ -102,10 +102,10 @@ class Morse(RadialKernel):
     attraction_length: float = 1.0
 
     def __post_init__(self) -> None:
-        check_non_negative(self.repulsion, "repulsion")
-        check_non_negative(self.attraction, "attraction")
-        check_positive(self.repulsion_length, "repulsion_length")
-        check_positive(self.attraction_length, "attraction_length")
+        hold_number(self, "repulsion", check_non_negative)
+        hold_number(self, "attraction", check_non_negative)
+        hold_number(self, "repulsion_length", check_positive)
+        hold_number(self, "attraction_length", check_positive)
 
     def profile(self, s: Tensor) -> Tensor:
         r = s.sqrt()

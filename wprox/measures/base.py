@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wprox._checks import as_index, as_rows, as_values, check_function, check_precision, evaluate
+from wprox._checks import as_index, as_rows, as_values, check_function, check_precision, evaluate, evaluate_one
 from wprox._random import Seed
 from wprox.pairs.sums import pair_sum, potential
 
@@ -158,7 +158,7 @@ class Measure(ABC):
         Arguments:
             f: maps densities (n,) to values (n,).
         """
-        return self.weights @ evaluate(f, self.log_density().exp(), "f")
+        return self.weights @ evaluate_one(f, self.log_density().exp(), "f")
 
     def log_density_at(self, x: Tensor) -> Tensor:
         """log ρ at any points x: (m, d), (m,), differentiable in x.
@@ -289,10 +289,10 @@ def share_of(weights: Tensor) -> Tensor:
 
 def value_and_slope(f: Callable[[Tensor], Tensor], density: Tensor) -> tuple[Tensor, Tensor]:
     """f and f′ at densities (m,), with a graph in these and in tensors of f itself, as far as they want gradients."""
-    value = evaluate(f, density, "f")
+    value = evaluate_one(f, density, "f")
     with torch.enable_grad():
         s = density if density.requires_grad else density.detach().requires_grad_()
-        at_s = evaluate(f, s, "f")
+        at_s = evaluate_one(f, s, "f")
         if not at_s.requires_grad:
             return value, torch.zeros_like(density)
         (slope,) = torch.autograd.grad(at_s.sum(), s, create_graph=True, materialize_grads=True)

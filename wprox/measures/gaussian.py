@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wprox._checks import as_floating, as_rows, check_count, check_memory, check_precision, evaluate
+from wprox._checks import as_floating, as_rows, check_count, check_memory, check_precision, evaluate_one
 from wprox._random import Seed, make_generator
 from wprox.maps.affine import AffineMap
 from wprox.measures.base import Measure
@@ -48,7 +48,7 @@ class Gaussian(Measure):
         covariance = as_floating(covariance_matrix, "covariance_matrix")
         self.loc = as_floating(loc, "loc").to(covariance).clone()  # the caller's array may change
         if self.loc.ndim != 1 or len(self.loc) == 0:
-            raise ValueError(f"loc must have shape (d,), got {tuple(self.loc.shape)}")
+            raise ValueError(f"loc must have shape (d,), one number a coordinate, got {tuple(self.loc.shape)}")
         d = len(self.loc)
         if covariance.shape != (d, d):
             raise ValueError(f"covariance_matrix must have shape ({d}, {d}) like loc, got {tuple(covariance.shape)}")
@@ -99,14 +99,14 @@ class Gaussian(Measure):
         """∫ f(ρ) dρ by Gauss–Laguerre quadrature: log ρ(x) = log ρ(m) − s, where s follows the Gamma(d/2) law."""
         nodes, weights = _gauss_laguerre(self.dim)
         peak = -0.5 * (self.dim * math.log(2 * math.pi) + self._log_det_covariance)
-        return weights.to(self.loc) @ evaluate(f, (peak - nodes.to(self.loc)).exp(), "f")
+        return weights.to(self.loc) @ evaluate_one(f, (peak - nodes.to(self.loc)).exp(), "f")
 
     def score(self) -> Tensor:
         return -torch.cholesky_solve((self.points - self.loc).mT, self.scale_tril).mT
 
     def integrate_pairs(self, k: Callable[[Tensor], Tensor]) -> Tensor:
         # x − y ~ N(0, 2Σ) for independent x and y, so one rule serves the pair
-        values = evaluate(k, math.sqrt(2) * (self._nodes @ self.scale_tril.mT), "k")
+        values = evaluate_one(k, math.sqrt(2) * (self._nodes @ self.scale_tril.mT), "the kernel")
         if not bool(torch.isfinite(values.detach()).all()):
             raise ValueError(
                 "the kernel is infinite or NaN at some node of N(0, 2Σ), the law of x − y; one that is infinite at 0 "

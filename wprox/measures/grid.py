@@ -21,6 +21,7 @@ from wprox._checks import (
     check_precision,
     described,
     evaluate,
+    evaluate_one,
 )
 from wprox._random import Seed, make_generator
 from wprox.measures.base import Measure, images_of
@@ -375,7 +376,7 @@ def kernel_spectrum(grid: Grid, k: Callable[[Tensor], Tensor]) -> Tensor:
         lags.append(torch.where(lag < n, lag, lag - size) * width)  # lags n … size − n meet no pair of cells
         sizes.append(size)
     differences = torch.stack(torch.meshgrid(*lags, indexing="ij"), -1).reshape(-1, grid.dim)
-    values = evaluate(k, differences, "k")
+    values = evaluate_one(k, differences, "the kernel")
     if not bool(torch.isfinite(values).all()):
         first = differences[~torch.isfinite(values)][0].tolist()
         raise ValueError(

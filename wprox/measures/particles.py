@@ -20,7 +20,7 @@ from wprox._checks import (
     check_memory,
     check_positive,
     check_precision,
-    evaluate,
+    evaluate_one,
 )
 from wprox._random import Seed, make_generator, seeded
 from wprox.measures.base import DensityUnknownError, Measure, images_of, share_of, value_and_slope
@@ -63,7 +63,8 @@ class Particles(Measure):
         if log_density is not None:
             self._log_density = as_floating(log_density, "log_density").to(self.points).clone()
             if self._log_density.shape != (n,):
-                raise ValueError(f"log_density must have shape ({n},), got {tuple(self._log_density.shape)}")
+                shape = tuple(self._log_density.shape)
+                raise ValueError(f"log_density must have shape ({n},), one number a point, got {shape}")
 
     @classmethod
     def from_distribution(cls, distribution: torch.distributions.Distribution, n: int, seed: Seed = None) -> Particles:
@@ -299,7 +300,7 @@ class KernelParticles(Particles):
             )
         at, own = self.log_density_at(x), self.log_density().detach()
         value, slope = (
-            (at, (-own).exp()) if f is None else (evaluate(f, at.exp(), "f"), value_and_slope(f, own.exp())[1])
+            (at, (-own).exp()) if f is None else (evaluate_one(f, at.exp(), "f"), value_and_slope(f, own.exp())[1])
         )
         scale = (2 * math.pi * self.bandwidth**2) ** (-self.dim / 2)
         others = self.weights.detach() * slope

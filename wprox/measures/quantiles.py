@@ -19,7 +19,7 @@ from wprox._checks import (
     check_increasing,
     check_memory,
     check_precision,
-    evaluate,
+    evaluate_one,
 )
 from wprox._random import Seed, make_generator
 from wprox.maps.monotone import interpolate
@@ -166,7 +166,7 @@ class Quantiles(Measure):
         return potential(k, x, *(part.to(x) for part in self._midpoints()))
 
     def _is_finite_at_zero(self, k: Callable[[Tensor], Tensor]) -> bool:
-        return bool(torch.isfinite(evaluate(k, self.points.new_zeros(1, 1), "k")).all())
+        return bool(torch.isfinite(evaluate_one(k, self.points.new_zeros(1, 1), "the kernel")).all())
 
     def _midpoints(self) -> tuple[Tensor, Tensor]:
         """The midpoints between the nodes, (n − 1, 1), and their equal weights."""
@@ -186,7 +186,7 @@ class Quantiles(Measure):
         return values.masked_fill(outside, -math.inf).to(x)
 
     def integrate_density(self, f: Callable[[Tensor], Tensor]) -> Tensor:
-        return evaluate(f, self.density, "f").mean()
+        return evaluate_one(f, self.density, "f").mean()
 
     def score(self) -> Tensor:
         """∇ log ρ at the nodes, (n, 1): (ρ_k − ρ_{k−1})/w_k, the gradient of `mean_log_density` in the nodes.

@@ -266,7 +266,7 @@ def _residuals(
 ) -> tuple[list[float], str]:
     if isinstance(given, str):
         if given != "critic":
-            raise ValueError(f'residuals must be numbers or "critic", got {given!r}')
+            raise ValueError(f'residuals must be numbers or "critic", one number a step, got {described(given)}')
         given = _critics(measures, structure, sizes, seed)
     if given is None:
         unknown = [k for k, step in enumerate(steps) if step.residual is None]
