@@ -704,7 +704,7 @@ def _model_calls() -> dict[str, Call]:
 
 
 def _file_calls(flow: wprox.JKOFlow, sampler: wprox.JKOSampler) -> dict[str, Call]:
-    folder = Path(tempfile.mkdtemp(prefix="wprox_fuzz_"))
+    base = folder = Path(tempfile.mkdtemp(prefix="wprox_fuzz_"))
     flow.save(folder / "flow")
     sampler.save(folder / "sampler")
     return {
@@ -712,7 +712,11 @@ def _file_calls(flow: wprox.JKOFlow, sampler: wprox.JKOSampler) -> dict[str, Cal
         "JKOSampler.load": _call(
             wprox.JKOSampler.load, folder=folder / "sampler", target=lambda x: -half_square(x), map_classes=()
         ),
-        "JKOFlow.save": _call(flow.save, folder=folder / "flow", overwrite=True),
+        "JKOFlow.save": _call(
+            lambda folder, overwrite: flow.save(base / folder if isinstance(folder, str) else folder, overwrite),
+            folder=base / "flow",
+            overwrite=True,
+        ),
     }
 
 

@@ -212,7 +212,7 @@ def check_count(value: Any, name: str, least: int = 1) -> int:
 
 def check_widths(hidden: Any, least: int = 1) -> list[int]:
     """The widths of a network's hidden layers, of which there are at least `least`."""
-    if isinstance(hidden, str | bytes | Mapping) or not isinstance(hidden, Iterable):
+    if isinstance(hidden, str | bytes | Mapping) or not isinstance(hidden, Iterable) or not getattr(hidden, "ndim", 1):
         raise TypeError(f"hidden must hold the width of each hidden layer, as in (64, 64), got {described(hidden)}")
     widths = [check_count(width, f"hidden[{k}]") for k, width in enumerate(hidden)]
     check_memory(sum(first * second for first, second in pairwise(widths)), "a network of these hidden layers", 16)
@@ -385,6 +385,8 @@ def as_values(returned: Any, points: Tensor, name: str) -> Tensor:
         raise TypeError(
             f"{name} must return real numbers at its points, it returned {values.dtype}; give their real part"
         )
+    if values.is_floating_point() and values.dtype not in PRECISIONS:
+        check_precision(values.dtype, f"what {name} returns")
     if values.ndim == 0 or values.shape[0] != points.shape[0]:
         raise ValueError(
             f"{name} must map points of shape {tuple(points.shape)} to one value a row, ({points.shape[0]},); "

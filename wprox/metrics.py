@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from wprox._checks import as_floating, as_real, check_count, check_flag, check_positive, kind_of
+from wprox._checks import as_floating, as_real, check_count, check_flag, check_positive, described, kind_of
 from wprox._random import check_seed
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
 from wprox.measures.base import require_measure
@@ -228,6 +228,8 @@ def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) ->
     if _dim(q, "q") != p.dim:
         raise ValueError(f"p and q must be of one dimension, got {p.dim} and {_dim(q, 'q')}; project one of them")
     check_seed(seed)
+    if not isinstance(method, str | None):
+        raise TypeError(f'method must be "exact", "moments", "samples" or None, got {described(method)}')
     reference = as_measure_like(q, p)
     if method in (None, "exact") and reference is not None:
         is_replaced = isinstance(p, Quantiles) and not isinstance(q, Quantiles)

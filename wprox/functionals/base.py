@@ -141,7 +141,7 @@ class Functional(ABC):
             if log_density is not None:
                 log_density = log_density.detach().clone().requires_grad_()
             moved = Particles(points, rho.weights.detach(), log_density)
-            value = self(moved)
+            value = check_scalar(self(moved), self)
             inputs = [points] if log_density is None else [points, log_density]
             if not value.requires_grad:
                 refuse_cut_off(self, moved, value)
@@ -251,7 +251,7 @@ def gradient_in_points(functional: Functional, rho: Measure) -> Tensor:
     with torch.enable_grad():
         points = rho.points.detach().requires_grad_()
         moved = rho.push(lambda _: points)
-        value = functional(moved)
+        value = check_scalar(functional(moved), functional)
         if not value.requires_grad:
             refuse_cut_off(functional, moved, value)
             return torch.zeros_like(rho.points)

@@ -93,7 +93,7 @@ class Congestion(DensityBounds):
     def __init__(self, max_density: Bound, tolerance: float = 1e-3) -> None:
         bound = _bound(max_density, "max_density")
         if bound == 0:
-            raise ValueError("max_density must be positive, got 0")
+            raise ValueError("max_density must be positive, got 0, under which no mass fits")
         super().__init__(0.0, bound, tolerance)
         self.max_density = self.upper
         if isinstance(self.max_density, float):

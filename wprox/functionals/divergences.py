@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from wprox._checks import as_values
-from wprox.functionals.base import Functional
+from wprox.functionals.base import Functional, check_scalar
 from wprox.functionals.energies import PotentialEnergy, as_modulus
 from wprox.functionals.structure import Potential, Structure
 from wprox.measures import Gaussian, Measure
@@ -51,7 +51,7 @@ class KL(Functional):
 
     def __call__(self, rho: Measure) -> Tensor:
         self._check_dim(rho.dim)
-        return rho.mean_log_density() - rho.integrate(self.log_target)
+        return check_scalar(rho.mean_log_density() - rho.integrate(self.log_target), self)
 
     def _check_dim(self, dim: int) -> None:
         if self.dim is not None and dim != self.dim:

@@ -17,6 +17,7 @@ from wprox._checks import as_real, check_choice, check_count, check_flag, check_
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+SMALLEST = 1e-150  # of a parameter: squares of smaller ones are 0
 BACKENDS = ("auto", "blocks", "keops")
 
 
@@ -147,6 +148,10 @@ def hold_number(kernel: RadialKernel, name: str, check: Callable[[Any, str], flo
     """Check a parameter of a kernel, and hold it as a float unless it is a tensor, which may be trained."""
     value = getattr(kernel, name)
     number = check(value, name)
+    if number and not SMALLEST <= abs(number) <= 1 / SMALLEST:
+        raise ValueError(
+            f"{name} must lie between {SMALLEST:g} and {1 / SMALLEST:g}, so that its square is a number, got {number:g}"
+        )
     if not isinstance(value, Tensor):
         object.__setattr__(kernel, name, number)
 

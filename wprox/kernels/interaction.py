@@ -10,6 +10,8 @@ from torch import Tensor
 from wprox._checks import check_non_negative, check_number, check_positive
 from wprox.kernels.base import RadialKernel, hold_number, norm_to, over_exponent
 
+LARGEST = 1e3  # of an exponent: distances of 2 and more overflow
+
 
 @dataclass(frozen=True)
 class PowerLaw(RadialKernel):
@@ -35,9 +37,10 @@ class PowerLaw(RadialKernel):
 
     def __post_init__(self) -> None:
         a, b = check_number(self.attraction, "attraction"), check_number(self.repulsion, "repulsion")
-        if not b < a < float("inf"):
+        if not -LARGEST <= b < a <= LARGEST:
             raise ValueError(
-                f"the exponent of attraction must be finite and larger than that of repulsion, got {a:g} and {b:g}; "
+                f"the exponent of attraction must be finite and larger than that of repulsion, got {a:g} and {b:g}, "
+                f"neither of them beyond ±{LARGEST:g}; "
                 "else the kernel repels at long range and has no minimiser"
             )
         object.__setattr__(self, "attraction", a)

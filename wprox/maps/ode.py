@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from wprox._checks import check_choice, check_count, check_non_negative, check_positive, check_widths
+from wprox._checks import check_choice, check_count, check_memory, check_non_negative, check_positive, check_widths
 from wprox.maps._inverse import check_residual
 from wprox.maps._runge_kutta import SCHEMES, Field, adaptive, fixed, stages
 from wprox.maps._velocity import ACTIVATIONS, Velocity
@@ -97,6 +97,7 @@ class ODEMap(TransportMap):
             "activation": activation,
             "frequency": check_positive(frequency, "frequency"),
         }
+        check_memory(4 * dim * max(widths), f"a network of widths {widths} in dimension {dim}")
         self.network = Velocity(dim, widths, activation, frequency)
         self._discretised = False
         self._penalty: Tensor | None = None

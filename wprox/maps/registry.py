@@ -84,7 +84,8 @@ def check_map_classes(map_classes: Any) -> Sequence[type[TransportMap]]:
     Raises:
         TypeError: for anything but a list of subclasses of `TransportMap`.
     """
-    classes = list(map_classes) if isinstance(map_classes, Iterable) else [map_classes]
+    is_many = isinstance(map_classes, Iterable) and getattr(map_classes, "ndim", 1)
+    classes = list(map_classes) if is_many else [map_classes]
     wrong = [cls for cls in classes if not (isinstance(cls, type) and issubclass(cls, TransportMap))]
     if wrong or isinstance(map_classes, type | str):
         raise TypeError(f"map_classes must be a list of subclasses of wprox.TransportMap, got {described(map_classes)}")

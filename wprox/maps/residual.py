@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wprox._checks import check_choice, check_count, check_flag, check_fraction, check_positive, check_widths
+from wprox._checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_fraction,
+    check_memory,
+    check_positive,
+    check_widths,
+)
 from wprox.maps._inverse import check_residual, newton_inverse, tolerance_of, with_derivative
 from wprox.maps._log_det import log_det, spectral_bound
 from wprox.maps.affine import AffineMap
@@ -80,6 +88,7 @@ class ResidualMap(ComposedMap):
         if tolerance is not None:
             tolerance = check_positive(tolerance, "tolerance")
         series = log_det == "series" or (log_det == "auto" and dim > EXACT_DIM)
+        check_memory(4 * blocks * dim * max(widths), f"{blocks} blocks of widths {widths} in dimension {dim}")
         layers: list[TransportMap] = [AffineMap(dim)] if affine else []
         layers.append(_ResidualBlocks(dim, blocks, widths, lipschitz, series, tolerance))
         super().__init__(layers)

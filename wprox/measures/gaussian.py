@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wprox._checks import as_floating, as_rows, check_count, check_memory, check_precision, evaluate_one
+from wprox._checks import as_floating, as_points, as_rows, check_count, check_memory, check_precision, evaluate_one
 from wprox._random import Seed, make_generator
 from wprox.maps.affine import AffineMap
 from wprox.measures.base import Measure
@@ -86,14 +86,14 @@ class Gaussian(Measure):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; m, Σ) for x: (n, d), (n,)."""
-        return normal_log_prob(as_rows(x, "x", self.dim), self.loc, self.scale_tril)
+        return normal_log_prob(as_points(x, "x", self.dim), self.loc, self.scale_tril)
 
     def log_density(self) -> Tensor:
         # (x − m)ᵀ Σ⁻¹ (x − m) at a point m + L z is |z|², whatever Σ is
         return -0.5 * (self._nodes.square().sum(1) + self.dim * math.log(2 * math.pi) + self._log_det_covariance)
 
     def log_density_at(self, x: Tensor) -> Tensor:
-        return self.log_prob(x)
+        return normal_log_prob(as_rows(x, "x", self.dim), self.loc, self.scale_tril)
 
     def integrate_density(self, f: Callable[[Tensor], Tensor]) -> Tensor:
         """∫ f(ρ) dρ by Gauss–Laguerre quadrature: log ρ(x) = log ρ(m) − s, where s follows the Gamma(d/2) law."""

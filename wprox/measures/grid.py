@@ -148,6 +148,12 @@ class Grid(Measure):
         grid = object.__new__(cls)
         grid._set_geometry(_check_shape(shape), bounds, mask, check_precision(dtype, "dtype"), "cpu")
         if hasattr(density, "log_prob"):
+            shape = getattr(density, "event_shape", (grid.dim,))
+            if tuple(shape) != (grid.dim,):
+                raise ValueError(
+                    f"density must be a law of vectors of dimension {grid.dim}, as the bounds are, got one over events "
+                    f"of shape {tuple(shape)}"
+                )
             values = evaluate(density.log_prob, grid.points, "density.log_prob").exp()
         elif callable(density):
             values = evaluate(density, grid.points, "density")

@@ -79,7 +79,7 @@ def log_density_of(target: object) -> tuple[int | None, Callable[[Tensor], Tenso
             return target.event_shape[0], log_prob
         return target.event_shape[0], target.log_prob
     if isinstance(target, Gaussian):
-        return target.dim, target.log_prob
+        return target.dim, partial(normal_log_prob, loc=target.loc, scale_tril=target.scale_tril)
     if callable(target) and not isinstance(target, type):
         return None, target
     raise TypeError(f"target must be a torch Distribution, a wprox.Gaussian or a log-density, got {kind_of(target)}")

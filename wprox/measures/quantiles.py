@@ -208,6 +208,8 @@ class Quantiles(Measure):
     def log_prob(self, x: Any) -> Tensor:
         """The logarithm of the piecewise constant density at x: (m,) or (m, 1); −∞ outside the nodes."""
         x = as_floating(x, "x").to(self.nodes)
+        if x.ndim != 1 and tuple(x.shape[1:]) != (1,):
+            raise ValueError(f"x must be points of the line, of shape (m,) or (m, 1), got {tuple(x.shape)}")
         x = x[:, 0] if x.ndim == 2 else x
         piece = (torch.searchsorted(self.nodes, x.contiguous(), right=True) - 1).clamp(0, len(self) - 2)
         outside = (x < self.nodes[0]) | (x > self.nodes[-1])

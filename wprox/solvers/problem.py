@@ -72,7 +72,9 @@ class Problem:
         require_functional(self.functional)
         require_measure(self.measure, "measure")
         if self.held_out is not None:
-            require_measure(self.held_out, "held_out")
+            dim = require_measure(self.held_out, "held_out").dim
+            if dim != self.measure.dim:
+                raise ValueError(f"held_out must be draws of the measure, in dimension {self.measure.dim}, got {dim}")
         check_count(self.index, "index", least=0)
         object.__setattr__(self, "step_size", check_positive(self.step_size, "step_size"))
         if self.anchor is None:

@@ -112,6 +112,8 @@ def stein_residual(
     values = torch.cat(terms)
     # twice, because the mean is quadratic in two independent halves, each as noisy as the other
     squared, error = float(values.mean()), 2 * float(values.std()) / math.sqrt(n)
+    if not math.isfinite(squared + error):
+        raise ValueError("the points, the gradients or the weight of the entropy are so large that ε² is not a number")
     estimate = math.sqrt(max(squared, 0.0))
     return StepError(estimate, math.sqrt(max(squared, 0.0) + error) - estimate)
 
