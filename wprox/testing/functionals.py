@@ -18,6 +18,7 @@ from wprox.testing.laws import ask, check_names, check_sentence, require, shown
 LAWS = (
     values.value,
     values.representation,
+    values.pickling,
     values.steps,
     values.precision,
     values.order,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
@@ -39,6 +40,30 @@ def answer(call: Callable[..., Result], *arguments: Any, refusals: tuple[type[Ex
     except refusals as error:
         check_sentence(error)
         raise Unasked(str(error)) from error
+
+
+def pickled(value: Result, owner: object) -> Result:
+    """A copy of a value by way of bytes, as another process gets it.
+
+    Arguments:
+        value: the value.
+        owner: whose class made it: functions inside of its methods, which bytes cannot name, are its own fault.
+
+    Raises:
+        Unasked: where it holds functions or classes of somebody else's that cannot be pickled.
+        AssertionError: where it holds functions made inside of methods of the class of its owner.
+    """
+    try:
+        data = pickle.dumps(value)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        for cls in type(owner).__mro__:
+            if "<locals>" not in cls.__qualname__ and f"{cls.__qualname__}." in str(error):
+                raise AssertionError(
+                    f"it cannot be pickled ({error}): make the function that is inside of a method one of the module, "
+                    "with functools.partial for its arguments"
+                ) from None
+        raise Unasked(str(error)) from error
+    return pickle.loads(data)
 
 
 def check_sentence(error: Exception) -> None:

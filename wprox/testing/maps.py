@@ -15,7 +15,7 @@ from wprox._random import seeded
 from wprox.maps import TransportMap
 from wprox.maps.base import describe
 from wprox.maps.registry import rebuild
-from wprox.testing.laws import Unasked, answer, ask, check_names, normal, require, require_close
+from wprox.testing.laws import Unasked, answer, ask, check_names, normal, pickled, require, require_close
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 PERTURBATION = 0.05  # of the parameters of a map that is the identity, so that there is something to check
@@ -194,6 +194,13 @@ def copies(case: Case) -> None:
     require(not shared, "a deep copy shares parameters with the map")
 
 
+def pickling(case: Case) -> None:
+    """T goes to another process and is T there."""
+    again = pickled(case.map, case.map)
+    with torch.no_grad():
+        _require_equal(again(case.x), case.image, "a pickled map")
+
+
 def config(case: Case) -> None:
     """The map that `config` rebuilds, through JSON, with the state_dict of T, is T again; its config is the same."""
     again = _rebuilt(case)
@@ -204,7 +211,7 @@ def config(case: Case) -> None:
     _require_equal(found, (*case.image, case.back), "the map rebuilt from config and state_dict")
 
 
-LAWS = (shapes, identity, gradients, round_trip, log_determinant, rows, copies, config)
+LAWS = (shapes, identity, gradients, round_trip, log_determinant, rows, copies, pickling, config)
 
 
 def _away(map: TransportMap, x: Tensor, seed: int) -> TransportMap:

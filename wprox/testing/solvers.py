@@ -24,6 +24,7 @@ from wprox.testing.laws import (
     ask,
     check_names,
     check_sentence,
+    pickled,
     refused,
     require,
     require_close,
@@ -264,6 +265,15 @@ def start_is_left_alone(case: Case) -> None:
     require_close(case.given.weights, weights, ("the weights of the start after a step", "before"), 0.0)
 
 
+def pickling(case: Case) -> None:
+    """A step comes back from another process as it is, and so does the solver that goes there."""
+    pickled(case.solver, case.solver)
+    again = pickled(case.step, case.solver)
+    for name in ("points", "weights"):
+        names = (f"the {name} of a pickled step", "those of the step")
+        require_close(getattr(again.measure, name), getattr(case.step.measure, name), names, 0.0)
+
+
 def previous(case: Case) -> None:
     """`previous` is accepted, and steps are counted."""
     second = case.solver.step(case.functional, case.step.measure, case.problem.step_size, previous=case.step)
@@ -367,6 +377,7 @@ def subclasses(case: Case) -> None:
 LAWS = (descent, known_answer, transport_cost, report, precision_and_graph, mass, map_of_the_step)
 GENERAL_LAWS = (
     start_is_left_alone,
+    pickling,
     previous,
     held_out,
     single_precision,
