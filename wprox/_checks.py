@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 StepSize = float | Sequence[float] | Callable[[int], float]
 PRECISIONS = (torch.float32, torch.float64)
+SMALLEST = 1e-150  # of a length: squares of smaller ones are 0
 MOST_STEPS = 10**6  # of which a sequence of step sizes is read
 NO_ARRAY = (TypeError, ValueError, RuntimeError, OverflowError)  # what torch raises for what it takes for none
 _SHORT = reprlib.Repr()
@@ -33,6 +34,12 @@ def described(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 64:
         return f"an integer of {value.bit_length()} bits"
     return _SHORT.repr(value)
+
+
+def is_several(value: Any) -> TypeGuard[Iterable[Any]]:
+    """Whether a value is several things in order: no text, no dict, no set, and no array of one number."""
+    unordered = str | bytes | Mapping | set | frozenset | type
+    return isinstance(value, Iterable) and not isinstance(value, unordered) and getattr(value, "ndim", None) != 0
 
 
 def kind_of(value: Any) -> str:
@@ -212,7 +219,7 @@ def check_count(value: Any, name: str, least: int = 1) -> int:
 
 def check_widths(hidden: Any, least: int = 1) -> list[int]:
     """The widths of a network's hidden layers, of which there are at least `least`."""
-    if isinstance(hidden, str | bytes | Mapping) or not isinstance(hidden, Iterable) or not getattr(hidden, "ndim", 1):
+    if not is_several(hidden):
         raise TypeError(f"hidden must hold the width of each hidden layer, as in (64, 64), got {described(hidden)}")
     widths = [check_count(width, f"hidden[{k}]") for k, width in enumerate(hidden)]
     check_memory(sum(first * second for first, second in pairwise(widths)), "a network of these hidden layers", 16)
@@ -258,6 +265,16 @@ def check_positive(value: Any, name: str) -> float:
     return number
 
 
+def check_length(value: Any, name: str) -> float:
+    """A positive number whose square is a positive number as well."""
+    number = check_positive(value, name)
+    if not SMALLEST <= number <= 1 / SMALLEST:
+        raise ValueError(
+            f"{name} must lie between {SMALLEST:g} and {1 / SMALLEST:g}, so that its square is a number, got {number:g}"
+        )
+    return number
+
+
 def check_non_negative(value: Any, name: str) -> float:
     """A finite number of at least zero."""
     number = check_number(value, name)
@@ -270,7 +287,7 @@ def as_numbers(values: Any, name: str) -> float | list[float]:
     """A number as a float, or several as a list: from a sequence, an array or a generator."""
     if isinstance(values, str | bytes | Mapping | set | frozenset | type):
         raise TypeError(f"{name} must be a number, or a sequence of numbers, one a step, got {described(values)}")
-    if getattr(values, "ndim", 1) == 0 or not isinstance(values, Iterable):
+    if not is_several(values):
         return check_number(values, name)
     return [check_number(value, f"{name}[{k}]") for k, value in enumerate(values)]
 

@@ -114,8 +114,8 @@ def jko_steps(
 
     Nothing is stored: memory is that of one step.
     """
-    _check_arguments(functional, solver, initial)
-    gamma = step_sizes(step_size, check_count(n_steps, "n_steps"))
+    _check_arguments(functional, solver, initial, n_steps)
+    gamma = step_sizes(step_size, n_steps)
     if held_out is not None:
         require_measure(held_out, "held_out")
     return _steps(functional, solver, initial, gamma, n_steps, held_out)
@@ -175,21 +175,19 @@ def jko(
         >>> len(trajectory.measures), len(trajectory.steps), bool(trajectory.values[2] < trajectory.values[1])
         (3, 2, True)
     """
-    _check_arguments(functional, solver, initial)
-    check_flag(progress, "progress")
+    _check_arguments(functional, solver, initial, n_steps)
     if tol is not None:
         check_positive(tol, "tol")
     if until is not None:
         step_size = _sizes_until(step_size, check_positive(until, "until"))
         n_steps = len(step_size)
-    n_steps = check_count(n_steps, "n_steps")
     initial = solver.prepare(initial)
     with torch.no_grad():
         trajectory = Trajectory(
             [initial], [solver.value(functional, initial)]
         )  # says what is missing, where F does not apply
     steps = jko_steps(functional, solver, initial, step_size, n_steps)
-    bar = tqdm(total=n_steps, desc="jko", disable=not progress)
+    bar = tqdm(total=n_steps, desc="jko", disable=not check_flag(progress, "progress"))
     warned = grown = False
     try:
         for step in steps:
@@ -229,7 +227,7 @@ def jko(
     return trajectory
 
 
-def _check_arguments(functional: object, solver: object, initial: object) -> None:
+def _check_arguments(functional: object, solver: object, initial: object, n_steps: object) -> None:
     """One sentence for what is often given in the place of a functional, a solver or a measure."""
     require_functional(functional)
     if isinstance(solver, type) and issubclass(solver, Solver):
@@ -239,6 +237,7 @@ def _check_arguments(functional: object, solver: object, initial: object) -> Non
             f"solver must be a wprox.Solver such as wprox.NeuralProx(), got {kind_of(solver)}; it takes the steps"
         )
     require_measure(initial, "initial")
+    check_count(n_steps, "n_steps")
 
 
 def _has_grown(trajectory: Trajectory) -> bool:

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from wprox._checks import as_floating, as_real, check_count, check_flag, check_positive, described, kind_of
+from wprox._checks import (
+    as_floating,
+    as_real,
+    check_count,
+    check_flag,
+    check_length,
+    check_positive,
+    described,
+    kind_of,
+)
 from wprox._random import check_seed
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
 from wprox.measures.base import require_measure
@@ -170,7 +179,7 @@ def sinkhorn_divergence(p: Measure, q: Measure, blur: float, tol: float = 1e-6, 
         tensor(12.5000)
     """
     blur, tol, iterations = (
-        check_positive(blur, "blur"),
+        check_length(blur, "blur"),
         check_positive(tol, "tol"),
         check_count(iterations, "iterations"),
     )

@@ -170,7 +170,8 @@ class Functional(ABC):
         return Sum(terms_of(self) + terms_of(other))
 
     def __radd__(self, other: object) -> Functional:
-        return self if isinstance(other, int) and other == 0 else self + other  # lets sum([F, G]) work
+        # lets sum([F, G]) work
+        return self if isinstance(other, int) and other == 0 else self + other  # type: ignore[operator]
 
     def __mul__(self, factor: float) -> Functional:
         if isinstance(factor, Functional):

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wprox._checks import as_real, check_choice, check_count, check_flag, check_function
+from wprox._checks import as_real, check_choice, check_count, check_flag, check_function, check_length, evaluate_one
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SMALLEST = 1e-150  # of a parameter: squares of smaller ones are 0
 BACKENDS = ("auto", "blocks", "keops")
 
 
@@ -136,7 +135,7 @@ class EvenKernel:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self.function(z)
+        return evaluate_one(self.function, z, "the kernel")
 
 
 def as_even(kernel: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -148,10 +147,8 @@ def hold_number(kernel: RadialKernel, name: str, check: Callable[[Any, str], flo
     """Check a parameter of a kernel, and hold it as a float unless it is a tensor, which may be trained."""
     value = getattr(kernel, name)
     number = check(value, name)
-    if number and not SMALLEST <= abs(number) <= 1 / SMALLEST:
-        raise ValueError(
-            f"{name} must lie between {SMALLEST:g} and {1 / SMALLEST:g}, so that its square is a number, got {number:g}"
-        )
+    if number:
+        check_length(abs(number), name)
     if not isinstance(value, Tensor):
         object.__setattr__(kernel, name, number)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wprox._checks import check_non_negative, check_number, check_positive
+from wprox._checks import check_length, check_non_negative, check_number, check_positive
 from wprox.kernels.base import RadialKernel, hold_number, norm_to, over_exponent
 
 LARGEST = 1e3  # of an exponent: distances of 2 and more overflow
@@ -43,6 +43,8 @@ class PowerLaw(RadialKernel):
                 f"neither of them beyond ±{LARGEST:g}; "
                 "else the kernel repels at long range and has no minimiser"
             )
+        for name, exponent in (("attraction", a), ("repulsion", b)):
+            check_length(abs(exponent) or 1.0, name)
         object.__setattr__(self, "attraction", a)
         object.__setattr__(self, "repulsion", b)
 

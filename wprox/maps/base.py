@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, cast
@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from wprox._checks import as_rows, described
+from wprox._checks import as_rows, described, is_several
 
 CHUNK_VALUES = 2**22  # numbers that an intermediate tensor may hold where no graph is kept
 
@@ -131,9 +131,9 @@ class ComposedMap(TransportMap):
 
     def __init__(self, maps: Sequence[TransportMap]) -> None:
         super().__init__()
-        maps = list(maps) if isinstance(maps, Iterable) and getattr(maps, "ndim", 1) else [maps]
-        if wrong := [map for map in maps if not isinstance(map, TransportMap)]:
-            raise TypeError(f"maps must be a list of wprox.TransportMap objects, one holds {described(wrong[0])}")
+        maps = list(maps) if is_several(maps) else maps
+        if not isinstance(maps, list) or not all(isinstance(map, TransportMap) for map in maps):
+            raise TypeError(f"maps must be a list of objects of wprox.TransportMap, got {described(maps)}")
         if not maps:
             raise ValueError("a ComposedMap needs at least one map, and the list of maps is empty")
         dims = sorted({map.dim for map in maps})

@@ -92,10 +92,12 @@ class ODEMap(TransportMap):
         self.kinetic = check_non_negative(kinetic, "kinetic")
         self.jacobian = check_non_negative(jacobian, "jacobian")
         self.error = check_non_negative(error, "error")
+        frequency = check_positive(frequency, "frequency")
+        check_memory(20 * self.steps, f"{steps} steps")
         self._network = {
             "hidden": widths,
             "activation": activation,
-            "frequency": check_positive(frequency, "frequency"),
+            "frequency": frequency,
         }
         check_memory(4 * dim * max(widths), f"a network of widths {widths} in dimension {dim}")
         self.network = Velocity(dim, widths, activation, frequency)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from wprox._checks import described
+from wprox._checks import described, is_several, kind_of
 from wprox.maps.affine import AffineMap
 from wprox.maps.base import ComposedMap, TransportMap
 from wprox.maps.convex import ConvexMap
@@ -56,9 +56,9 @@ def map_factory(map: str | MapFactory, options: dict[str, Any] | None = None) ->
             f"map must be a name or a factory dim -> TransportMap, got a map, {type(map).__name__}; give its class, or "
             "lambda dim: map for steps that start from it"
         )
-    if not callable(map):
+    if not callable(map) or (isinstance(map, type) and not issubclass(map, TransportMap)):
         raise TypeError(
-            f"map must be a name or a factory dim -> TransportMap, got {type(map).__name__}; names are {sorted(MAPS)}"
+            f"map must be a name or a factory dim -> TransportMap, got {kind_of(map)}; names are {sorted(MAPS)}"
         )
     if options:
         raise ValueError(
@@ -84,8 +84,7 @@ def check_map_classes(map_classes: Any) -> Sequence[type[TransportMap]]:
     Raises:
         TypeError: for anything but a list of subclasses of `TransportMap`.
     """
-    is_many = isinstance(map_classes, Iterable) and getattr(map_classes, "ndim", 1)
-    classes = list(map_classes) if is_many else [map_classes]
+    classes = list(map_classes) if is_several(map_classes) else [map_classes]
     wrong = [cls for cls in classes if not (isinstance(cls, type) and issubclass(cls, TransportMap))]
     if wrong or isinstance(map_classes, type | str):
         raise TypeError(f"map_classes must be a list of subclasses of wprox.TransportMap, got {described(map_classes)}")

@@ -279,6 +279,14 @@ def images_of(map: Callable, points: Tensor) -> tuple[Tensor, Tensor | None]:
     return images, log_det
 
 
+def moved_by(map: Callable, points: Tensor) -> Tensor:
+    """T(x) at points (n, d), in the same space, (n, d)."""
+    images, _ = images_of(map, points)
+    if images.shape != points.shape:
+        raise ValueError(f"a map must return points of shape {tuple(points.shape)}, got {tuple(images.shape)}")
+    return images
+
+
 def share_of(weights: Tensor) -> Tensor:
     """Weights of some of the points, (m,), scaled to sum to 1."""
     total = weights.sum()

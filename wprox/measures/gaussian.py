@@ -120,6 +120,8 @@ class Gaussian(Measure):
                 f"a Gaussian stays Gaussian only under an AffineMap, got {type(map).__name__}; "
                 "push draws instead: Gaussian.to_particles(n, seed).push(map)"
             )
+        if map.dim != self.dim:
+            raise ValueError(f"the map lives in dimension {map.dim}, and the Gaussian in dimension {self.dim}")
         matrix = map.matrix.to(self.loc)
         shift = map.shift.to(self.loc)
         return Gaussian(matrix @ self.loc + shift, matrix @ self.covariance_matrix @ matrix.mT, self.order)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,10 @@ from wprox._checks import (
     described,
     evaluate,
     evaluate_one,
+    is_several,
 )
 from wprox._random import Seed, make_generator
-from wprox.measures.base import Measure, images_of
+from wprox.measures.base import Measure, moved_by
 from wprox.measures.particles import Particles
 
 if TYPE_CHECKING:
@@ -147,21 +148,7 @@ class Grid(Measure):
         """
         grid = object.__new__(cls)
         grid._set_geometry(_check_shape(shape), bounds, mask, check_precision(dtype, "dtype"), "cpu")
-        if hasattr(density, "log_prob"):
-            shape = getattr(density, "event_shape", (grid.dim,))
-            if tuple(shape) != (grid.dim,):
-                raise ValueError(
-                    f"density must be a law of vectors of dimension {grid.dim}, as the bounds are, got one over events "
-                    f"of shape {tuple(shape)}"
-                )
-            values = evaluate(density.log_prob, grid.points, "density.log_prob").exp()
-        elif callable(density):
-            values = evaluate(density, grid.points, "density")
-        else:
-            raise TypeError(
-                f"density must be a function of points (n, d) or have log_prob, got {type(density).__name__}; masses "
-                "of cells go to Grid(mass, bounds), particles to Grid.from_particles"
-            )
+        values = _density_at(density, grid.points)
         if values.shape != grid.points.shape[:1]:
             raise ValueError(f"density must return one number a point, ({len(grid)},), got {tuple(values.shape)}")
         check_finite(values, "density at the cell centres")
@@ -304,9 +291,7 @@ class Grid(Measure):
         Raises:
             ValueError: where T takes mass out of the box or into a wall.
         """
-        moved, _ = images_of(map, self.points)
-        if moved.shape != self.points.shape:
-            raise ValueError(f"a map must return points of shape {tuple(self.points.shape)}, got {tuple(moved.shape)}")
+        moved = moved_by(map, self.points)
         full = self.weights > 0  # empty cells may go anywhere
         return self.with_weights(self._deposit(moved[full], self.weights[full]))
 
@@ -399,10 +384,26 @@ def convolve(mass: Tensor, spectrum: Tensor) -> Tensor:
     return result[tuple(slice(n) for n in mass.shape)]
 
 
+def _density_at(density: Any, points: Tensor) -> Tensor:
+    """The values of a function of points, or of a law with `log_prob`, at points (n, d)."""
+    if hasattr(density, "log_prob"):
+        events = tuple(getattr(density, "event_shape", points.shape[1:]))
+        if events != tuple(points.shape[1:]):
+            raise ValueError(
+                f"density must be a law of vectors of dimension {points.shape[1]}, as the bounds are, got one of events "
+                f"of shape {events}"
+            )
+        return evaluate(density.log_prob, points, "density.log_prob").exp()
+    if callable(density):
+        return evaluate(density, points, "density")
+    raise TypeError(
+        f"density must be a function of points (n, d) or have log_prob, got {type(density).__name__}; masses "
+        "of cells go to Grid(mass, bounds), particles to Grid.from_particles"
+    )
+
+
 def _check_shape(shape: Any) -> tuple[int, ...]:
-    if isinstance(shape, str | bytes | Mapping | set):
-        raise TypeError(f"shape must hold the number of cells along each axis, as in (64, 64), got {described(shape)}")
-    sizes = tuple(shape) if isinstance(shape, Iterable) and getattr(shape, "ndim", 1) else (shape,)
+    sizes = tuple(shape) if is_several(shape) else (shape,)
     sizes = tuple(check_count(n, f"shape[{k}]") for k, n in enumerate(sizes))
     check_memory(8 * math.prod(sizes), f"a grid of shape {sizes}")
     return sizes

@@ -23,7 +23,7 @@ from wprox._checks import (
     evaluate_one,
 )
 from wprox._random import Seed, make_generator, seeded
-from wprox.measures.base import DensityUnknownError, Measure, images_of, share_of, value_and_slope
+from wprox.measures.base import DensityUnknownError, Measure, images_of, moved_by, share_of, value_and_slope
 from wprox.pairs.log_density import LogKernelSum, kernel_score
 from wprox.pairs.sums import batch_sum, potential
 
@@ -255,9 +255,7 @@ class KernelParticles(Particles):
 
     def push(self, map: Callable) -> KernelParticles:
         """The particles T(x_i), whose density is that of kernels there: log|det ∇T| plays no part."""
-        points, _ = images_of(map, self.points)
-        if points.shape != self.points.shape:
-            raise ValueError(f"a map must return points of shape {tuple(self.points.shape)}, got {tuple(points.shape)}")
+        points = moved_by(map, self.points)
         return self._replace(points)
 
     def subset(self, index: Tensor | slice) -> KernelParticles:

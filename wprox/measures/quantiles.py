@@ -23,7 +23,7 @@ from wprox._checks import (
 )
 from wprox._random import Seed, make_generator
 from wprox.maps.monotone import interpolate
-from wprox.measures.base import Measure, images_of
+from wprox.measures.base import Measure, moved_by
 from wprox.measures.particles import Particles
 from wprox.pairs.sums import pair_sum, potential
 
@@ -221,9 +221,7 @@ class Quantiles(Measure):
         Raises:
             ValueError: where the map does not increase along the nodes.
         """
-        points, _ = images_of(map, self.points)
-        if points.shape != self.points.shape:
-            raise ValueError(f"a map must return points of shape {tuple(self.points.shape)}, got {tuple(points.shape)}")
+        points = moved_by(map, self.points)
         nodes = points[:, 0]
         advice = "Quantiles can be pushed by increasing maps only; for others push draws, as in rho.to_particles(n)"
         check_finite(nodes, "the pushed nodes")

@@ -52,7 +52,7 @@ class Langevin(ParticleSolver):
         True
     """
 
-    conversion = "draw some: Particles(measure.sample(1000))"
+    conversion = "draw some from it, as in Particles(measure.sample(1000))"
     is_proximal = False
 
     def __init__(self, adjusted: bool = False, seed: int = 0) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import check_choice, check_count, check_non_negative, check_positive
+from wprox._checks import check_choice, check_count, check_length, check_non_negative
 from wprox.functionals.base import checked_value, refuse_cut_off, terms_of
 from wprox.measures import DensityUnknownError, Measure
 from wprox.pairs.radial import CoincidingError
@@ -101,7 +101,7 @@ class ParticleProx(ParticleSolver):
                 else f'blur goes with coupling="sinkhorn", not with {coupling!r}: leave it out'
             )
         self.coupling = coupling
-        self.blur = None if blur is None else check_positive(blur, "blur")
+        self.blur = None if blur is None else check_length(blur, "blur")
         self.iterations = check_count(iterations, "iterations")
         self.tolerance = check_non_negative(tolerance, "tolerance")
         self.absolute_tolerance = check_non_negative(absolute_tolerance, "absolute_tolerance")

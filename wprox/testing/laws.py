@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from wprox._checks import described
 from wprox.measures import DensityUnknownError, Measure
+from wprox.measures.base import require_measure
 
 Result = TypeVar("Result")
 Law = Callable[..., None]
@@ -121,9 +123,14 @@ def ask(laws: Sequence[Law], subject: str, at: str, *arguments: Any, exempt: Col
 def check_names(exempt: Collection[str], *tables: Sequence[Law]) -> None:
     """Raise `ValueError` for exemptions from laws that there are not."""
     known = [name_of(law) for laws in tables for law in laws]
-    unknown = [name for name in exempt if name not in known]
-    if isinstance(exempt, str) or unknown:
-        raise ValueError(f"exempt must hold names of laws out of {known}, got {exempt!r}")
+    if not isinstance(exempt, list | tuple | set | frozenset) or any(name not in known for name in exempt):
+        raise ValueError(f"exempt must hold names of laws out of {known}, got {described(exempt)}")
+
+
+def check_measures(measures: Any) -> list[Measure]:
+    """The measures to ask at, from a sequence of them."""
+    found = list(measures) if isinstance(measures, list | tuple) else [measures]
+    return [require_measure(rho, f"measures[{k}]") for k, rho in enumerate(found)]
 
 
 def require(holds: bool, sentence: str) -> None:

@@ -11,7 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from wprox._random import seeded
+from wprox._checks import described
+from wprox._random import check_seed, seeded
 from wprox.maps import TransportMap
 from wprox.maps.base import describe
 from wprox.maps.registry import rebuild
@@ -98,8 +99,12 @@ def check_map(
         Traceback (most recent call last):
         AssertionError: law 'log determinant' of Forgetful: log|det ∇T| is 0 and that of the autodiff Jacobian ...
     """
-    require(isinstance(map, TransportMap), f"check_map needs an instance of a wprox.TransportMap, got {map!r}")
+    require(
+        isinstance(map, TransportMap),
+        f"check_map needs an instance of a wprox.TransportMap, got {described(map)}; build one",
+    )
     check_names(exempt, LAWS)
+    check_seed(seed)
     asked: list[str] = []
     for dtype in dtypes:
         x = normal(torch.empty(0, dtype=torch.float64), ROWS, map.dim, seed=seed) * SPREAD
@@ -118,7 +123,10 @@ def shapes(case: Case) -> None:
     """T(x) is (n, d), log|det ∇T| and nothing else (n,), in the precision of x; for no rows and one row too."""
     none = case.x[:0]
     with torch.no_grad():
-        empty = (*case.map(none), case.map.inverse(none))
+        output = case.map(none)
+        what = f"forward must return (T(x), log|det ∇T|), it returned {described(output)}"
+        require(isinstance(output, tuple) and len(output) == 2, what)
+        empty = (*output, case.map.inverse(none))
     found = ((case.x, (*case.image, case.back)), (case.x[ROW], case.alone), (none, empty))
     for x, (y, log_det, back) in found:
         for name, found, shape in (("T(x)", y, x.shape), ("log_det", log_det, x.shape[:1]), ("T⁻¹(y)", back, x.shape)):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._checks import described, is_several
 from wprox.functionals import KL, Entropy, Functional, InteractionEnergy, PorousMedium, PotentialEnergy
 from wprox.jko import jko
 from wprox.maps import AffineMap
@@ -22,6 +23,7 @@ from wprox.testing.laws import (
     Unasked,
     answer,
     ask,
+    check_measures,
     check_names,
     check_sentence,
     pickled,
@@ -105,16 +107,18 @@ def check_solver(
         >>> "descent" in laws, "known answer" in laws
         (True, True)
     """
-    require(isinstance(solver, Solver), f"check_solver needs an instance of a wprox.Solver, got {solver!r}")
+    require(
+        isinstance(solver, Solver),
+        f"check_solver needs an instance of a wprox.Solver, got {described(solver)}; build one",
+    )
     check_names(exempt, LAWS, GENERAL_LAWS)
-    chosen = list(PROBLEMS) if problems is None else list(problems)
-    unknown = [name for name in chosen if name not in PROBLEMS]
-    if unknown:
-        raise ValueError(f"there are no problems {unknown}; there are {list(PROBLEMS)}")
+    chosen: list[Any] = list(PROBLEMS if problems is None else problems if is_several(problems) else [problems])
+    if unknown := [name for name in chosen if not isinstance(name, str) or name not in PROBLEMS]:
+        raise ValueError(f"there are no problems {described(unknown)}; there are {list(PROBLEMS)}")
     name = type(solver).__name__
     asked: list[str] = []
     refusals: list[str] = []
-    for rho in starts() if measures is None else measures:
+    for rho in starts() if measures is None else check_measures(measures):
         solved: Case | None = None
         for problem in chosen:
             case = Case(solver, PROBLEMS[problem], rho, rtol)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from wprox._checks import as_numbers, check_finite_number, check_non_negative, described
+from wprox._checks import as_numbers, check_finite_number, check_non_negative, described, is_several
 from wprox._random import check_seed
 from wprox.functionals import KL, Functional
 from wprox.functionals.base import require_functional
@@ -236,8 +236,8 @@ def _steps(trajectory: Trajectory | Sequence[Step] | None) -> list[Step]:
     if trajectory is None:
         return []
     given = trajectory.steps if isinstance(trajectory, Trajectory) else trajectory
-    steps = list(given) if isinstance(given, Iterable) and getattr(given, "ndim", 1) else [None]
-    if not all(isinstance(step, Step) for step in steps):
+    steps = list(given) if is_several(given) else None
+    if steps is None or not all(isinstance(step, Step) for step in steps):
         raise TypeError(f"trajectory must be a wprox.Trajectory, or a list of its steps, got {described(trajectory)}")
     return steps
 
@@ -277,15 +277,13 @@ def _residuals(
                 "an estimate from particles"
             )
         return [float(step.residual) for step in steps if step.residual is not None], "as the solver computed them"
-    if isinstance(given, StepError) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
-        given = [given] * len(sizes)
-    given = list(given)
-    estimated = any(isinstance(value, StepError) for value in given)
+    several: list[Any] = list(given) if is_several(given) and not isinstance(given, StepError) else [given] * len(sizes)
+    estimated = any(isinstance(value, StepError) for value in several)
     errors = [
         value.estimate + 2 * value.standard_error
         if isinstance(value, StepError)
         else check_non_negative(value, f"residuals[{k}]")
-        for k, value in enumerate(given)
+        for k, value in enumerate(several)
     ]
     if len(errors) != len(sizes):
         raise ValueError(f"residuals has {len(errors)} entries for {len(sizes)} steps; give one a step")
