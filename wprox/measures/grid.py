@@ -390,7 +390,7 @@ def _density_at(density: Any, points: Tensor) -> Tensor:
         events = tuple(getattr(density, "event_shape", points.shape[1:]))
         if events != tuple(points.shape[1:]):
             raise ValueError(
-                f"density must be a law of vectors of dimension {points.shape[1]}, as the bounds are, got one of events "
+                f"density must be a law of vectors of dimension {points.shape[1]}, as the bounds, got one of events "
                 f"of shape {events}"
             )
         return evaluate(density.log_prob, points, "density.log_prob").exp()
