@@ -149,12 +149,25 @@ class HoldsALambda(SquaredSpread):
         self.power = lambda x: x
 
 
+class CountedTwice(torch.autograd.Function):
+    """The identity, but for its derivative where that is to be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 2 * slope if torch.is_grad_enabled() else slope
+
+
 P = torch.ones(1, dtype=F64, requires_grad=True)
 FUNCTIONALS = {
     "value": (
         broken(**call(lambda rho: spread(rho).double())),
         {"measures": [rho.to(torch.float32) for rho in starts()]},
     ),
+    "modes": (broken(**call(lambda rho: spread(rho) * (1 + torch.is_grad_enabled()))), {}),
     "representation": (broken(__repr__=lambda self: "two\nlines"), {}),
     "pickling": (HoldsALambda(), {}),
     "steps": (broken(at_step=lambda self, k: None), {}),
@@ -171,6 +184,7 @@ FUNCTIONALS = {
         ),
         {"exempt": ["sums and multiples"]},
     ),
+    "gradient with a graph": (broken(**call(lambda rho: CountedTwice.apply(spread(rho)))), {}),
     "first variation in points": (broken(first_variation=lambda self, rho: half_square), {}),
     "gradient in weights": (broken(**call(lambda rho: rho.weights.detach() @ half_square(rho.points))), {}),
     "first variation in weights": (

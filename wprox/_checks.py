@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wprox._autograd import NO_BATCHES, is_batched
+
 StepSize = float | Sequence[float] | Callable[[int], float]
 PRECISIONS = (torch.float32, torch.float64)
 SMALLEST = 1e-150  # of a length: squares of smaller ones are 0
@@ -70,6 +72,8 @@ def as_real(values: Any, name: str) -> Tensor:
             f"{name} must be an array of numbers, got {described(values)}; give a tensor, a NumPy array or a list of "
             "rows of one length"
         ) from None
+    if is_batched(tensor):
+        raise TypeError(NO_BATCHES)
     if tensor.is_complex():
         raise TypeError(f"{name} must be real, got {tensor.dtype}; give its real part, as in z.real")
     if not tensor.is_floating_point():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from wprox._autograd import uncut
 from wprox._checks import as_values
 from wprox.functionals.base import Functional, check_scalar
 from wprox.functionals.energies import PotentialEnergy, as_modulus
@@ -51,7 +52,11 @@ class KL(Functional):
 
     def __call__(self, rho: Measure) -> Tensor:
         self._check_dim(rho.dim)
-        return check_scalar(rho.mean_log_density() - rho.integrate(self.log_target), self)
+        return check_scalar(rho.mean_log_density() - rho.integrate(self._watched_target), self)
+
+    def _watched_target(self, x: Tensor) -> Tensor:
+        """log π, which refuses to go without a gradient where one is wanted: that of the entropy alone is another."""
+        return uncut(self.log_target, f"the log-density of {self!r}")(x)
 
     def _check_dim(self, dim: int) -> None:
         if self.dim is not None and dim != self.dim:
@@ -87,7 +92,7 @@ class _MinusLog:
 
     def __call__(self, x: Tensor) -> Tensor:
         self.divergence._check_dim(x.shape[1])
-        return -as_values(self.divergence.log_target(x), x, f"the log-density of {self.divergence!r}")
+        return -as_values(self.divergence._watched_target(x), x, f"the log-density of {self.divergence!r}")
 
 
 def _gaussian_modulus(target: object) -> float | None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._autograd import uncut
 from wprox._checks import check_count, check_finite_number, check_function, check_number, evaluate, evaluate_one
 from wprox._random import check_seed
 from wprox.functionals.base import Functional, check_scalar, gradient_in_points
@@ -43,7 +44,7 @@ class PotentialEnergy(Functional):
         self.modulus = as_modulus(modulus)
 
     def __call__(self, rho: Measure) -> Tensor:
-        return check_scalar(rho.integrate(self.potential), self)
+        return check_scalar(rho.integrate(uncut(self.potential, repr(self))), self)
 
     def structure(self) -> Structure:
         return Structure(potentials=(Potential(1.0, self.potential, self.law, self),))
@@ -52,7 +53,10 @@ class PotentialEnergy(Functional):
         return False
 
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
-        return partial(evaluate, self.potential, name="potential")
+        return self._watched
+
+    def _watched(self, x: Tensor) -> Tensor:
+        return evaluate(uncut(self.potential, repr(self)), x, "potential")
 
     def __repr__(self) -> str:
         return f"PotentialEnergy({_name(self.potential)})"
@@ -191,7 +195,7 @@ class InternalEnergy(Functional):
         def per_mass(density: Tensor) -> Tensor:
             # U(0) = 0, so that empty cells of a Grid count nothing; the inner `where` keeps 0/0 out of the gradient
             positive = torch.where(density > 0, density, torch.ones_like(density))
-            energy = evaluate_one(self.energy, positive, "energy")
+            energy = evaluate_one(uncut(self.energy, repr(self)), positive, "energy")
             return torch.where(density > 0, energy / positive, torch.zeros_like(density))
 
         return rho.integrate_density(per_mass)
@@ -207,8 +211,10 @@ class InternalEnergy(Functional):
             return gradient_in_points(self, rho)
         with torch.enable_grad():
             density = rho.log_density().detach().exp().requires_grad_()
-            energy = evaluate_one(self.energy, density, "energy").sum()
-            (slope,) = torch.autograd.grad(energy, density, create_graph=True)
+            energy = evaluate_one(uncut(self.energy, repr(self)), density, "energy")
+            if not energy.requires_grad:  # U is constant
+                return torch.zeros_like(rho.points)
+            (slope,) = torch.autograd.grad(energy.sum(), density, create_graph=True)
             if not slope.requires_grad:  # U is linear: a constant first variation
                 return torch.zeros_like(rho.points)
             (curvature,) = torch.autograd.grad(slope.sum(), density)

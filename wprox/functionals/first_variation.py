@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from wprox._checks import as_rows
+from wprox._modes import in_any_mode
 from wprox._random import Seed
 from wprox.kernels import EvenKernel, RadialKernel
 from wprox.measures import Measure
@@ -42,6 +43,7 @@ class FirstVariation:
     field: Field
     dim: int
 
+    @in_any_mode
     def __call__(self, x: Any) -> Tensor:
         return self.field(as_rows(x, "x", self.dim))
 
@@ -66,7 +68,7 @@ def from_verbs(functional: Callable[[Measure], Tensor], rho: Measure) -> Field:
                 f"the first variation of {functional!r} is known at the points of ρ only, since it reads rho.points or "
                 f"rho.weights; {ADVICE}"
             )
-        if not _has_parameters(value, {id(leaf) for leaf in (*leaves, *read)}):
+        if not has_other_leaves(value, {id(leaf) for leaf in (*leaves, *read)}):
             slopes = tuple(None if slope is None else slope.detach() for slope in slopes)
     return partial(_varied, functional, rho, slopes[: len(leaves)])
 
@@ -224,8 +226,8 @@ class _Reflected:
         return self.k(-z)
 
 
-def _has_parameters(value: Tensor, own: set[int]) -> bool:
-    """Whether the graph of a value has leaves other than the recorder's: tensors of F that want a gradient."""
+def has_other_leaves(value: Tensor, own: set[int]) -> bool:
+    """Whether the graph of a value has leaves other than these, by their ids: tensors of F that want a gradient."""
     seen, waiting = set(), [value.grad_fn]
     while waiting:
         node = waiting.pop()
