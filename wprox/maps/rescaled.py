@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class RescaledMap(TransportMap):
     @property
     def map(self) -> TransportMap:
         """N."""
-        return cast(TransportMap, self.layer)
+        return self.layer
 
     @property
     def config(self) -> dict[str, Any]:
