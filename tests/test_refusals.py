@@ -452,7 +452,6 @@ HALF = {
     "ess of logarithms": lambda x: wprox.metrics.ess(x[:, 0], log=True),
     "a map": lambda x: wprox.AffineMap(2)(x),
     "a first variation": lambda x: W.first_variation(PARTICLES)(x),
-    "JKOFlow": lambda x: wprox.JKOFlow(n_blocks=1, iterations=1, fine_tune=False).fit(x),
     "stein_residual": lambda x: wprox.stein.stein_residual(x, x, lambda y: y, 1.0),
     "median_bandwidth": lambda x: wprox.kernels.median_bandwidth(x),
 }
@@ -464,6 +463,12 @@ def test_half_precision_is_refused_when_data_come_in(name, dtype):
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
     with pytest.raises(TypeError, match=r"must be in torch\.float32 or torch\.float64, got torch\.b?float16"):
         HALF[name](x)
+
+
+def test_a_table_in_half_precision_is_taken_in_single():
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).half()
+    flow = wprox.JKOFlow(n_blocks=1, iterations=1, fine_tune=False).fit(x)
+    assert torch.equal(flow.log_prob(x), flow.log_prob(x.float()))
 
 
 def test_a_law_in_half_precision_is_taken_in_double():
