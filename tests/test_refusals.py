@@ -321,6 +321,106 @@ CALLS = {  # (call, error, sentence)
         TypeError,
         "a measure or points",
     ),
+    # functions and maps that return something else
+    "a potential that returns nothing": (
+        lambda: PARTICLES.integrate(lambda x: None),
+        TypeError,
+        "must return a tensor with one value a row of its points, .*it returned None",
+    ),
+    "a potential that returns complex numbers": (
+        lambda: wprox.PotentialEnergy(lambda x: x.sum(1) * 1j)(PARTICLES),
+        TypeError,
+        "must return real numbers",
+    ),
+    "a potential of several values": (
+        lambda: wprox.PotentialEnergy(lambda x: x)(PARTICLES),
+        ValueError,
+        "must be a scalar, it has shape",
+    ),
+    "a kernel of several values": (
+        lambda: wprox.InteractionEnergy(lambda z: z)(PARTICLES),
+        ValueError,
+        "the kernel must map",
+    ),
+    "an energy that returns nothing": (
+        lambda: wprox.InternalEnergy(lambda s: None)(KERNELS),
+        TypeError,
+        "energy must return a tensor",
+    ),
+    "a map to numbers": (lambda: PARTICLES.push(lambda x: x.sum(1)), ValueError, "map must return points of shape"),
+    "a map to three things": (lambda: PARTICLES.push(lambda x: (x, x, x)), ValueError, "it returned 3 things"),
+    "a class for a map": (lambda: PARTICLES.push(wprox.AffineMap), TypeError, "map must be a function"),
+    "a quantile function that is a number": (
+        lambda: wprox.Quantiles.from_icdf(3, 5),
+        TypeError,
+        "icdf must be a function of levels, got int",
+    ),
+    # kinds of things
+    "points for a measure": (lambda: V(PARTICLES.points), TypeError, r"rho must be a wprox measure, got Tensor"),
+    "text for points of a field": (
+        lambda: W.first_variation(PARTICLES)("x"),
+        TypeError,
+        "x must be an array of number",
+    ),
+    "a dimension of a field": (
+        lambda: W.first_variation(PARTICLES)(torch.zeros(3, 5)),
+        ValueError,
+        r"x must be points of shape \(n, 2\)",
+    ),
+    "a distance to points": (
+        lambda: wprox.metrics.w2(PARTICLES, PARTICLES.points),
+        TypeError,
+        "q must be a wprox measure, got Tensor",
+    ),
+    "text for a number": (lambda: wprox.SinkhornProx(blur="0.5"), TypeError, "blur must be a number, got '0.5'"),
+    "text for a flag": (lambda: wprox.Langevin(adjusted="no"), TypeError, "adjusted must be True or False, got 'no'"),
+    "a fraction for a count": (
+        lambda: wprox.Particles([[0.0]]).sample(torch.tensor(2.5)),
+        TypeError,
+        "n must be an int",
+    ),
+    "a name for the initial Gaussian": (
+        lambda: wprox.JKOSampler(lambda x: -half_square(x), initial="N"),
+        TypeError,
+        "initial must be a wprox.Gaussian",
+    ),
+    "points of another dimension for a map": (
+        lambda: wprox.AffineMap(2)(torch.zeros(3, 5)),
+        ValueError,
+        r"x must be points of shape \(n, 2\)",
+    ),
+    "points of another precision for a map": (
+        lambda: wprox.AffineMap(2)(torch.zeros(3, 2, dtype=F64)),
+        TypeError,
+        "x is torch.float64 and the map torch.float32",
+    ),
+    "a KL in another dimension, explicitly": (
+        lambda: wprox.ExplicitEuler().step(KL_LINE, GAUSSIAN, 0.1),
+        ValueError,
+        "dimension 1, the measure in dimension 2",
+    ),
+    # numbers beyond floating point, and beyond memory
+    "a step size beyond a float": (
+        lambda: wprox.ParticleProx().step(V, PARTICLES, 10**400),
+        ValueError,
+        "step_size must be a number that a float holds.*an integer of 1329 bits",
+    ),
+    "a seed beyond 64 bits": (
+        lambda: PARTICLES.sample(1, seed=2**70),
+        ValueError,
+        "seed must be an integer of 64 bits",
+    ),
+    "draws beyond memory": (lambda: PARTICLES.sample(10**12), ValueError, "GiB of memory, and this machine has"),
+    "cells beyond memory": (
+        lambda: wprox.Grid.from_density(half_square, (10**6, 10**6), [(0.0, 1.0)] * 2),
+        ValueError,
+        "a grid of shape .* GiB of memory",
+    ),
+    "steps without end": (
+        lambda: wprox.jko(V, wprox.ExplicitEuler(), PARTICLES, 1e-9, until=1e9),
+        ValueError,
+        "takes more than 1000000 steps",
+    ),
     "backward that is a class": (
         lambda: wprox.ForwardBackward(wprox.GaussianProx),
         TypeError,
@@ -334,3 +434,65 @@ def test_calls_that_are_refused(name):
     call, error, sentence = CALLS[name]
     with pytest.raises(error, match=sentence):
         call()
+
+
+HALF = {
+    "Particles": lambda x: wprox.Particles(x),
+    "their weights": lambda x: wprox.Particles([[0.0], [1.0]], weights=x[:2, 0].abs() * 0 + 0.5),
+    "Gaussian": lambda x: wprox.Gaussian(x[0], torch.eye(2, dtype=x.dtype)),
+    "Gaussian.from_samples": lambda x: wprox.Gaussian.from_samples(x),
+    "Gaussian.log_prob": lambda x: standard_normal(2).log_prob(x),
+    "Quantiles": lambda x: wprox.Quantiles(x[:, 0].sort().values),
+    "Grid": lambda x: wprox.Grid(x.abs(), [(0.0, 1.0)] * 2),
+    "to": lambda x: PARTICLES.to(x.dtype),
+    "MMD": lambda x: wprox.MMD(x),
+    "SquaredWasserstein": lambda x: wprox.SquaredWasserstein(x),
+    "a potential": lambda x: PARTICLES.integrate(lambda y: half_square(y).to(x.dtype)),
+    "ess": lambda x: wprox.metrics.ess(x[:, 0].abs()),
+    "ess of logarithms": lambda x: wprox.metrics.ess(x[:, 0], log=True),
+    "a map": lambda x: wprox.AffineMap(2)(x),
+    "a first variation": lambda x: W.first_variation(PARTICLES)(x),
+    "stein_residual": lambda x: wprox.stein.stein_residual(x, x, lambda y: y, 1.0),
+    "median_bandwidth": lambda x: wprox.kernels.median_bandwidth(x),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", HALF)
+def test_half_precision_is_refused_when_data_come_in(name, dtype):
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with pytest.raises(TypeError, match=r"must be in torch\.float32 or torch\.float64, got torch\.b?float16"):
+        HALF[name](x)
+
+
+def test_a_table_in_half_precision_is_taken_in_single():
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).half()
+    flow = wprox.JKOFlow(n_blocks=1, iterations=1, fine_tune=False).fit(x)
+    assert torch.equal(flow.log_prob(x), flow.log_prob(x.float()))
+
+
+def test_a_law_in_half_precision_is_taken_in_double():
+    law = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2).half(), torch.ones(2).half()), 1)
+    assert wprox.KL(law)(GAUSSIAN).dtype == GAUSSIAN.dtype
+
+
+def test_an_atom_among_weights_that_are_zero():
+    with pytest.raises(ValueError, match="the law has an atom: one draw of x has all the weight"):
+        wprox.Quantiles.from_samples([1.0, 2.0, 3.0], 5, weights=[0.0, 1.0, 0.0])
+
+
+def test_steps_are_refused_before_the_first_is_asked_for():
+    with pytest.raises(TypeError, match="n_steps must be an integer"):
+        wprox.jko_steps(V, wprox.ExplicitEuler(), PARTICLES, 0.1, n_steps="ten")
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    import numpy as np
+
+    three, half = np.int64(3), np.float64(0.5)
+    assert wprox.SplineMap(three, transforms=np.int32(1)).config["dim"] == 3
+    assert wprox.Particles(np.zeros((2, 2))).sample(torch.tensor(3), seed=three).shape == (3, 2)
+    steps = wprox.jko(
+        half * V, wprox.ParticleProx(), PARTICLES, step_size=torch.tensor([0.5, 0.5]), n_steps=np.int64(2)
+    )
+    assert len(steps) == 2

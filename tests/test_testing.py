@@ -144,6 +144,11 @@ def parametric(p, cut):
     return broken(**call(lambda rho: spread(rho) * (p.detach() if cut else p).sum().to(rho.points)))
 
 
+class HoldsALambda(SquaredSpread):
+    def __init__(self):
+        self.power = lambda x: x
+
+
 class CountedTwice(torch.autograd.Function):
     """The identity, but for its derivative where that is to be differentiated again."""
 
@@ -164,6 +169,7 @@ FUNCTIONALS = {
     ),
     "modes": (broken(**call(lambda rho: spread(rho) * (1 + torch.is_grad_enabled()))), {}),
     "representation": (broken(__repr__=lambda self: "two\nlines"), {}),
+    "pickling": (HoldsALambda(), {}),
     "steps": (broken(at_step=lambda self, k: None), {}),
     "precision": (broken(**call(lambda rho: spread(rho) * (1 + (rho.dtype == torch.float32)))), {}),
     "order": (broken(**call(first_heavy)), {}),
@@ -340,6 +346,12 @@ class Forgetful(TailMap):
         return super().inverse(y - self.shift)
 
 
+class MapOfALambda(TailMap):
+    def __init__(self, dim=2):
+        super().__init__(dim)
+        self.activation = lambda x: x
+
+
 MAPS = {
     "shapes": lambda: tail_map(
         forward=lambda self, x: (TailMap.forward(self, x)[0], TailMap.forward(self, x)[1][:, None])
@@ -354,6 +366,7 @@ MAPS = {
         forward=lambda self, x: TailMap.forward(self, x - x.mean(0).detach()), inverse=lambda self, y: y
     ),
     "copies": lambda: tail_map(__deepcopy__=lambda self, memo: self),
+    "pickling": MapOfALambda,
     "config": Forgetful,
 }
 
@@ -449,6 +462,14 @@ def coarse(self, F, rho, gamma, options):
     return step
 
 
+class Broken(Almost):
+    """Hands on a function that it makes on the way."""
+
+    def after(self, solved, problem):
+        solved.__dict__["state"] = lambda x: x
+        return solved
+
+
 SOLVERS = {
     "descent": changed(transport_cost=lambda s, p: 3 * s.transport_cost),
     "known answer": solver(rounds=3),
@@ -458,6 +479,7 @@ SOLVERS = {
     "mass": changed(measure=reweighted),
     "map of the step": changed(map=lambda s, p: wprox.AffineMap(2).double()),
     "start is left alone": stepping(spoil),
+    "pickling": Broken(),
     "previous": stepping(without_previous),
     "held out": changed(held_out=lambda s, p: wprox.Particles(torch.zeros(1, 2)) if p.held_out is not None else None),
     "single precision": stepping(in_float64),

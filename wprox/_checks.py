@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+import operator
+import os
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -13,6 +19,34 @@ from torch import Tensor
 from wprox._autograd import NO_BATCHES, is_batched
 
 StepSize = float | Sequence[float] | Callable[[int], float]
+PRECISIONS = (torch.float32, torch.float64)
+SMALLEST = 1e-150  # of a length: squares of smaller ones are 0
+MOST_STEPS = 10**6  # of which a sequence of step sizes is read
+NO_ARRAY = (TypeError, ValueError, RuntimeError, OverflowError)  # what torch raises for what it takes for none
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def described(value: Any) -> str:
+    """What was given, in few words for a message: what is short as it is, arrays by their shape."""
+    if isinstance(value, type):
+        return kind_of(value)
+    if isinstance(value, np.ndarray | Tensor) and value.ndim:
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    return _SHORT.repr(value)
+
+
+def is_several(value: Any) -> TypeGuard[Iterable[Any]]:
+    """Whether a value is several things in order: no text, no dict, no set, and no array of one number."""
+    unordered = str | bytes | Mapping | set | frozenset | type
+    return isinstance(value, Iterable) and not isinstance(value, unordered) and getattr(value, "ndim", None) != 0
+
+
+def kind_of(value: Any) -> str:
+    """What kind of thing was given, for messages about things that are not numbers."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def as_floating(values: Any, name: str) -> Tensor:
@@ -20,28 +54,52 @@ def as_floating(values: Any, name: str) -> Tensor:
 
     Integers become the default dtype, or float64 where that could not hold them exactly.
     """
+    tensor = as_real(values, name)
+    check_finite(tensor, name)
+    return tensor
+
+
+def as_real(values: Any, name: str) -> Tensor:
+    """Anything `torch.as_tensor` takes, as a floating-point tensor of single or double precision, finite or not."""
     if isinstance(values, np.ndarray):
         _refuse_text(values, name)
         # torch knows no negative strides and no foreign byte order
         values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
     try:
         tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be an array of numbers, got {type(values).__name__}: {error}") from None
+    except NO_ARRAY:
+        raise TypeError(
+            f"{name} must be an array of numbers, got {described(values)}; give a tensor, a NumPy array or a list of "
+            "rows of one length"
+        ) from None
     if is_batched(tensor):
         raise TypeError(NO_BATCHES)
     if tensor.is_complex():
-        raise TypeError(f"{name} must be real, got {tensor.dtype}")
+        raise TypeError(f"{name} must be real, got {tensor.dtype}; give its real part, as in z.real")
     if not tensor.is_floating_point():
         large = tensor.numel() > 0 and float(tensor.double().abs().max()) >= 2**24
         tensor = tensor.to(torch.float64 if large else torch.get_default_dtype())
-    check_finite(tensor, name)
+    check_precision(tensor.dtype, name)
     return tensor
+
+
+def check_precision(dtype: Any, name: str) -> torch.dtype:
+    """One of the two precisions that everything here computes in.
+
+    Raises:
+        TypeError: for half precision, in which neither sums nor factorisations mean anything, and any other dtype.
+    """
+    if not isinstance(dtype, torch.dtype) or dtype not in PRECISIONS:
+        raise TypeError(
+            f"{name} must be in torch.float32 or torch.float64, got {described(dtype)}; half precision is for storage: "
+            "convert it, as in x.float()"
+        )
+    return dtype
 
 
 def _refuse_text(values: np.ndarray, name: str) -> None:
     """Raise `TypeError` that names the columns which are not numbers."""
-    if values.dtype.kind in "biufc":
+    if values.dtype.kind in "biufc" and values.dtype.itemsize <= (16 if values.dtype.kind == "c" else 8):
         return
     columns = []
     if values.ndim == 2:
@@ -72,13 +130,53 @@ def as_points(values: Any, name: str, dim: int | None = None) -> Tensor:
     """A finite tensor of shape (n, d) with n ≥ 1, and d = `dim` where that is given."""
     points = as_floating(values, name)
     if points.ndim != 2:
-        hint = "; reshape a single feature to (n, 1) and a single row to (1, d)" if points.ndim == 1 else ""
-        raise ValueError(f"{name} must have shape (n, d), got {tuple(points.shape)}{hint}")
+        hint = "reshape a single feature to (n, 1) and a single row to (1, d)"
+        hint = hint if points.ndim == 1 else "give one row a point"
+        raise ValueError(f"{name} must have shape (n, d), got {tuple(points.shape)}; {hint}")
     if points.shape[0] == 0 or points.shape[1] == 0:
         raise ValueError(f"{name} is empty: got shape {tuple(points.shape)}, expected at least one row and one column")
     if dim is not None and points.shape[1] != dim:
-        raise ValueError(f"{name} has {points.shape[1]} columns, expected {dim}")
+        raise ValueError(f"{name} has {points.shape[1]} columns, expected {dim}, one a coordinate")
     return points
+
+
+def check_path(value: Any, name: str) -> Path:
+    """The path of a file or folder."""
+    if not isinstance(value, str | os.PathLike) or "\0" in str(value):
+        raise TypeError(f"{name} must be a path, as text or a pathlib.Path, got {described(value)}")
+    return Path(value)
+
+
+def as_rows(values: Any, name: str, dim: int) -> Tensor:
+    """Points (n, d) at which something is evaluated, with d = `dim`: there may be none, and they may be infinite."""
+    rows = as_real(values, name)
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise ValueError(
+            f"{name} must be points of shape (n, {dim}), one a row, got {tuple(rows.shape)}; a single one is a row, "
+            "as in x[None]"
+        )
+    return rows
+
+
+def as_index(index: Any, n: int) -> Any:
+    """Which of n rows to take: a slice, integers (m,), or a mask (n,)."""
+    if isinstance(index, slice):
+        return index
+    try:
+        rows = torch.as_tensor(index)
+    except NO_ARRAY:
+        rows = torch.empty(0)
+    is_mask = rows.dtype == torch.bool and tuple(rows.shape) == (n,)
+    if not is_mask and (rows.ndim != 1 or rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool):
+        raise TypeError(
+            f"index must be a slice, whole numbers (m,) or a mask ({n},) of the points, got {described(index)}"
+        )
+    if not is_mask and len(rows) and not -n <= int(rows.min()) <= int(rows.max()) < n:
+        raise ValueError(
+            f"index must lie between 0 and {n - 1}, one of the {n} points, it goes from {int(rows.min())} to "
+            f"{int(rows.max())}"
+        )
+    return rows
 
 
 def check_increasing(values: Tensor, name: str, advice: str) -> None:
@@ -107,65 +205,164 @@ def as_weights(values: Any, like: Tensor) -> Tensor:
 
 
 def check_count(value: Any, name: str, least: int = 1) -> int:
-    """An integer of at least `least`."""
-    if isinstance(value, bool) or (not isinstance(value, int) and not hasattr(value, "__index__")):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if int(value) < least:
-        raise ValueError(f"{name} must be at least {least}, got {int(value)}")
-    return int(value)
+    """An integer of at least `least` that 64 bits hold."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an integer, got {described(value)}; give a whole number of at least {least}"
+        ) from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {described(number)}; give a larger whole number")
+    if number >= 2**63:
+        raise ValueError(f"{name} must be an integer of 64 bits, below 2⁶³, got {described(number)}")
+    return number
 
 
 def check_widths(hidden: Any, least: int = 1) -> list[int]:
     """The widths of a network's hidden layers, of which there are at least `least`."""
-    if not isinstance(hidden, Iterable):
-        raise TypeError(f"hidden must hold the width of each hidden layer, as in (64, 64), got {hidden!r}")
+    if not is_several(hidden):
+        raise TypeError(f"hidden must hold the width of each hidden layer, as in (64, 64), got {described(hidden)}")
     widths = [check_count(width, f"hidden[{k}]") for k, width in enumerate(hidden)]
+    check_memory(sum(first * second for first, second in pairwise(widths)), "a network of these hidden layers", 16)
     if len(widths) < least:
         raise ValueError("hidden is empty; give the width of at least one layer")
     return widths
 
 
-def _number(value: Any, name: str) -> float:
+def check_flag(value: Any, name: str) -> bool:
+    """True or False; text such as "no" would count as true."""
+    if isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, got {described(value)}; text and numbers are not taken for either")
+
+
+def check_number(value: Any, name: str) -> float:
+    """A number of Python, numpy or torch, finite or not, as a float."""
     try:
+        if isinstance(value, str | bytes | bytearray):
+            raise TypeError
         return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    except OverflowError:
+        raise ValueError(
+            f"{name} must be a number that a float holds, below 1.8e308, got {described(value)}; give a smaller one"
+        ) from None
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number, got {described(value)}; give one as a float, as in 0.5") from None
+
+
+def check_finite_number(value: Any, name: str) -> float:
+    """A number that is neither infinite nor NaN."""
+    number = check_number(value, name)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, got {number:g}; give one that is not infinite")
+    return number
 
 
 def check_positive(value: Any, name: str) -> float:
     """A finite number above zero."""
-    number = _number(value, name)
+    number = check_number(value, name)
     if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name} must be positive and finite, got {number:g}")
+        raise ValueError(f"{name} must be positive and finite, got {number:g}; give a number above 0")
+    return number
+
+
+def check_length(value: Any, name: str) -> float:
+    """A positive number whose square is a positive number as well."""
+    number = check_positive(value, name)
+    if not SMALLEST <= number <= 1 / SMALLEST:
+        raise ValueError(
+            f"{name} must lie between {SMALLEST:g} and {1 / SMALLEST:g}, so that its square is a number, got {number:g}"
+        )
     return number
 
 
 def check_non_negative(value: Any, name: str) -> float:
     """A finite number of at least zero."""
-    number = _number(value, name)
+    number = check_number(value, name)
     if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{name} must be finite and not negative, got {number:g}")
+        raise ValueError(f"{name} must be finite and not negative, got {number:g}; give 0 or more")
     return number
 
 
-def plain(value: Any) -> Any:
-    """A number of numpy or torch as one of Python; anything else as it is."""
-    return float(value) if getattr(value, "ndim", None) == 0 else value
+def as_numbers(values: Any, name: str) -> float | list[float]:
+    """A number as a float, or several as a list: from a sequence, an array or a generator."""
+    if isinstance(values, str | bytes | Mapping | set | frozenset | type):
+        raise TypeError(f"{name} must be a number, or a sequence of numbers, one a step, got {described(values)}")
+    if not is_several(values):
+        return check_number(values, name)
+    return [check_number(value, f"{name}[{k}]") for k, value in enumerate(values)]
 
 
 def check_fraction(value: Any, name: str) -> float:
     """A number strictly between 0 and 1."""
     if not check_positive(value, name) < 1:
-        raise ValueError(f"{name} must lie between 0 and 1, got {float(value):g}")
+        raise ValueError(f"{name} must lie between 0 and 1, got {float(value):g}; give a part of the whole")
     return float(value)
+
+
+def check_function(f: Any, name: str, of: str = "of points") -> Any:
+    """A function.
+
+    Raises:
+        TypeError: for what cannot be called, and for a class, which makes objects and no values.
+    """
+    if isinstance(f, type) or not callable(f):
+        raise TypeError(f"{name} must be a function {of}, got {kind_of(f)}; give one, as in lambda x: ...")
+    return f
+
+
+def check_choice(value: Any, name: str, choices: Sequence[Any]) -> Any:
+    """One of a few words."""
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+        raise ValueError(f"{name} must be one of {list(choices)}, got {described(value)}")
+    return value
+
+
+def check_memory(count: int, what: str, itemsize: int = 8) -> None:
+    """Raise `ValueError` where so many numbers are more than the memory of this machine, before it is asked for.
+
+    Arguments:
+        count: of numbers.
+        what: what they are, for the message.
+        itemsize: bytes a number.
+    """
+    if count * itemsize > _memory():
+        raise ValueError(
+            f"{what} would take {count * itemsize / 2**30:.3g} GiB of memory, and this machine has "
+            f"{_memory() / 2**30:.3g} GiB; ask for fewer"
+        )
+
+
+@lru_cache(maxsize=1)
+def _memory() -> int:
+    """The bytes of memory that this machine has, and leaves to this process."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return 2**40
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    except ImportError:
+        return total
+    return total if limit == resource.RLIM_INFINITY else min(total, limit)
 
 
 def step_sizes(step_size: StepSize, n_steps: int) -> Callable[[int], float]:
     """The step size γ of step k as a function of k, from a float, a sequence with one entry a step, or a callable."""
-    if callable(step_size):
+    if callable(step_size) and not isinstance(step_size, type):
         return lambda k: check_positive(step_size(k), f"step_size({k})")
+    if isinstance(step_size, str | bytes | Mapping | type):
+        raise TypeError(
+            f"step_size must be a number, one number a step, or a function of the step's index, got "
+            f"{described(step_size)}"
+        )
     try:
-        values = list(step_size)  # type: ignore[arg-type]
+        values = list(islice(step_size, max(n_steps, MOST_STEPS)))  # type: ignore[arg-type]
     except TypeError:  # a number, of Python, numpy or torch
         constant = check_positive(step_size, "step_size")
         return lambda k: constant
@@ -177,10 +374,43 @@ def step_sizes(step_size: StepSize, n_steps: int) -> Callable[[int], float]:
 
 def evaluate(f: Callable[[Tensor], Tensor], points: Tensor, name: str) -> Tensor:
     """f at the points, checked: a function of one point that forgets the batch is the most frequent mistake."""
-    values = torch.as_tensor(f(points))
+    return as_values(check_function(f, name)(points), points, name).to(points)
+
+
+def evaluate_one(f: Callable[[Tensor], Tensor], points: Tensor, name: str) -> Tensor:
+    """f at points (n, d), or at numbers (n,), which must be one value each, (n,): a kernel, a potential, an energy."""
+    values = evaluate(f, points, name)
+    if values.ndim != 1:
+        raise ValueError(
+            f"{name} must map what has shape {tuple(points.shape)} to one value a row, ({len(points)},); it returned "
+            f"shape {tuple(values.shape)}"
+        )
+    return values
+
+
+def as_values(returned: Any, points: Tensor, name: str) -> Tensor:
+    """What a function returned at points (n, d), as a tensor of real numbers, (n,) or (n, …).
+
+    Raises:
+        TypeError: for what is no array of real numbers, as where a function forgets to return.
+        ValueError: for another number of rows.
+    """
+    try:
+        values = torch.as_tensor(returned)
+    except NO_ARRAY:
+        raise TypeError(
+            f"{name} must return a tensor with one value a row of its points, ({points.shape[0]},), it returned "
+            f"{described(returned)}; compute it with torch and return it"
+        ) from None
+    if values.is_complex():
+        raise TypeError(
+            f"{name} must return real numbers at its points, it returned {values.dtype}; give their real part"
+        )
+    if values.is_floating_point() and values.dtype not in PRECISIONS:
+        check_precision(values.dtype, f"what {name} returns")
     if values.ndim == 0 or values.shape[0] != points.shape[0]:
         raise ValueError(
             f"{name} must map points of shape {tuple(points.shape)} to one value a row, ({points.shape[0]},); "
             f"it returned shape {tuple(values.shape)}. Reduce over the last axis only, as in x.square().sum(-1)"
         )
-    return values.to(points)
+    return values

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wprox._checks import as_points, check_count, check_positive
+from wprox._checks import as_numbers, as_points, as_real, check_count, check_memory, check_positive
 from wprox._random import Seed, make_generator
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Checkerboard(PlanarDensity):
         return 2.0
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
-        n, generator = check_count(n, "n"), make_generator(seed)
+        n, generator = _draws(n), make_generator(seed)
         within = 2 * torch.rand(n, 2, generator=generator, dtype=torch.float64)
         column = torch.randint(4, (n,), generator=generator)
         row = 2 * torch.randint(2, (n,), generator=generator) + column % 2
@@ -132,7 +132,7 @@ class EightGaussians(PlanarDensity):
         return self.std
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
-        n, generator = check_count(n, "n"), make_generator(seed)
+        n, generator = _draws(n), make_generator(seed)
         return self.centres[torch.randint(8, (n,), generator=generator)] + self.std * _noise(n, generator)
 
     def _log_prob(self, x: Tensor) -> Tensor:
@@ -160,9 +160,11 @@ class Rings(PlanarDensity):
     name = "rings"
 
     def __init__(self, radii: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0), std: float = 0.1) -> None:
-        if not len(radii):
+        given = as_numbers(radii, "radii")
+        given = given if isinstance(given, list) else [given]
+        if not given:
             raise ValueError("radii is empty; give at least one circle's radius")
-        self.radii = tuple(check_positive(radius, f"radii[{k}]") for k, radius in enumerate(radii))
+        self.radii = tuple(check_positive(radius, f"radii[{k}]") for k, radius in enumerate(given))
         self.std = check_positive(std, "std")
         self.bounds = _square(max(self.radii) + 5 * self.std)
 
@@ -171,7 +173,7 @@ class Rings(PlanarDensity):
         return self.std
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
-        n, generator = check_count(n, "n"), make_generator(seed)
+        n, generator = _draws(n), make_generator(seed)
         radii = torch.tensor(self.radii, dtype=torch.float64)
         radius = radii[torch.randint(len(radii), (n,), generator=generator)]
         angle = 2 * math.pi * torch.rand(n, generator=generator, dtype=torch.float64)
@@ -216,7 +218,7 @@ class TwoMoons(PlanarDensity):
         return self.std
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
-        n, generator = check_count(n, "n"), make_generator(seed)
+        n, generator = _draws(n), make_generator(seed)
         upper = torch.randint(2, (n, 1), generator=generator).bool()
         arc = _on_circle(math.pi * torch.rand(n, generator=generator, dtype=torch.float64))
         return torch.where(upper, arc, torch.tensor([1.0, 0.5]) - arc) + self.std * _noise(n, generator)
@@ -257,7 +259,8 @@ class ImageDensity(PlanarDensity):
     """
 
     def __init__(self, image: Any, half_width: float = 4.0, sigma: float | None = None, name: str = "image") -> None:
-        pixels = torch.as_tensor(np.asarray(image, dtype=np.float64))
+        is_foreign = hasattr(image, "__array__") and not isinstance(image, Tensor)  # as pictures of PIL are
+        pixels = as_real(np.asarray(image) if is_foreign else image, "image").double()
         if pixels.ndim != 2:
             raise ValueError(
                 f"image must have shape (H, W), got {tuple(pixels.shape)}; average the channels of a colour picture"
@@ -290,7 +293,7 @@ class ImageDensity(PlanarDensity):
         return self.sigma
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
-        n, generator = check_count(n, "n"), make_generator(seed)
+        n, generator = _draws(n), make_generator(seed)
         pixel = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         return self.centres[pixel] + self.sigma * _noise(n, generator)
 
@@ -330,6 +333,7 @@ def rose_image(size: int = 256) -> NDArray[np.float64]:
     from scipy.spatial import cKDTree
 
     size = check_count(size, "size", least=8)
+    check_memory(8 * size**2, f"a picture of {size} × {size} pixels")
     line_width, faintest = 0.0062, 0.05
     t = np.linspace(0, 2 * np.pi, 4000)
     turns = np.linspace(0, 6 * np.pi, 4000)
@@ -376,6 +380,12 @@ def digits() -> Tensor:
 
 def _square(half_width: float) -> Bounds:
     return [(-half_width, half_width)] * 2
+
+
+def _draws(n: int) -> int:
+    """A number of draws that fit into memory."""
+    check_memory(8 * check_count(n, "n"), f"n = {n} draws")
+    return int(n)
 
 
 def _noise(n: int, generator: torch.Generator) -> Tensor:

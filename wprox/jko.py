@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from wprox._checks import StepSize, as_points, check_count, check_positive, step_sizes
+from wprox._checks import MOST_STEPS, StepSize, as_points, check_count, check_flag, check_positive, kind_of, step_sizes
 from wprox.functionals import Functional
 from wprox.functionals.base import require_functional
 from wprox.maps import ComposedMap, TransportMap
 from wprox.maps.base import apply_in_batches, invert_in_batches
 from wprox.maps.precision import in_precision
 from wprox.measures import Measure
+from wprox.measures.base import require_measure
 from wprox.solvers.base import STEP_LIMIT, Solver, Step
 from wprox.solvers.problem import StepFailedError
 
@@ -113,9 +114,22 @@ def jko_steps(
 
     Nothing is stored: memory is that of one step.
     """
-    _check_arguments(functional, solver, initial)
-    gamma = step_sizes(step_size, check_count(n_steps, "n_steps"))
-    measure, previous = initial, None
+    _check_arguments(functional, solver, initial, n_steps)
+    gamma = step_sizes(step_size, n_steps)
+    if held_out is not None:
+        require_measure(held_out, "held_out")
+    return _steps(functional, solver, initial, gamma, n_steps, held_out)
+
+
+def _steps(
+    functional: Functional,
+    solver: Solver,
+    measure: Measure,
+    gamma: Callable[[int], float],
+    n_steps: int,
+    held_out: Measure | None,
+) -> Iterator[Step]:
+    previous = None
     for k in range(n_steps):
         previous = solver.step(functional.at_step(k), measure, gamma(k), previous=previous, held_out=held_out)
         measure, held_out = previous.measure, previous.held_out
@@ -161,7 +175,7 @@ def jko(
         >>> len(trajectory.measures), len(trajectory.steps), bool(trajectory.values[2] < trajectory.values[1])
         (3, 2, True)
     """
-    _check_arguments(functional, solver, initial)
+    _check_arguments(functional, solver, initial, n_steps)
     if tol is not None:
         check_positive(tol, "tol")
     if until is not None:
@@ -173,7 +187,7 @@ def jko(
             [initial], [solver.value(functional, initial)]
         )  # says what is missing, where F does not apply
     steps = jko_steps(functional, solver, initial, step_size, n_steps)
-    bar = tqdm(total=n_steps, desc="jko", disable=not progress)
+    bar = tqdm(total=n_steps, desc="jko", disable=not check_flag(progress, "progress"))
     warned = grown = False
     try:
         for step in steps:
@@ -213,19 +227,17 @@ def jko(
     return trajectory
 
 
-def _check_arguments(functional: object, solver: object, initial: object) -> None:
+def _check_arguments(functional: object, solver: object, initial: object, n_steps: object) -> None:
     """One sentence for what is often given in the place of a functional, a solver or a measure."""
     require_functional(functional)
     if isinstance(solver, type) and issubclass(solver, Solver):
         raise TypeError(f"solver must be an object, got the class {solver.__name__}; call it: {solver.__name__}()")
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a wprox.Solver such as wprox.NeuralProx(), got {type(solver).__name__}")
-    if isinstance(initial, type):
-        raise TypeError(f"initial must be a measure, got the class {initial.__name__}; build one")
-    if not isinstance(initial, Measure):
         raise TypeError(
-            f"initial must be a wprox measure, got {type(initial).__name__}; wprox.Particles(points) makes one"
+            f"solver must be a wprox.Solver such as wprox.NeuralProx(), got {kind_of(solver)}; it takes the steps"
         )
+    require_measure(initial, "initial")
+    check_count(n_steps, "n_steps")
 
 
 def _has_grown(trajectory: Trajectory) -> bool:
@@ -244,6 +256,11 @@ def _sizes_until(step_size: StepSize, time: float) -> list[float]:
     """Step sizes that sum to the time, the last one shortened."""
     gamma, sizes, now = step_sizes(step_size, 0), list[float](), 0.0
     while time - now > 1e-9 * time:
+        if len(sizes) == MOST_STEPS:
+            raise ValueError(
+                f"until={time:g} takes more than {MOST_STEPS} steps of sizes like {sizes[0]:g}; give larger ones, or a "
+                "nearer time"
+            )
         try:
             size = gamma(len(sizes))
         except IndexError:

@@ -10,9 +10,21 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from wprox._checks import as_floating, check_count, check_positive
+from wprox._checks import (
+    as_floating,
+    as_real,
+    check_count,
+    check_flag,
+    check_length,
+    check_positive,
+    described,
+    kind_of,
+)
 from wprox._random import check_seed
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
+from wprox.measures.base import require_measure
+from wprox.measures.laws import log_density_of
+from wprox.transport.atoms import check_same_space
 from wprox.transport.entropic import sinkhorn
 from wprox.transport.gaussian import bures_square
 from wprox.transport.line import draw_directions, line_square, sliced_square
@@ -77,7 +89,7 @@ def bures_wasserstein(p: Gaussian | MultivariateNormal, q: Gaussian | Multivaria
     for name, law in (("p", p), ("q", q)):
         if not isinstance(law, Gaussian | MultivariateNormal):
             raise TypeError(
-                f"{name} must be a Gaussian, got {type(law).__name__}; fit one with wprox.Gaussian.from_samples(x)"
+                f"{name} must be a Gaussian, got {kind_of(law)}; fit one with wprox.Gaussian.from_samples(x)"
             )
     if p.loc.shape != q.loc.shape:
         raise ValueError(f"p and q must be of one dimension, got means of shapes {_shape(p)} and {_shape(q)}")
@@ -110,9 +122,9 @@ def wasserstein_1d(p: Measure, q: Measure) -> Tensor:
     """
     for name, rho in (("p", p), ("q", q)):
         if not isinstance(rho, Quantiles | Particles):
-            raise TypeError(f"{name} must be Quantiles, or Particles on the line, got {type(rho).__name__}")
+            raise TypeError(f"{name} must be Quantiles, or Particles on the line, got {kind_of(rho)}; build one")
         if rho.dim != 1:
-            raise ValueError(f"{name} must live on the line, it has dimension {rho.dim}")
+            raise ValueError(f"{name} must live on the line, it has dimension {rho.dim}; project it")
     return root(line_square(p, q))
 
 
@@ -141,6 +153,7 @@ def w2(p: Measure, q: Measure, num_itermax: int = 10**6) -> Tensor:
         >>> wprox.metrics.w2(p, p.push(lambda x: x + torch.tensor([3.0, 4.0])))
         tensor(5.)
     """
+    check_same_space(p, q)
     square = 2 * half_square(p, q, check_count(num_itermax, "num_itermax"))
     return root(square).to(p.dtype)
 
@@ -167,10 +180,11 @@ def sinkhorn_divergence(p: Measure, q: Measure, blur: float, tol: float = 1e-6, 
         tensor(12.5000)
     """
     blur, tol, iterations = (
-        check_positive(blur, "blur"),
+        check_length(blur, "blur"),
         check_positive(tol, "tol"),
         check_count(iterations, "iterations"),
     )
+    check_same_space(p, q)
     return sinkhorn(p, q, blur, tol, iterations).to(p.dtype)
 
 
@@ -194,6 +208,7 @@ def sliced_w2(p: Measure, q: Measure, n_projections: int = 100, seed: int = 0) -
         >>> wprox.metrics.sliced_w2(p, p.push(lambda x: x + 3.0))  # |v|/√d
         tensor(3.)
     """
+    check_same_space(p, q)
     directions = draw_directions(check_count(n_projections, "n_projections"), p.dim, check_seed(seed))
     return root(sliced_square(p, q, directions)).to(p.dtype)
 
@@ -219,6 +234,12 @@ def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) ->
         >>> wprox.metrics.wasserstein(p, wprox.Gaussian(torch.zeros(2), 2 * torch.eye(2)))
         Distance(value=2.0, kind='upper bound from moments')
     """
+    require_measure(p, "p")
+    if _dim(q, "q") != p.dim:
+        raise ValueError(f"p and q must be of one dimension, got {p.dim} and {_dim(q, 'q')}; project one of them")
+    check_seed(seed)
+    if not isinstance(method, str | None):
+        raise TypeError(f'method must be "exact", "moments", "samples" or None, got {described(method)}')
     reference = as_measure_like(q, p)
     if method in (None, "exact") and reference is not None:
         is_replaced = isinstance(p, Quantiles) and not isinstance(q, Quantiles)
@@ -234,6 +255,17 @@ def wasserstein(p: Measure, q: Law, method: str | None = None, seed: int = 0) ->
     (mean, spread), (other_mean, other_spread) = _mean_and_spread(p, "p"), _mean_and_spread(q, "q")
     square = float((mean - other_mean.to(mean)).square().sum()) + spread + other_spread
     return Distance(math.sqrt(square), "upper bound from moments")
+
+
+def _dim(law: Law, name: str) -> int:
+    """The dimension of a measure, or of a torch distribution over vectors."""
+    if isinstance(law, Distribution):
+        return log_density_of(law)[0] or 0
+    if not isinstance(law, Measure):
+        raise TypeError(
+            f"{name} must be a measure or a torch distribution, got {kind_of(law)}; wprox.Particles(points) makes one"
+        )
+    return law.dim
 
 
 def _mean_and_spread(law: Law, name: str) -> tuple[Tensor, float]:
@@ -283,6 +315,7 @@ def mmd(p: Law, q: Law, kernel: Callable[[Tensor], Tensor] | None = None, unbias
     """
     from wprox.functionals import MMD  # functionals may use metrics
 
+    _dim(q, "q")
     return 2 * MMD(q, kernel, unbiased, n_samples=DRAWS, seed=1)(_carried(p))
 
 
@@ -307,8 +340,7 @@ def energy_distance(p: Law, q: Law) -> Tensor:
 
 def _carried(law: Law) -> Measure:
     """A law as a measure whose points picture it."""
-    if not isinstance(law, Measure | Distribution):
-        raise TypeError(f"p must be a measure or a torch distribution, got {type(law).__name__}: Particles(points)")
+    _dim(law, "p")
     if isinstance(law, Gaussian | Distribution):
         return Particles(_draws(law, 0))
     return law
@@ -329,9 +361,8 @@ def ess(weights: Any, log: bool = False) -> Tensor:
         >>> wprox.metrics.ess([0.5, 0.5, 0.0])
         tensor(2.)
     """
-    if log:
-        values = torch.as_tensor(weights)
-        values = values if values.is_floating_point() else values.to(torch.get_default_dtype())
+    if check_flag(log, "log"):
+        values = as_real(weights, "weights")
         largest = float(values.max()) if values.numel() else -math.inf
         if values.ndim != 1 or not -math.inf < largest < math.inf:
             raise ValueError(

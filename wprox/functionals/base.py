@@ -5,21 +5,36 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wprox._autograd import HOW_CUT, elsewhere
+from wprox._checks import check_number, kind_of
 from wprox._modes import doors
-from wprox.functionals.first_variation import from_verbs, uses_density
+from wprox.functionals.first_variation import FirstVariation, from_verbs, uses_density
 from wprox.functionals.structure import Rest, Structure
 from wprox.measures import DensityUnknownError, Measure, Particles
+from wprox.measures.base import require_measure
 
 DERIVED = ("first_variation", "wasserstein_gradient", "structure", "needs_density", "modulus")  # from the value
+OF_MEASURES = ("__call__", "first_variation", "wasserstein_gradient")  # methods whose argument is ρ
+DOORS = (*OF_MEASURES, "needs_density")
 
 
-DOORS = ("__call__", "first_variation", "wasserstein_gradient", "needs_density")
+def _of_measures(method: Callable) -> Callable:
+    """A method of a functional, whoever wrote it, that refuses what is no measure; fields refuse what are no points."""
+
+    @wraps(method)
+    def checked(self: Functional, rho: Measure) -> Any:
+        answer = method(self, require_measure(rho, "rho"))
+        if method.__name__ == "first_variation" and not isinstance(answer, FirstVariation):
+            return FirstVariation(answer, rho.dim)
+        return answer
+
+    return checked
 
 
 class Functional(ABC):
@@ -48,6 +63,7 @@ class Functional(ABC):
     """
 
     modulus: float | None = None
+    __array_ufunc__ = None  # NumPy leaves sums and multiples to the functional
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -56,6 +72,9 @@ class Functional(ABC):
         for name in DERIVED:
             if next(k for k, base in enumerate(lineage) if name in vars(base)) > value_from:
                 setattr(cls, name, vars(Functional)[name])
+        for name in OF_MEASURES:
+            if name in vars(cls):
+                setattr(cls, name, _of_measures(vars(cls)[name]))
         doors(cls, "__init__", *DOORS)
 
     @abstractmethod
@@ -81,6 +100,7 @@ class Functional(ABC):
         """Whether F(ρ) depends on the density of ρ; by default it is seen from the verbs that F uses."""
         return uses_density(self, rho)
 
+    @_of_measures
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
         r"""δF/δρ as a field: maps any points x: (m, d) to (m,), up to a constant.
 
@@ -102,6 +122,7 @@ class Functional(ABC):
         """
         return from_verbs(self, rho)
 
+    @_of_measures
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         r"""∇_{W₂}F(ρ) = ∇ δF/δρ at the support points, (n, d).
 
@@ -123,7 +144,7 @@ class Functional(ABC):
             if log_density is not None:
                 log_density = log_density.detach().clone().requires_grad_()
             moved = Particles(points, rho.weights.detach(), log_density)
-            value = self(moved)
+            value = check_scalar(self(moved), self)
             inputs = [points] if log_density is None else [points, log_density]
             if not value.requires_grad:
                 refuse_cut_off(self, moved, value)
@@ -145,16 +166,20 @@ class Functional(ABC):
 
     def __add__(self, other: Functional) -> Functional:
         if not isinstance(other, Functional):
-            return NotImplemented
+            raise TypeError(
+                "unsupported operand of +: functionals add to functionals, and numbers scale them, got "
+                f"{kind_of(other)}"
+            )
         return Sum(terms_of(self) + terms_of(other))
 
     def __radd__(self, other: object) -> Functional:
-        return self if isinstance(other, int) and other == 0 else NotImplemented  # lets sum([F, G]) work
+        # lets sum([F, G]) work
+        return self if isinstance(other, int) and other == 0 else self + other  # type: ignore[operator]
 
     def __mul__(self, factor: float) -> Functional:
         if isinstance(factor, Functional):
             raise TypeError("functionals add and scale; the product of two functionals is a functional of your own")
-        value = float(factor)
+        value = check_number(factor, "the factor of a functional")
         if not math.isfinite(value):
             raise ValueError(f"a functional can be scaled by a finite number only, got {value}")
         return Sum([(value * weight, term) for weight, term in terms_of(self)])
@@ -162,13 +187,16 @@ class Functional(ABC):
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Functional:
-        return self * (1 / float(divisor))
+        number = check_number(divisor, "the divisor of a functional")
+        if number == 0:
+            raise ZeroDivisionError("a functional cannot be divided by 0; give a number other than 0")
+        return self * (1 / number)
 
     def __neg__(self) -> Functional:
         return -1.0 * self
 
     def __sub__(self, other: Functional) -> Functional:
-        return self + (-other)
+        return self + (-other if isinstance(other, Functional) else other)
 
 
 doors(Functional, *DOORS)
@@ -215,8 +243,7 @@ class Sum(Functional):
         return any(term.needs_density(rho) for _, term in self._present)
 
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
-        fields = [(weight, term.first_variation(rho)) for weight, term in self._present]
-        return lambda x: sum((weight * field(x) for weight, field in fields), x.new_zeros(len(x)))
+        return partial(_weighted_sum, [(weight, term.first_variation(rho)) for weight, term in self._present])
 
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         gradients = [weight * term.wasserstein_gradient(rho) for weight, term in self._present]
@@ -231,7 +258,7 @@ def gradient_in_points(functional: Functional, rho: Measure) -> Tensor:
     with torch.enable_grad():
         points = rho.points.detach().requires_grad_()
         moved = rho.push(lambda _: points)
-        value = functional(moved)
+        value = check_scalar(functional(moved), functional)
         if not value.requires_grad:
             refuse_cut_off(functional, moved, value)
             return torch.zeros_like(rho.points)
@@ -278,7 +305,10 @@ def require_functional(functional: object) -> Functional:
             f"functional must be a wprox.Functional, got {type(functional).__name__}; a function of points is a "
             "potential, wprox.PotentialEnergy(V), one of measures the __call__ of a subclass of wprox.Functional"
         )
-    raise TypeError(f"functional must be a wprox.Functional, got {type(functional).__name__}")
+    raise TypeError(
+        f"functional must be a wprox.Functional, got {type(functional).__name__}; wprox.KL(target) and "
+        "wprox.PotentialEnergy(V) make some"
+    )
 
 
 def checked_value(functional: Functional, rho: Measure) -> Tensor:
@@ -340,6 +370,11 @@ def check_scalar(value: object, functional: Functional) -> Tensor:
             "(n, d) to (n,), as in x.square().sum(-1)"
         )
     return value
+
+
+def _weighted_sum(fields: list[tuple[float, Callable[[Tensor], Tensor]]], x: Tensor) -> Tensor:
+    """Σ_j c_j φ_j(x)."""
+    return sum((weight * field(x) for weight, field in fields), x.new_zeros(len(x)))
 
 
 def terms_of(functional: Functional) -> list[tuple[float, Functional]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wprox._checks import check_non_negative, evaluate
+from wprox._checks import check_non_negative, check_number, described, evaluate
 from wprox.functionals.base import Functional
 from wprox.functionals.structure import Bounds, Structure
 from wprox.measures import Measure
@@ -93,7 +93,7 @@ class Congestion(DensityBounds):
     def __init__(self, max_density: Bound, tolerance: float = 1e-3) -> None:
         bound = _bound(max_density, "max_density")
         if bound == 0:
-            raise ValueError("max_density must be positive, got 0")
+            raise ValueError("max_density must be positive, got 0, under which no mass fits")
         super().__init__(0.0, bound, tolerance)
         self.max_density = self.upper
         if isinstance(self.max_density, float):
@@ -104,14 +104,14 @@ class Congestion(DensityBounds):
 
 
 def _bound(value: object, name: str) -> Bound:
-    if callable(value):
+    if callable(value) and not isinstance(value, type):
         return value
     try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number or a function of points, got {value!r}") from None
+        number = check_number(value, name)
+    except TypeError:
+        raise TypeError(f"{name} must be a number or a function of points, got {described(value)}") from None
     if not number >= 0:
-        raise ValueError(f"{name} must not be negative, got {number:g}")
+        raise ValueError(f"{name} must not be negative, got {number:g}; it bounds a density")
     return number
 
 
@@ -123,7 +123,7 @@ def _at(bound: Bound, points: Tensor, name: str) -> Tensor:
                 f"a bound must return one number a point, ({len(points)},), got {tuple(values.shape)} from {name}"
             )
         return values
-    return torch.full_like(points[:, 0], bound)
+    return torch.full_like(points[:, 0], bound, dtype=torch.float64).to(points)  # infinite where float32 ends
 
 
 def _shown(bound: Bound) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from wprox._autograd import is_transformed, needed, uncut
-from wprox._checks import check_count, evaluate
+from wprox._checks import as_values, check_count, check_flag, check_function, evaluate, evaluate_one
 from wprox._random import Seed
 from wprox.functionals.base import Functional
 from wprox.functionals.first_variation import has_other_leaves
@@ -62,14 +63,13 @@ class MMD(Functional):
         seed: Seed = 0,
     ) -> None:
         self.kernel = Riesz() if kernel is None else kernel
-        if not callable(self.kernel):
-            raise TypeError(f"kernel must be a function of differences, got {type(kernel).__name__}; see wprox.kernels")
+        check_function(self.kernel, "kernel", "of differences")
         if getattr(self.kernel, "singular", False):
             raise ValueError(
                 f"{self.kernel} is infinite at 0, and the discrepancy of particles with it; see MMD's kernels"
             )
         self.target = sampled(target, check_count(n_samples, "n_samples"), seed)
-        self.unbiased = bool(unbiased)
+        self.unbiased = check_flag(unbiased, "unbiased")
         with torch.enable_grad():
             trained = self.target.points.requires_grad or self.target.weights.requires_grad
             self._trained = trained or has_parameters(self.kernel, self.target.points)
@@ -101,7 +101,7 @@ class MMD(Functional):
         own = rho.diagonal
         if not float(own.detach()) < 1:
             raise ValueError("unbiased=True needs at least two particles with weight on either side, got one")
-        at_zero = evaluate(self.kernel, torch.zeros_like(rho.points[:1]), "kernel")[0]
+        at_zero = evaluate_one(self.kernel, torch.zeros_like(rho.points[:1]), "the kernel")[0]
         return (pairs - own * at_zero) / (1 - own)
 
     def needs_density(self, rho: Measure) -> bool:
@@ -111,7 +111,10 @@ class MMD(Functional):
         """The witness function ∫ k(·, y) d(ρ − ν)(y); without the pairs i = j, ρ counts 1/(1 − Σ w_i²) times."""
         rho, kernel = rho.detach(), as_even(self.kernel)
         share = 1 - float(rho.weights.square().sum()) if self.unbiased else 1.0
-        return lambda x: rho.convolve(kernel, x) / share - self._embedding(x)
+        return partial(self._witness, rho, kernel, share)
+
+    def _witness(self, rho: Measure, kernel: Callable[[Tensor], Tensor], share: float, x: Tensor) -> Tensor:
+        return rho.convolve(kernel, x) / share - self._embedding(x)
 
     def __repr__(self) -> str:
         unbiased = ", unbiased=True" if self.unbiased else ""
@@ -153,7 +156,7 @@ class KSD(Functional):
     ) -> None:
         if (target is None) == (score is None):
             raise TypeError("give either a target, whose log-density is differentiated, or its score")
-        self.target, self._given_score = target, score
+        self.target, self._given_score = target, None if score is None else check_function(score, "score")
         self.dim: int | None = None
         if target is not None:
             self.dim, self._log_target = log_density_of(target)
@@ -185,12 +188,15 @@ class KSD(Functional):
         """∫ k_π(·, y) dρ(y)."""
         y, weights = rho.points.detach(), rho.weights.detach()
         scores = self.score(y)
-        return lambda x: stein_potential(self.kernel, x, self.score(x), y.to(x), scores.to(x), weights.to(x))
+        return partial(self._potential, y, scores, weights)
+
+    def _potential(self, y: Tensor, scores: Tensor, weights: Tensor, x: Tensor) -> Tensor:
+        return stein_potential(self.kernel, x, self.score(x), y.to(x), scores.to(x), weights.to(x))
 
     def score(self, x: Tensor) -> Tensor:
         """∇ log π at points (n, d), (n, d), differentiable where x is."""
         if self._given_score is not None:
-            score = uncut(self._given_score, "the score")(x)
+            score = as_values(uncut(self._given_score, "the score")(x), x, "score")
             if score.shape != x.shape:
                 raise ValueError(f"the score must map {tuple(x.shape)} to its own shape, got {tuple(score.shape)}")
             return score.to(x)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from wprox._autograd import uncut
-from wprox.functionals.base import Functional
-from wprox.functionals.energies import PotentialEnergy
+from wprox._checks import as_values
+from wprox.functionals.base import Functional, check_scalar
+from wprox.functionals.energies import PotentialEnergy, as_modulus
 from wprox.functionals.structure import Potential, Structure
 from wprox.measures import Gaussian, Measure
 from wprox.measures.laws import as_gaussian, log_density_of
@@ -45,11 +47,12 @@ class KL(Functional):
         self.target = target
         self.dim, self.log_target = log_density_of(target)
         self._of_target = self.log_target
-        self.modulus = self._unless_overridden(KL, _gaussian_modulus(target)) if modulus is None else modulus
+        own = self._unless_overridden(KL, _gaussian_modulus(target))
+        self.modulus = own if modulus is None else as_modulus(modulus)
 
     def __call__(self, rho: Measure) -> Tensor:
         self._check_dim(rho.dim)
-        return rho.mean_log_density() - rho.integrate(self._watched_target)
+        return check_scalar(rho.mean_log_density() - rho.integrate(self._watched_target), self)
 
     def _watched_target(self, x: Tensor) -> Tensor:
         """log π, which refuses to go without a gradient where one is wanted: that of the entropy alone is another."""
@@ -62,11 +65,7 @@ class KL(Functional):
     def structure(self) -> Structure:
         """The potential −log π and the entropy."""
 
-        def potential(x: Tensor) -> Tensor:
-            self._check_dim(x.shape[1])
-            return -self._watched_target(x)
-
-        potential.__name__ = f"-log {getattr(self.target, '__name__', type(self.target).__name__)}"
+        potential = _MinusLog(self)
         term = PotentialEnergy(potential, self.modulus)
         if isinstance(self.target, Distribution | Measure) and self.log_target is self._of_target:
             term.law = self.target
@@ -78,6 +77,22 @@ class KL(Functional):
 
     def __repr__(self) -> str:
         return f"KL({getattr(self.target, '__name__', type(self.target).__name__)})"
+
+
+@dataclass(frozen=True)
+class _MinusLog:
+    """The potential −log π of a divergence."""
+
+    divergence: KL
+
+    @property
+    def __name__(self) -> str:
+        target = self.divergence.target
+        return f"-log {getattr(target, '__name__', type(target).__name__)}"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.divergence._check_dim(x.shape[1])
+        return -as_values(self.divergence._watched_target(x), x, f"the log-density of {self.divergence!r}")
 
 
 def _gaussian_modulus(target: object) -> float | None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wprox._autograd import uncut
-from wprox._checks import check_count, evaluate
+from wprox._checks import check_count, check_finite_number, check_function, check_number, evaluate, evaluate_one
 from wprox._random import check_seed
-from wprox.functionals.base import Functional, gradient_in_points
+from wprox.functionals.base import Functional, check_scalar, gradient_in_points
 from wprox.functionals.structure import Interaction, Internal, Potential, Structure
 from wprox.kernels import RadialKernel
 from wprox.kernels.base import as_even
@@ -38,11 +40,11 @@ class PotentialEnergy(Functional):
     law: Any = None  # of density exp(−V), where V comes from one; see `KL`
 
     def __init__(self, potential: Callable[[Tensor], Tensor], modulus: float | None = None) -> None:
-        self.potential = _callable(potential, "potential")
-        self.modulus = modulus
+        self.potential = check_function(potential, "potential")
+        self.modulus = as_modulus(modulus)
 
     def __call__(self, rho: Measure) -> Tensor:
-        return rho.integrate(uncut(self.potential, self))
+        return check_scalar(rho.integrate(uncut(self.potential, self)), self)
 
     def structure(self) -> Structure:
         return Structure(potentials=(Potential(1.0, self.potential, self.law, self),))
@@ -51,7 +53,10 @@ class PotentialEnergy(Functional):
         return False
 
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
-        return lambda x: evaluate(uncut(self.potential, self), x, "potential")
+        return self._watched
+
+    def _watched(self, x: Tensor) -> Tensor:
+        return evaluate(uncut(self.potential, self), x, "potential")
 
     def __repr__(self) -> str:
         return f"PotentialEnergy({_name(self.potential)})"
@@ -93,7 +98,8 @@ class InteractionEnergy(Functional):
         batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.kernel = _callable(kernel, "kernel")
+        self.kernel = check_function(kernel, "kernel", "of differences")
+        modulus = as_modulus(modulus)
         if modulus is None and isinstance(kernel, RadialKernel):
             modulus = self._unless_overridden(InteractionEnergy, kernel.modulus)
         if modulus is not None and modulus > 0:
@@ -121,7 +127,7 @@ class InteractionEnergy(Functional):
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
         """W ∗ ρ with all pairs, the mean over shuffles where there are random batches."""
         rho, kernel = rho.detach(), as_even(self.kernel)
-        return lambda x: rho.convolve(kernel, x)
+        return partial(rho.convolve, kernel)
 
     def at_step(self, index: int) -> InteractionEnergy:
         if self.batch_size is None:
@@ -182,14 +188,14 @@ class InternalEnergy(Functional):
     """
 
     def __init__(self, energy: Callable[[Tensor], Tensor], modulus: float | None = None) -> None:
-        self.energy = _callable(energy, "energy")
-        self.modulus = modulus
+        self.energy = check_function(energy, "energy", "of densities")
+        self.modulus = as_modulus(modulus)
 
     def __call__(self, rho: Measure) -> Tensor:
         def per_mass(density: Tensor) -> Tensor:
             # U(0) = 0, so that empty cells of a Grid count nothing; the inner `where` keeps 0/0 out of the gradient
             positive = torch.where(density > 0, density, torch.ones_like(density))
-            energy = uncut(self.energy, self)(positive)
+            energy = evaluate_one(uncut(self.energy, self), positive, "energy")
             return torch.where(density > 0, energy / positive, torch.zeros_like(density))
 
         return rho.integrate_density(per_mass)
@@ -205,7 +211,7 @@ class InternalEnergy(Functional):
             return gradient_in_points(self, rho)
         with torch.enable_grad():
             density = rho.log_density().detach().exp().requires_grad_()
-            energy = uncut(self.energy, self)(density)
+            energy = evaluate_one(uncut(self.energy, self), density, "energy")
             if not energy.requires_grad:  # U is constant
                 return torch.zeros_like(rho.points)
             (slope,) = torch.autograd.grad(energy.sum(), density, create_graph=True)
@@ -234,11 +240,11 @@ class PorousMedium(InternalEnergy):
     """
 
     def __init__(self, exponent: float) -> None:
-        m = float(exponent)
-        if not m > 0 or m == 1:
+        m = check_number(exponent, "the exponent m")
+        if not 0 < m < math.inf or m == 1:
             raise ValueError(f"the exponent m must be positive and not 1, got {m:g}; m = 1 is wprox.Entropy()")
         modulus = self._unless_overridden(InternalEnergy, 0.0) if m > 1 else None
-        super().__init__(lambda density: density**m / (m - 1), modulus)
+        super().__init__(partial(_power, exponent=m), modulus)
         self.exponent = m
 
     def structure(self) -> Structure:
@@ -248,10 +254,14 @@ class PorousMedium(InternalEnergy):
         return f"PorousMedium({self.exponent:g})"
 
 
-def _callable(f: object, name: str) -> Callable[[Tensor], Tensor]:
-    if not callable(f):
-        raise TypeError(f"{name} must be a function of points, got {type(f).__name__}")
-    return f
+def as_modulus(modulus: Any) -> float | None:
+    """λ as a finite number, `None` where it is not known."""
+    return None if modulus is None else check_finite_number(modulus, "modulus")
+
+
+def _power(density: Tensor, exponent: float) -> Tensor:
+    """ρ^m/(m − 1)."""
+    return density**exponent / (exponent - 1)
 
 
 def _name(f: object) -> str:

@@ -11,11 +11,15 @@ which is a field: it can be evaluated at any point. The derivatives ∂Φ/∂a_i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from wprox._checks import as_rows
+from wprox._modes import in_any_mode
 from wprox._random import Seed
 from wprox.kernels import EvenKernel, RadialKernel
 from wprox.measures import Measure
@@ -25,6 +29,23 @@ ADVICE = (
     "write it with rho.integrate, rho.integrate_pairs, rho.mean_log_density and rho.integrate_density, or override "
     "first_variation(rho)"
 )
+
+
+@dataclass(frozen=True)
+class FirstVariation:
+    """δF/δρ as a field: maps any points x: (m, d) to (m,), up to a constant.
+
+    Attributes:
+        field: the field, unchecked.
+        dim: d.
+    """
+
+    field: Field
+    dim: int
+
+    @in_any_mode
+    def __call__(self, x: Any) -> Tensor:
+        return self.field(as_rows(x, "x", self.dim))
 
 
 def from_verbs(functional: Callable[[Measure], Tensor], rho: Measure) -> Field:
@@ -38,7 +59,7 @@ def from_verbs(functional: Callable[[Measure], Tensor], rho: Measure) -> Field:
     with torch.enable_grad():
         value = functional(recorder)
         if not value.requires_grad:  # F does not depend on ρ
-            return lambda x: x.new_zeros(len(x))
+            return _zeros
         leaves = recorder.zeros
         read = [recorder.read_points, recorder.read_weights]
         slopes = torch.autograd.grad(value, [*leaves, *read], create_graph=True, allow_unused=True)
@@ -49,25 +70,31 @@ def from_verbs(functional: Callable[[Measure], Tensor], rho: Measure) -> Field:
             )
         if not has_other_leaves(value, {id(leaf) for leaf in (*leaves, *read)}):
             slopes = tuple(None if slope is None else slope.detach() for slope in slopes)
-    wanted = [slope is not None for slope in slopes[: len(leaves)]]
+    return partial(_varied, functional, rho, slopes[: len(leaves)])
 
-    def first_variation(x: Tensor) -> Tensor:
-        # F runs once more, and each verb varies when it is called: its function may hold other answers, or loop indices
-        again = _Recorder(rho, at=x, wanted=wanted)
-        functional(again)
-        if len(again.fields) != len(leaves):
-            raise NotImplementedError(
-                f"the first variation of {functional!r} is not known, since it does not ask the same questions each "
-                "time; call the verbs of rho outside of the functions that are given to other verbs"
-            )
-        total = x.new_zeros(len(x))
-        for slope, values in zip(slopes, again.fields, strict=False):
-            if slope is not None and values is not None:
-                part = values * slope.to(values) if slope.ndim == 0 else values @ slope.to(values)
-                total = total + part.to(x)
-        return total
 
-    return first_variation
+def _zeros(x: Tensor) -> Tensor:
+    return x.new_zeros(len(x))
+
+
+def _varied(
+    functional: Callable[[Measure], Tensor], rho: Measure, slopes: Sequence[Tensor | None], x: Tensor
+) -> Tensor:
+    """Σ_i (∂Φ/∂a_i) δa_i/δρ(x), from ∂Φ/∂a_i."""
+    # F runs once more, and each verb varies when it is called: its function may hold other answers, or loop indices
+    again = _Recorder(rho, at=x, wanted=[slope is not None for slope in slopes])
+    functional(again)
+    if len(again.fields) != len(slopes):
+        raise NotImplementedError(
+            f"the first variation of {functional!r} is not known, since it does not ask the same questions each "
+            "time; call the verbs of rho outside of the functions that are given to other verbs"
+        )
+    total = x.new_zeros(len(x))
+    for slope, values in zip(slopes, again.fields, strict=True):
+        if slope is not None and values is not None:
+            part = values * slope.to(values) if slope.ndim == 0 else values @ slope.to(values)
+            total = total + part.to(x)
+    return total
 
 
 def gradient_of_field(field: Field, x: Tensor) -> Tensor:

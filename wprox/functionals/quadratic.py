@@ -42,6 +42,8 @@ def quadratic_at(structure: Structure, loc: Tensor) -> Quadratic | None:
     for piece in structure.potentials:
         gaussian = as_gaussian(piece.law)
         if gaussian is not None:
+            if gaussian.dim != len(loc):
+                raise ValueError(f"the target lives in dimension {gaussian.dim}, the measure in dimension {len(loc)}")
             precision = torch.linalg.inv(gaussian.covariance_matrix.detach().to(loc))
             slope = precision @ (loc - gaussian.loc.detach().to(loc))
         elif is_quadratic(piece.function, loc[None]):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from wprox._checks import as_points, check_count, check_positive
+from wprox._checks import as_points, check_count, check_length, check_positive
 from wprox._random import check_seed
 from wprox.functionals.base import Functional
 from wprox.functionals.structure import Distance, Structure
@@ -145,7 +145,7 @@ class SinkhornDivergence(_Transport):
 
     def __init__(self, target: Measure | Any, blur: float, tol: float = 1e-6, iterations: int = 10_000) -> None:
         super().__init__(target)
-        self.blur = check_positive(blur, "blur")
+        self.blur = check_length(blur, "blur")
         self.tol = check_positive(tol, "tol")
         self.iterations = check_count(iterations, "iterations")
 

@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from wprox._autograd import uncut
-from wprox._checks import check_count
+from wprox._checks import as_real, check_choice, check_count, check_flag, check_function, check_length, evaluate_one
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -88,6 +88,9 @@ class RadialKernel(ABC):
 
     def __call__(self, z: Tensor) -> Tensor:
         """k at differences z: (m, d), (m,)."""
+        z = as_real(z, "z")
+        if z.ndim < 2:
+            raise ValueError(f"z must be differences of shape (m, d), one a row, got {tuple(z.shape)}; give z[None]")
         s = z.square().sum(-1)
         if self.smooth:
             return self.profile(s)
@@ -120,9 +123,10 @@ class EvenKernel:
     memory_budget: int | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise TypeError(f"function must be a function of differences, got {type(self.function).__name__}")
-        if self.singular is None:
+        check_function(self.function, "function", "of differences")
+        if self.singular is not None:
+            check_flag(self.singular, "singular")
+        else:
             object.__setattr__(self, "singular", bool(getattr(self.function, "singular", False)))
         if self.memory_budget is not None:
             check_count(self.memory_budget, "memory_budget")
@@ -132,12 +136,22 @@ class EvenKernel:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self.function(z)
+        return evaluate_one(self.function, z, "the kernel")
 
 
 def as_even(kernel: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """A kernel itself where it says that it is even, any other function as an `EvenKernel`."""
     return kernel if isinstance(kernel, RadialKernel | EvenKernel) else EvenKernel(kernel)
+
+
+def hold_number(kernel: RadialKernel, name: str, check: Callable[[Any, str], float]) -> None:
+    """Check a parameter of a kernel, and hold it as a float unless it is a tensor, which may be trained."""
+    value = getattr(kernel, name)
+    number = check(value, name)
+    if number:
+        check_length(abs(number), name)
+    if not isinstance(value, Tensor):
+        object.__setattr__(kernel, name, number)
 
 
 def check_backend(backend: str) -> str:
@@ -146,9 +160,7 @@ def check_backend(backend: str) -> str:
     Raises:
         ValueError: for anything else.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
-    return backend
+    return check_choice(backend, "backend", BACKENDS)
 
 
 def norm_to(s: Tensor, exponent: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wprox._checks import as_points, check_positive
 from wprox._random import Seed, make_generator
-from wprox.kernels.base import RadialKernel, norm_to, raise_to
+from wprox.kernels.base import RadialKernel, hold_number, norm_to, raise_to
 
 MEDIAN_POINTS = 1000  # at most, among whose pairs the median distance is looked for
 
@@ -31,7 +31,7 @@ class Gaussian(RadialKernel):
     bandwidth: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive(self.bandwidth, "bandwidth")
+        hold_number(self, "bandwidth", check_positive)
 
     @property
     def smooth(self) -> bool:  # type: ignore[override]
@@ -61,7 +61,7 @@ class Laplace(RadialKernel):
     bandwidth: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive(self.bandwidth, "bandwidth")
+        hold_number(self, "bandwidth", check_positive)
 
     def profile(self, s: Tensor) -> Tensor:
         return (s.sqrt() * (-1 / self.bandwidth)).exp()
@@ -95,8 +95,8 @@ class InverseMultiquadric(RadialKernel):
     exponent: float = 0.5
 
     def __post_init__(self) -> None:
-        check_positive(self.bandwidth, "bandwidth")
-        check_positive(self.exponent, "exponent")
+        hold_number(self, "bandwidth", check_positive)
+        hold_number(self, "exponent", check_positive)
 
     @property
     def smooth(self) -> bool:  # type: ignore[override]
@@ -134,7 +134,8 @@ class Riesz(RadialKernel):
     exponent: float = 1.0
 
     def __post_init__(self) -> None:
-        if not check_positive(self.exponent, "exponent") < 2:
+        hold_number(self, "exponent", check_positive)
+        if not self.exponent < 2:
             raise ValueError(
                 f"the exponent of a Riesz kernel must lie between 0 and 2, got {self.exponent:g}: at 2 the discrepancy "
                 "sees nothing but the means, and beyond it is none"

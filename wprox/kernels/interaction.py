@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wprox._checks import check_non_negative, check_positive
-from wprox.kernels.base import RadialKernel, norm_to, over_exponent
+from wprox._checks import check_length, check_non_negative, check_number, check_positive
+from wprox.kernels.base import RadialKernel, hold_number, norm_to, over_exponent
+
+LARGEST = 1e3  # of an exponent: distances of 2 and more overflow
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,15 @@ class PowerLaw(RadialKernel):
     repulsion: float
 
     def __post_init__(self) -> None:
-        a, b = float(self.attraction), float(self.repulsion)
-        if not b < a < float("inf"):
+        a, b = check_number(self.attraction, "attraction"), check_number(self.repulsion, "repulsion")
+        if not -LARGEST <= b < a <= LARGEST:
             raise ValueError(
-                f"the exponent of attraction must be finite and larger than that of repulsion, got {a:g} and {b:g}; "
+                f"the exponent of attraction must be finite and larger than that of repulsion, got {a:g} and {b:g}, "
+                f"neither of them beyond ±{LARGEST:g}; "
                 "else the kernel repels at long range and has no minimiser"
             )
+        for name, exponent in (("attraction", a), ("repulsion", b)):
+            check_length(abs(exponent) or 1.0, name)
         object.__setattr__(self, "attraction", a)
         object.__setattr__(self, "repulsion", b)
 
@@ -102,10 +107,10 @@ class Morse(RadialKernel):
     attraction_length: float = 1.0
 
     def __post_init__(self) -> None:
-        check_non_negative(self.repulsion, "repulsion")
-        check_non_negative(self.attraction, "attraction")
-        check_positive(self.repulsion_length, "repulsion_length")
-        check_positive(self.attraction_length, "attraction_length")
+        hold_number(self, "repulsion", check_non_negative)
+        hold_number(self, "attraction", check_non_negative)
+        hold_number(self, "repulsion_length", check_positive)
+        hold_number(self, "attraction_length", check_positive)
 
     def profile(self, s: Tensor) -> Tensor:
         r = s.sqrt()

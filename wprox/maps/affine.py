@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wprox._checks import as_floating, check_count
+from wprox._checks import as_floating, check_count, check_memory
 from wprox.maps.base import TransportMap
 
 
@@ -31,6 +31,7 @@ class AffineMap(TransportMap):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = check_count(dim, "dim")
+        check_memory(2 * self.dim**2, f"a matrix of {self.dim} × {self.dim} numbers")
         self.log_matrix = nn.Parameter(torch.zeros(dim, dim))
         self.shift = nn.Parameter(torch.zeros(dim))
 
@@ -42,10 +43,10 @@ class AffineMap(TransportMap):
             ValueError: where A is not symmetric positive definite.
         """
         matrix = as_floating(matrix, "matrix")
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"matrix must have shape (d, d), got {tuple(matrix.shape)}")
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
+            raise ValueError(f"matrix must have shape (d, d), one row a coordinate, got {tuple(matrix.shape)}")
         if not torch.allclose(matrix, matrix.mT, rtol=1e-4, atol=1e-6):
-            raise ValueError("matrix must be symmetric")
+            raise ValueError("matrix must be symmetric, and it differs from its own transpose")
         eigenvalues, eigenvectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
         if float(eigenvalues.min()) <= 0:
             raise ValueError(
@@ -55,7 +56,7 @@ class AffineMap(TransportMap):
         with torch.no_grad():
             map.log_matrix.copy_((eigenvectors * eigenvalues.log()) @ eigenvectors.mT)
             if shift is not None:
-                map.shift.copy_(as_floating(shift, "shift"))
+                map.shift.copy_(_vector(shift, map.dim))
         return map
 
     @property
@@ -88,6 +89,13 @@ class AffineMap(TransportMap):
 def symmetric_exponential(symmetric: Tensor) -> Tensor:
     """exp(S) of a symmetric matrix, (d, d), differentiable."""
     return _SymmetricExponential.apply(symmetric)[0]
+
+
+def _vector(shift: Any, dim: int) -> Tensor:
+    vector = as_floating(shift, "shift")
+    if vector.shape != (dim,):
+        raise ValueError(f"shift must have shape ({dim},), as the matrix has, got {tuple(vector.shape)}")
+    return vector
 
 
 class _SymmetricExponential(torch.autograd.Function):

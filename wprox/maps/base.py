@@ -5,15 +5,40 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from wprox._autograd import needed
+from wprox._checks import as_rows, described, is_several
 from wprox.maps.precision import frozen
 
 CHUNK_VALUES = 2**22  # numbers that an intermediate tensor may hold where no graph is kept
+
+
+def _of_points(method: Callable) -> Callable:
+    """`forward` or `inverse` of a map, whoever wrote it, that refuses what are no points (n, d) of its dimension."""
+
+    name = "x" if method.__name__ == "forward" else "y"
+
+    @wraps(method)
+    def checked(self: TransportMap, *given: Any, **named: Any) -> Any:
+        points, *more = given or (named.pop(name, None),)
+        points = as_rows(points, name, self.dim)
+        try:
+            return method(self, points, *more, **named)
+        except RuntimeError as error:
+            dtypes = {tensor.dtype for tensor in self.parameters()} - {points.dtype}
+            if not dtypes or isinstance(error, InverseError):
+                raise
+            raise TypeError(
+                f"{name} is {points.dtype} and the map {' and '.join(map(str, dtypes))} ({error}); convert one of "
+                "them, as in map.double() or x.float()"
+            ) from error
+
+    return checked
 
 
 class TransportMap(nn.Module, ABC):
@@ -27,6 +52,12 @@ class TransportMap(nn.Module, ABC):
     """
 
     dim: int
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("forward", "inverse"):
+            if name in vars(cls):
+                setattr(cls, name, _of_points(vars(cls)[name]))
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,6 +113,9 @@ class InverseError(RuntimeError):
         super().__init__(message)
         self.residual = residual
 
+    def __reduce__(self) -> tuple[Any, ...]:  # errors come back from other processes by their arguments
+        return type(self), (*self.args, self.residual)
+
 
 class ComposedMap(TransportMap):
     r"""T_N ∘ … ∘ T_1: the maps are applied in the order given, log-determinants add.
@@ -99,8 +133,11 @@ class ComposedMap(TransportMap):
 
     def __init__(self, maps: Sequence[TransportMap]) -> None:
         super().__init__()
+        maps = list(maps) if is_several(maps) else maps
+        if not isinstance(maps, list) or not all(isinstance(map, TransportMap) for map in maps):
+            raise TypeError(f"maps must be a list of objects of wprox.TransportMap, got {described(maps)}")
         if not maps:
-            raise ValueError("a ComposedMap needs at least one map")
+            raise ValueError("a ComposedMap needs at least one map, and the list of maps is empty")
         dims = sorted({map.dim for map in maps})
         if len(dims) > 1:
             raise ValueError(f"composed maps must share one dimension, got {dims}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wprox._checks import check_count, check_fraction, check_positive
+from wprox._checks import check_choice, check_count, check_fraction, check_memory, check_positive
 from wprox.maps._inverse import newton_inverse, tolerance_of, with_derivative
 from wprox.maps._log_det import symmetric_log_det
 from wprox.maps.base import TransportMap, in_chunks
@@ -76,11 +76,11 @@ class ConvexMap(TransportMap):
         self.groups = check_count(groups, "groups")
         self.pieces = check_count(pieces, "pieces", least=2)
         self.convexity = check_fraction(convexity, "convexity")
-        if log_det not in ("auto", "exact", "stochastic"):
-            raise ValueError(f'log_det must be "auto", "exact" or "stochastic", got {log_det!r}')
+        check_choice(log_det, "log_det", ("auto", "exact", "stochastic"))
         self.log_det = log_det
         self.lanczos_steps = check_count(lanczos_steps, "lanczos_steps")
         self.tolerance = None if tolerance is None else check_positive(tolerance, "tolerance")
+        check_memory(4 * self.groups * self.pieces * self.dim + self.dim**2, f"{groups} groups of {pieces} pieces")
         # groups see the data coarsely to finely: piece k rules where x is near t_k, over a width of κ^(−½). Parameters
         # count from there, so that weight decay draws the map to the identity
         low, high = math.log(8 / dim), math.log(64 / dim)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from wprox._checks import check_count, check_positive
+from wprox._checks import check_count, check_function, check_positive, evaluate
 from wprox._modes import in_any_mode
 from wprox.maps._inverse import newton_inverse, tolerance_of, with_derivative
 from wprox.maps.base import InverseError, TransportMap
@@ -49,7 +49,7 @@ class GradientStepMap(TransportMap):
     ) -> None:
         super().__init__()
         self.dim = check_count(dim, "dim")
-        self.potential = potential
+        self.potential = check_function(potential, "potential")
         self.step_size = check_positive(step_size, "step_size")
         self.batch_size = check_count(batch_size, "batch_size")
         self.tolerance = tolerance if tolerance is None else check_positive(tolerance, "tolerance")
@@ -87,7 +87,7 @@ class GradientStepMap(TransportMap):
         keep = torch.is_grad_enabled() and x.requires_grad
         with torch.enable_grad():
             points = x if keep else x.detach().requires_grad_()
-            value = self.potential(points).sum()
+            value = evaluate(self.potential, points, "potential").sum()
             rows: list[Tensor] = []
             gradient = torch.zeros_like(points)
             if value.requires_grad:

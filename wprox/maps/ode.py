@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from wprox._checks import check_count, check_non_negative, check_positive, check_widths
+from wprox._checks import check_choice, check_count, check_memory, check_non_negative, check_positive, check_widths
 from wprox.maps._inverse import check_residual
 from wprox.maps._runge_kutta import SCHEMES, Field, adaptive, fixed, stages
 from wprox.maps._velocity import ACTIVATIONS, Velocity
@@ -83,10 +83,8 @@ class ODEMap(TransportMap):
         super().__init__()
         self.dim = check_count(dim, "dim")
         widths = check_widths(hidden)
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
-        if method not in SCHEMES:
-            raise ValueError(f"method must be one of {sorted(SCHEMES)}, got {method!r}")
+        check_choice(activation, "activation", sorted(ACTIVATIONS))
+        check_choice(method, "method", sorted(SCHEMES))
         self.steps = check_count(steps, "steps")
         self.method = method
         self.tolerance = check_positive(tolerance, "tolerance")
@@ -94,11 +92,14 @@ class ODEMap(TransportMap):
         self.kinetic = check_non_negative(kinetic, "kinetic")
         self.jacobian = check_non_negative(jacobian, "jacobian")
         self.error = check_non_negative(error, "error")
+        frequency = check_positive(frequency, "frequency")
+        check_memory(20 * self.steps, f"{steps} steps")
         self._network = {
             "hidden": widths,
             "activation": activation,
-            "frequency": check_positive(frequency, "frequency"),
+            "frequency": frequency,
         }
+        check_memory(4 * dim * max(widths), f"a network of widths {widths} in dimension {dim}")
         self.network = Velocity(dim, widths, activation, frequency)
         self._discretised = False
         self._penalty: Tensor | None = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from wprox._checks import described, is_several, kind_of
 from wprox.maps.affine import AffineMap
 from wprox.maps.base import ComposedMap, TransportMap
 from wprox.maps.convex import ConvexMap
@@ -42,26 +44,40 @@ def map_factory(map: str | MapFactory, options: dict[str, Any] | None = None) ->
         >>> map_factory("spline", {"bins": 4})(2).config["bins"]
         4
     """
+    options = check_options(options)
     if isinstance(map, str):
         if map not in MAPS:
             raise ValueError(f"map must be one of {sorted(MAPS)} or a factory dim -> TransportMap, got {map!r}")
         cls = MAPS[map]
         known = list(inspect.signature(cls).parameters)[1:]  # without dim
-        if unknown := [name for name in options or {} if name not in known]:
+        if unknown := [name for name in options if name not in known]:
             raise TypeError(f"map_options of {map!r} may hold {known}, got {unknown}")
-        return lambda dim: cls(dim, **(options or {}))
+        return partial(cls, **options)
     if isinstance(map, nn.Module):
         raise TypeError(
             f"map must be a name or a factory dim -> TransportMap, got a map, {type(map).__name__}; give its class, or "
             "lambda dim: map for steps that start from it"
         )
-    if not callable(map):
-        raise TypeError(f"map must be a name or a factory dim -> TransportMap, got {type(map).__name__}")
+    if not callable(map) or (isinstance(map, type) and not issubclass(map, TransportMap)):
+        raise TypeError(
+            f"map must be a name or a factory dim -> TransportMap, got {kind_of(map)}; names are {sorted(MAPS)}"
+        )
     if options:
         raise ValueError(
             "map_options go with a map's name; give a factory its options yourself, as in functools.partial"
         )
     return map
+
+
+def check_options(options: Any) -> dict[str, Any]:
+    """The options of a named map, none by default."""
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise TypeError(
+            f"map_options must be a dict of arguments of the map, as in {{'bins': 8}}, got {described(options)}"
+        )
+    return dict(options)
 
 
 def check_map_classes(map_classes: Any) -> Sequence[type[TransportMap]]:
@@ -70,10 +86,10 @@ def check_map_classes(map_classes: Any) -> Sequence[type[TransportMap]]:
     Raises:
         TypeError: for anything but a list of subclasses of `TransportMap`.
     """
-    classes = list(map_classes) if isinstance(map_classes, Iterable) else [map_classes]
+    classes = list(map_classes) if is_several(map_classes) else [map_classes]
     wrong = [cls for cls in classes if not (isinstance(cls, type) and issubclass(cls, TransportMap))]
     if wrong or isinstance(map_classes, type | str):
-        raise TypeError(f"map_classes must be a list of subclasses of wprox.TransportMap, got {map_classes!r}")
+        raise TypeError(f"map_classes must be a list of subclasses of wprox.TransportMap, got {described(map_classes)}")
     return classes
 
 

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wprox._checks import check_count, check_fraction, check_positive, check_widths
+from wprox._checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_fraction,
+    check_memory,
+    check_positive,
+    check_widths,
+)
 from wprox.maps._inverse import check_residual, newton_inverse, tolerance_of, with_derivative
 from wprox.maps._log_det import log_det, spectral_bound
 from wprox.maps.affine import AffineMap
@@ -71,16 +79,16 @@ class ResidualMap(ComposedMap):
         log_det: str = "auto",
         tolerance: float | None = None,
     ) -> None:
-        check_count(dim, "dim")
-        check_count(blocks, "blocks")
+        dim, blocks = check_count(dim, "dim"), check_count(blocks, "blocks")
         hidden = ((32, 32) if dim <= 2 else (64, 64)) if hidden is None else hidden
         widths = check_widths(hidden)
-        check_fraction(lipschitz, "lipschitz")
-        if log_det not in ("auto", "exact", "series"):
-            raise ValueError(f'log_det must be "auto", "exact" or "series", got {log_det!r}')
+        lipschitz = check_fraction(lipschitz, "lipschitz")
+        check_choice(log_det, "log_det", ("auto", "exact", "series"))
+        affine = check_flag(affine, "affine")
         if tolerance is not None:
-            check_positive(tolerance, "tolerance")
+            tolerance = check_positive(tolerance, "tolerance")
         series = log_det == "series" or (log_det == "auto" and dim > EXACT_DIM)
+        check_memory(4 * blocks * dim * max(widths), f"{blocks} blocks of widths {widths} in dimension {dim}")
         layers: list[TransportMap] = [AffineMap(dim)] if affine else []
         layers.append(_ResidualBlocks(dim, blocks, widths, lipschitz, series, tolerance))
         super().__init__(layers)

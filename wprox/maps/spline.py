@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wprox._checks import check_count, check_positive, check_widths
+from wprox._checks import check_count, check_flag, check_memory, check_non_negative, check_positive, check_widths
 from wprox.maps._rational_quadratic import inverse_spline, spline
 from wprox.maps.affine import AffineMap
 from wprox.maps.base import ComposedMap, TransportMap
@@ -57,14 +57,17 @@ class SplineMap(ComposedMap):
         affine: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        check_count(dim, "dim")
-        check_count(transforms, "transforms")
+        dim, transforms = check_count(dim, "dim"), check_count(transforms, "transforms")
         bins = (16 if dim <= 3 else 8) if bins is None else check_count(bins, "bins", least=2)
         widths = ((64,) if dim <= 2 else (128, 128)) if hidden is None else tuple(check_widths(hidden, least=0))
         frequencies = (6 if dim == 2 else 0) if frequencies is None else check_count(frequencies, "frequencies", 0)
-        check_positive(bound, "bound")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout:g}")
+        bound = check_positive(bound, "bound")
+        coupling, affine = check_flag(coupling, "coupling"), check_flag(affine, "affine")
+        dropout = check_non_negative(dropout, "dropout")
+        if not dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout:g}; it is a part of the units")
+        outputs = 3 * bins * dim * (widths[-1] if widths else 1) * transforms
+        check_memory(2 * outputs, f"{transforms} transforms of {bins} bins in dimension {dim}")
         layers: list[TransportMap] = [AffineMap(dim)] if affine else []
         if dim == 1:
             layers.append(_ElementwiseSpline(bins, bound))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wprox._checks import evaluate
+from wprox._checks import as_index, as_rows, as_values, check_function, check_precision, evaluate, evaluate_one
 from wprox._modes import in_any_mode
 from wprox._random import Seed
 from wprox.pairs.sums import pair_sum, potential
@@ -146,7 +146,7 @@ class Measure(ABC):
 
         In bounded memory, and differentiable in x. A singular kernel leaves out points that coincide.
         """
-        x = self.points if x is None else x
+        x = self.points if x is None else as_rows(x, "x", self.dim)
         return potential(k, x, self.points.to(x), self.weights.to(x))
 
     @abstractmethod
@@ -175,7 +175,7 @@ class Measure(ABC):
         Arguments:
             f: maps densities (n,) to values (n,).
         """
-        return self.weights @ f(self.log_density().exp())
+        return self.weights @ evaluate_one(f, self.log_density().exp(), "f")
 
     def log_density_at(self, x: Tensor) -> Tensor:
         """log ρ at any points x: (m, d), (m,), differentiable in x.
@@ -231,7 +231,8 @@ class Measure(ABC):
         return self.push(lambda _: points)
 
     def to(self, dtype: torch.dtype) -> Self:
-        """The same measure in another precision."""
+        """The same measure in another precision, torch.float32 or torch.float64."""
+        check_precision(dtype, "dtype")
         return self._with(self.points.to(dtype), self.weights.to(dtype))
 
     def detach(self) -> Self:
@@ -246,8 +247,8 @@ class Measure(ABC):
         """
         if not self.movable:
             raise TypeError(f"the points of a {type(self).__name__} are no particles of which some could be taken")
-        weights = self.weights[index]
-        return self._with(self.points[index], weights / weights.sum())
+        index = as_index(index, len(self))
+        return self._with(self.points[index], share_of(self.weights[index]))
 
     def _with(self, points: Tensor, weights: Tensor) -> Self:
         result = copy(self)
@@ -255,13 +256,69 @@ class Measure(ABC):
         return result
 
 
+def require_measure(value: object, name: str) -> Measure:
+    """The measure itself; a sentence for what is often given in its place.
+
+    Raises:
+        TypeError: for a class, points, a distribution, and anything else that is not a measure.
+    """
+    if isinstance(value, Measure):
+        return value
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be a measure, got the class {value.__name__}; build one, as in Particles(points)")
+    raise TypeError(f"{name} must be a wprox measure, got {type(value).__name__}; wprox.Particles(points) makes one")
+
+
+def images_of(map: Callable, points: Tensor) -> tuple[Tensor, Tensor | None]:
+    """T(x), (n, k), and log|det ∇T(x)|, (n,), of any callable at points (n, d); `None` where it returns T(x) only.
+
+    Raises:
+        TypeError: for what cannot be called, and outputs that are no arrays of real numbers.
+        ValueError: for outputs of other shapes.
+    """
+    output = check_function(map, "map")(points)
+    if not isinstance(output, tuple):
+        images = as_values(output, points, "map").to(points)
+        if images.ndim != 2:
+            raise ValueError(
+                f"map must return points of shape {tuple(points.shape)}, it returned shape {tuple(images.shape)}; a "
+                "map of the line returns one column, as in y[:, None]"
+            )
+        return images, None
+    if len(output) != 2:
+        raise ValueError(f"map must return points y or a pair (y, log_det), it returned {len(output)} things")
+    images, log_det = (as_values(part, points, "map").to(points) for part in output)
+    if images.shape != points.shape or log_det.shape != points.shape[:1]:
+        raise ValueError(
+            f"a map must return (y, log_det) of shapes {tuple(points.shape)} and {tuple(points.shape[:1])}, got "
+            f"{tuple(images.shape)} and {tuple(log_det.shape)}"
+        )
+    return images, log_det
+
+
+def moved_by(map: Callable, points: Tensor) -> Tensor:
+    """T(x) at points (n, d), in the same space, (n, d)."""
+    images, _ = images_of(map, points)
+    if images.shape != points.shape:
+        raise ValueError(f"a map must return points of shape {tuple(points.shape)}, got {tuple(images.shape)}")
+    return images
+
+
+def share_of(weights: Tensor) -> Tensor:
+    """Weights of some of the points, (m,), scaled to sum to 1."""
+    total = weights.sum()
+    if not bool(total > 0):
+        raise ValueError(f"index takes {len(weights)} points, which have no weight together; take some that have")
+    return weights / total
+
+
 @in_any_mode
 def value_and_slope(f: Callable[[Tensor], Tensor], density: Tensor) -> tuple[Tensor, Tensor]:
     """f and f′ at densities (m,), with a graph in these and in tensors of f itself, as far as they want gradients."""
-    value = f(density)
+    value = evaluate_one(f, density, "f")
     with torch.enable_grad():
         s = density if density.requires_grad else density.detach().requires_grad_()
-        at_s = f(s)
+        at_s = evaluate_one(f, s, "f")
         if not at_s.requires_grad:
             return value, torch.zeros_like(density)
         (slope,) = torch.autograd.grad(at_s.sum(), s, create_graph=True, materialize_grads=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wprox._checks import as_floating, check_count, evaluate
+from wprox._checks import as_floating, as_points, as_rows, check_count, check_memory, check_precision, evaluate_one
 from wprox._random import Seed, make_generator
 from wprox.maps.affine import AffineMap
 from wprox.measures.base import Measure
@@ -48,7 +48,7 @@ class Gaussian(Measure):
         covariance = as_floating(covariance_matrix, "covariance_matrix")
         self.loc = as_floating(loc, "loc").to(covariance).clone()  # the caller's array may change
         if self.loc.ndim != 1 or len(self.loc) == 0:
-            raise ValueError(f"loc must have shape (d,), got {tuple(self.loc.shape)}")
+            raise ValueError(f"loc must have shape (d,), one number a coordinate, got {tuple(self.loc.shape)}")
         d = len(self.loc)
         if covariance.shape != (d, d):
             raise ValueError(f"covariance_matrix must have shape ({d}, {d}) like loc, got {tuple(covariance.shape)}")
@@ -86,27 +86,27 @@ class Gaussian(Measure):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; m, Σ) for x: (n, d), (n,)."""
-        return normal_log_prob(x, self.loc, self.scale_tril)
+        return normal_log_prob(as_points(x, "x", self.dim), self.loc, self.scale_tril)
 
     def log_density(self) -> Tensor:
         # (x − m)ᵀ Σ⁻¹ (x − m) at a point m + L z is |z|², whatever Σ is
         return -0.5 * (self._nodes.square().sum(1) + self.dim * math.log(2 * math.pi) + self._log_det_covariance)
 
     def log_density_at(self, x: Tensor) -> Tensor:
-        return self.log_prob(x)
+        return normal_log_prob(as_rows(x, "x", self.dim), self.loc, self.scale_tril)
 
     def integrate_density(self, f: Callable[[Tensor], Tensor]) -> Tensor:
         """∫ f(ρ) dρ by Gauss–Laguerre quadrature: log ρ(x) = log ρ(m) − s, where s follows the Gamma(d/2) law."""
         nodes, weights = _gauss_laguerre(self.dim)
         peak = -0.5 * (self.dim * math.log(2 * math.pi) + self._log_det_covariance)
-        return weights.to(self.loc) @ f((peak - nodes.to(self.loc)).exp())
+        return weights.to(self.loc) @ evaluate_one(f, (peak - nodes.to(self.loc)).exp(), "f")
 
     def score(self) -> Tensor:
         return -torch.cholesky_solve((self.points - self.loc).mT, self.scale_tril).mT
 
     def integrate_pairs(self, k: Callable[[Tensor], Tensor]) -> Tensor:
         # x − y ~ N(0, 2Σ) for independent x and y, so one rule serves the pair
-        values = evaluate(k, math.sqrt(2) * (self._nodes @ self.scale_tril.mT), "k")
+        values = evaluate_one(k, math.sqrt(2) * (self._nodes @ self.scale_tril.mT), "the kernel")
         if not bool(torch.isfinite(values.detach()).all()):
             raise ValueError(
                 "the kernel is infinite or NaN at some node of N(0, 2Σ), the law of x − y; one that is infinite at 0 "
@@ -120,13 +120,15 @@ class Gaussian(Measure):
                 f"a Gaussian stays Gaussian only under an AffineMap, got {type(map).__name__}; "
                 "push draws instead: Gaussian.to_particles(n, seed).push(map)"
             )
+        if map.dim != self.dim:
+            raise ValueError(f"the map lives in dimension {map.dim}, and the Gaussian in dimension {self.dim}")
         matrix = map.matrix.to(self.loc)
         shift = map.shift.to(self.loc)
         return Gaussian(matrix @ self.loc + shift, matrix @ self.covariance_matrix @ matrix.mT, self.order)
 
     def to(self, dtype: torch.dtype) -> Gaussian:
         """The same Gaussian in another precision."""
-        if dtype == self.dtype:
+        if check_precision(dtype, "dtype") == self.dtype:
             return self
         return Gaussian(self.loc.to(dtype), self.covariance_matrix.to(dtype), self.order)
 
@@ -136,7 +138,8 @@ class Gaussian(Measure):
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         generator = make_generator(seed, self.device)
-        noise = torch.randn(check_count(n, "n"), self.dim, generator=generator, dtype=self.dtype, device=self.device)
+        check_memory(check_count(n, "n") * self.dim, f"n = {n} draws")
+        noise = torch.randn(n, self.dim, generator=generator, dtype=self.dtype, device=self.device)
         return self.loc + noise @ self.scale_tril.mT
 
     def to_particles(self, n: int, seed: Seed = None) -> Particles:

@@ -10,9 +10,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wprox._checks import as_floating, check_count, check_finite, evaluate
+from wprox._checks import (
+    NO_ARRAY,
+    as_floating,
+    as_rows,
+    check_count,
+    check_finite,
+    check_memory,
+    check_number,
+    check_precision,
+    described,
+    evaluate,
+    evaluate_one,
+    is_several,
+)
 from wprox._random import Seed, make_generator
-from wprox.measures.base import Measure
+from wprox.measures.base import Measure, moved_by
 from wprox.measures.particles import Particles
 
 if TYPE_CHECKING:
@@ -93,7 +106,12 @@ class Grid(Measure):
         ]
         self.mask: Tensor | None = None
         if mask is not None:
-            walls = torch.as_tensor(mask, device=device)
+            try:
+                walls = torch.as_tensor(mask, device=device)
+            except NO_ARRAY:
+                raise TypeError(
+                    f"mask must be boolean (true in walls) of shape {shape}, got {described(mask)}"
+                ) from None
             if walls.dtype != torch.bool or tuple(walls.shape) != shape:
                 raise ValueError(
                     f"mask must be boolean (true in walls) of shape {shape}, got {walls.dtype}, {tuple(walls.shape)}"
@@ -129,16 +147,8 @@ class Grid(Measure):
             tensor(1., dtype=torch.float64)
         """
         grid = object.__new__(cls)
-        grid._set_geometry(_check_shape(shape), bounds, mask, dtype, "cpu")
-        if hasattr(density, "log_prob"):
-            values = evaluate(density.log_prob, grid.points, "density.log_prob").exp()
-        elif callable(density):
-            values = evaluate(density, grid.points, "density")
-        else:
-            raise TypeError(
-                f"density must be a function of points (n, d) or have log_prob, got {type(density).__name__}; masses "
-                "of cells go to Grid(mass, bounds), particles to Grid.from_particles"
-            )
+        grid._set_geometry(_check_shape(shape), bounds, mask, check_precision(dtype, "dtype"), "cpu")
+        values = _density_at(density, grid.points)
         if values.shape != grid.points.shape[:1]:
             raise ValueError(f"density must return one number a point, ({len(grid)},), got {tuple(values.shape)}")
         check_finite(values, "density at the cell centres")
@@ -204,7 +214,7 @@ class Grid(Measure):
 
     def to(self, dtype: torch.dtype) -> Grid:
         """The same histogram in another dtype."""
-        result = self.with_weights(self.weights.to(dtype))
+        result = self.with_weights(self.weights.to(check_precision(dtype, "dtype")))
         result.points, result.axes = self.points.to(dtype), [axis.to(dtype) for axis in self.axes]
         return result
 
@@ -246,6 +256,7 @@ class Grid(Measure):
 
     def log_density_at(self, x: Tensor) -> Tensor:
         """log ρ at any points x: (m, d), (m,), linear between cell centres, constant beyond; −∞ outside of the box."""
+        x = as_rows(x, "x", self.dim)
         values = self.unflatten(self.log_density().detach(), fill=-math.inf)
         empty, values = (
             torch.isneginf(values),
@@ -280,16 +291,15 @@ class Grid(Measure):
         Raises:
             ValueError: where T takes mass out of the box or into a wall.
         """
-        output = map(self.points)
-        points = output[0] if isinstance(output, tuple) else output
-        moved = evaluate(lambda _: points, self.points, "map")
+        moved = moved_by(map, self.points)
         full = self.weights > 0  # empty cells may go anywhere
         return self.with_weights(self._deposit(moved[full], self.weights[full]))
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         """n independent draws, (n, d): a cell by its mass, then a point of the cell uniformly."""
         generator = make_generator(seed, self.device)
-        cells = torch.multinomial(self.weights, check_count(n, "n"), replacement=True, generator=generator)
+        check_memory(check_count(n, "n") * (2 * self.dim + 1), f"n = {n} draws")
+        cells = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         uniform = torch.rand(n, self.dim, generator=generator, dtype=self.dtype, device=self.device) - 0.5
         return self.points[cells] + uniform * self.points.new_tensor(self.cell_widths)
 
@@ -357,7 +367,7 @@ def kernel_spectrum(grid: Grid, k: Callable[[Tensor], Tensor]) -> Tensor:
         lags.append(torch.where(lag < n, lag, lag - size) * width)  # lags n … size − n meet no pair of cells
         sizes.append(size)
     differences = torch.stack(torch.meshgrid(*lags, indexing="ij"), -1).reshape(-1, grid.dim)
-    values = evaluate(k, differences, "k")
+    values = evaluate_one(k, differences, "the kernel")
     if not bool(torch.isfinite(values).all()):
         first = differences[~torch.isfinite(values)][0].tolist()
         raise ValueError(
@@ -374,17 +384,39 @@ def convolve(mass: Tensor, spectrum: Tensor) -> Tensor:
     return result[tuple(slice(n) for n in mass.shape)]
 
 
-def _check_shape(shape: Sequence[int] | int) -> tuple[int, ...]:
-    return tuple(check_count(n, "shape") for n in ((shape,) if isinstance(shape, int) else shape))
+def _density_at(density: Any, points: Tensor) -> Tensor:
+    """The values of a function of points, or of a law with `log_prob`, at points (n, d)."""
+    if hasattr(density, "log_prob"):
+        events = tuple(getattr(density, "event_shape", points.shape[1:]))
+        if events != tuple(points.shape[1:]):
+            raise ValueError(
+                f"density must be a law of vectors of dimension {points.shape[1]}, as the bounds, got one of events "
+                f"of shape {events}"
+            )
+        return evaluate(density.log_prob, points, "density.log_prob").exp()
+    if callable(density):
+        return evaluate(density, points, "density")
+    raise TypeError(
+        f"density must be a function of points (n, d) or have log_prob, got {type(density).__name__}; masses "
+        "of cells go to Grid(mass, bounds), particles to Grid.from_particles"
+    )
+
+
+def _check_shape(shape: Any) -> tuple[int, ...]:
+    sizes = tuple(shape) if is_several(shape) else (shape,)
+    sizes = tuple(check_count(n, f"shape[{k}]") for k, n in enumerate(sizes))
+    check_memory(8 * math.prod(sizes), f"a grid of shape {sizes}")
+    return sizes
 
 
 def _check_bounds(bounds: Any) -> tuple[tuple[float, float], ...]:
     try:
-        pairs = tuple((float(low), float(high)) for low, high in bounds)
-    except (TypeError, ValueError):
+        ends = [(low, high) for low, high in bounds]
+    except (TypeError, ValueError, RuntimeError):
         raise ValueError(
-            f"bounds must be one pair (low, high) an axis, as in [(0.0, 1.0)] * d, got {bounds!r}"
+            f"bounds must be one pair (low, high) an axis, as in [(0.0, 1.0)] * d, got {described(bounds)}"
         ) from None
+    pairs = tuple((check_number(low, "a low bound"), check_number(high, "a high bound")) for low, high in ends)
     for low, high in pairs:
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"every pair of bounds must be finite with low < high, got ({low:g}, {high:g})")

@@ -17,6 +17,7 @@ from torch.distributions import (
     Normal,
 )
 
+from wprox._checks import PRECISIONS, kind_of
 from wprox._random import Seed
 from wprox.measures.base import Measure
 from wprox.measures.gaussian import Gaussian, normal_log_prob
@@ -52,7 +53,7 @@ def as_gaussian(law: object) -> Gaussian | None:
 
 def _positive_definite(loc: Tensor, factor: Tensor) -> Gaussian | None:
     """N(m, L Lᵀ), in float64 where its dtype cannot hold it, `None` where that cannot either."""
-    for dtype in (factor.dtype, torch.float64):
+    for dtype in (factor.dtype, torch.float64) if factor.dtype in PRECISIONS else (torch.float64,):
         covariance = factor.to(dtype) @ factor.to(dtype).mT
         if int(torch.linalg.cholesky_ex(covariance.detach()).info) == 0:
             return Gaussian(loc.to(dtype), covariance)
@@ -78,12 +79,10 @@ def log_density_of(target: object) -> tuple[int | None, Callable[[Tensor], Tenso
             return target.event_shape[0], log_prob
         return target.event_shape[0], target.log_prob
     if isinstance(target, Gaussian):
-        return target.dim, target.log_prob
-    if callable(target):
+        return target.dim, partial(normal_log_prob, loc=target.loc, scale_tril=target.scale_tril)
+    if callable(target) and not isinstance(target, type):
         return None, target
-    raise TypeError(
-        f"target must be a torch Distribution, a wprox.Gaussian or a log-density, got {type(target).__name__}"
-    )
+    raise TypeError(f"target must be a torch Distribution, a wprox.Gaussian or a log-density, got {kind_of(target)}")
 
 
 def sampled(law: Any, n_samples: int, seed: Seed) -> Measure:

@@ -10,9 +10,20 @@ import torch
 from torch import Tensor
 
 from wprox import kernels
-from wprox._checks import as_floating, as_points, as_weights, check_count, check_positive, evaluate
+from wprox._checks import (
+    as_floating,
+    as_index,
+    as_points,
+    as_rows,
+    as_weights,
+    check_count,
+    check_memory,
+    check_positive,
+    check_precision,
+    evaluate_one,
+)
 from wprox._random import Seed, make_generator, seeded
-from wprox.measures.base import DensityUnknownError, Measure, value_and_slope
+from wprox.measures.base import DensityUnknownError, Measure, images_of, moved_by, share_of, value_and_slope
 from wprox.measures.thinning import Thinning
 from wprox.pairs.distances import half_square_distances
 from wprox.pairs.log_density import kernel_score, log_kernel_sum
@@ -54,7 +65,8 @@ class Particles(Measure):
         if log_density is not None:
             self._log_density = as_floating(log_density, "log_density").to(self.points).clone()
             if self._log_density.shape != (n,):
-                raise ValueError(f"log_density must have shape ({n},), got {tuple(self._log_density.shape)}")
+                shape = tuple(self._log_density.shape)
+                raise ValueError(f"log_density must have shape ({n},), one number a point, got {shape}")
 
     @classmethod
     def from_distribution(cls, distribution: torch.distributions.Distribution, n: int, seed: Seed = None) -> Particles:
@@ -62,9 +74,15 @@ class Particles(Measure):
 
         torch's distributions draw from the default generator, which is seeded for the draw and then restored.
         """
+        if not isinstance(distribution, torch.distributions.Distribution):
+            raise TypeError(
+                f"distribution must be a torch Distribution over R^d, got {type(distribution).__name__}; "
+                "Gaussian(...).to_particles(n) draws from a wprox.Gaussian"
+            )
+        check_memory(check_count(n, "n") * distribution.event_shape.numel(), f"n = {n} draws")
         start = _draw(seed) if isinstance(seed, torch.Generator) else make_generator(seed).initial_seed()
         with seeded(start):
-            points = distribution.sample(torch.Size((check_count(n, "n"),)))
+            points = distribution.sample(torch.Size((n,)))
         return cls(points, log_density=distribution.log_prob(points))
 
     def with_kernel_density(self, bandwidth: float | None = None, factor: float | None = None) -> KernelParticles:
@@ -110,20 +128,15 @@ class Particles(Measure):
         return self._replace(self.points, torch.zeros_like(self.weights), relative=True)
 
     def push(self, map: Callable) -> Particles:
-        output = map(self.points)
-        if not isinstance(output, tuple):
-            return self._replace(evaluate(lambda _: output, self.points, "map"))
-        points, log_det = output
-        if points.shape != self.points.shape or log_det.shape != self.weights.shape:
-            raise ValueError(
-                f"a map must return (y, log_det) of shapes {tuple(self.points.shape)} and {tuple(self.weights.shape)}, "
-                f"got {tuple(points.shape)} and {tuple(log_det.shape)}"
-            )
+        points, log_det = images_of(map, self.points)
+        if log_det is None:
+            return self._replace(points)
         log_density = None if self._log_density is None else self._log_density - log_det
         return self._replace(points, log_density, self.is_relative)
 
     def to(self, dtype: torch.dtype) -> Particles:
         """The same particles in another precision; they keep their weights as they are."""
+        check_precision(dtype, "dtype")
         return self._map(lambda values: values.to(dtype), self.weights.to(dtype))
 
     def detach(self) -> Particles:
@@ -132,8 +145,8 @@ class Particles(Measure):
 
     def subset(self, index: Tensor | slice) -> Particles:
         """The particles at `index`, with weights scaled to sum to 1: a minibatch."""
-        weights = self.weights[index]
-        result = self._map(lambda values: values[index], weights / weights.sum())
+        index = as_index(index, len(self))
+        result = self._map(lambda values: values[index], share_of(self.weights[index]))
         result.thinning = None
         return result
 
@@ -174,11 +187,14 @@ class Particles(Measure):
             return total
         if getattr(k, "singular", False):
             return self.thinning.pairs(total, self.weights, None)
-        return self.thinning.pairs(total, self.weights, evaluate(k, torch.zeros_like(self.points[:1]), "k")[0])
+        return self.thinning.pairs(
+            total, self.weights, evaluate_one(k, torch.zeros_like(self.points[:1]), "the kernel")[0]
+        )
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         generator = make_generator(seed, self.device)
-        index = torch.multinomial(self.weights, check_count(n, "n"), replacement=True, generator=generator)
+        check_memory(check_count(n, "n") * (self.dim + 1), f"n = {n} draws")
+        index = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         return self.points[index]
 
     def _map(self, f: Callable[[Tensor], Tensor], weights: Tensor) -> Particles:
@@ -281,11 +297,7 @@ class KernelParticles(Particles):
 
     def push(self, map: Callable) -> KernelParticles:
         """The particles T(x_i), whose density is that of kernels there: log|det ∇T| plays no part."""
-        output = map(self.points)
-        points = output[0] if isinstance(output, tuple) else output
-        points = evaluate(lambda _: points, self.points, "map")
-        if points.shape != self.points.shape:
-            raise ValueError(f"a map must return points of shape {tuple(self.points.shape)}, got {tuple(points.shape)}")
+        points = moved_by(map, self.points)
         return self._replace(points)
 
     def subset(self, index: Tensor | slice) -> KernelParticles:
@@ -299,6 +311,7 @@ class KernelParticles(Particles):
 
     def log_density_at(self, x: Tensor) -> Tensor:
         """log (φ_H ∗ ρ)(x) at any points x: (m, d), (m,), differentiable in x; H is that of the particles."""
+        x = as_rows(x, "x", self.dim)
         points, weights, x64 = self.points.detach().double(), self.weights.detach().double(), x.double()
         scale_tril = self._scale_tril(points)
         if scale_tril is None:
@@ -323,7 +336,9 @@ class KernelParticles(Particles):
                 "not known; give a fixed one: Particles.with_kernel_density(bandwidth=h)"
             )
         at, own = self.log_density_at(x), self.log_density().detach()
-        value, slope = (at, (-own).exp()) if f is None else (f(at.exp()), value_and_slope(f, own.exp())[1])
+        value, slope = (
+            (at, (-own).exp()) if f is None else (evaluate_one(f, at.exp(), "f"), value_and_slope(f, own.exp())[1])
+        )
         scale = (2 * math.pi * self.bandwidth**2) ** (-self.dim / 2)
         others = self.weights.detach() * slope
         return value + scale * potential(kernels.Gaussian(self.bandwidth), x, self.points.detach().to(x), others.to(x))

@@ -9,10 +9,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from wprox._checks import as_floating, check_count, check_finite, check_increasing, evaluate
+from wprox._checks import (
+    as_floating,
+    as_real,
+    as_rows,
+    check_count,
+    check_finite,
+    check_function,
+    check_increasing,
+    check_memory,
+    check_precision,
+    evaluate_one,
+)
 from wprox._random import Seed, make_generator
 from wprox.maps.monotone import interpolate
-from wprox.measures.base import Measure
+from wprox.measures.base import Measure, moved_by
 from wprox.measures.particles import Particles
 from wprox.pairs.sums import pair_sum, potential
 
@@ -85,8 +96,10 @@ class Quantiles(Measure):
         Raises:
             ValueError: where `icdf` is not finite inside (0, 1) or does not increase.
         """
-        levels = _levels(check_count(n, "n", least=2))
-        nodes = torch.as_tensor(icdf(levels))
+        check_function(icdf, "icdf", "of levels")
+        check_memory(8 * check_count(n, "n", least=2), f"n = {n} nodes")
+        levels = _levels(n)
+        nodes = as_real(icdf(levels), "what icdf returns")
         if nodes.shape != levels.shape:
             raise ValueError(f"icdf must map levels of shape ({n},) to points of that shape, got {tuple(nodes.shape)}")
         unbounded = ~torch.isfinite(nodes[[0, -1]])
@@ -94,7 +107,7 @@ class Quantiles(Measure):
             inset = float(levels[1]) / (2 * math.pi)
             levels[0] = inset if unbounded[0] else 0.0
             levels[-1] = 1 - inset if unbounded[1] else 1.0
-            nodes = torch.as_tensor(icdf(levels))
+            nodes = as_real(icdf(levels), "what icdf returns")
         return cls(nodes)
 
     @classmethod
@@ -116,9 +129,14 @@ class Quantiles(Measure):
         order = torch.argsort(rho.points[:, 0])
         values, mass = rho.points[order, 0], rho.weights[order]
         values, mass = values[mass > 0], mass[mass > 0]
+        if len(values) < 2:
+            raise ValueError(
+                "the law has an atom: one draw of x has all the weight; give some to another, or more draws"
+            )
+        check_memory(8 * check_count(n, "n", least=2), f"n = {n} nodes")
         middle = mass.cumsum(0) - mass / 2
         position = (middle - middle[0]) / (middle[-1] - middle[0])
-        nodes, _ = interpolate(_levels(check_count(n, "n", least=2)).to(position), position, values)
+        nodes, _ = interpolate(_levels(n).to(position), position, values)
         check_increasing(nodes, "the quantiles of x", "the law has an atom: lower n, or add a little noise to x")
         return cls.unchecked(nodes)
 
@@ -144,11 +162,11 @@ class Quantiles(Measure):
     def convolve(self, k: Callable[[Tensor], Tensor], x: Tensor | None = None) -> Tensor:
         if self._is_finite_at_zero(k):
             return super().convolve(k, x)
-        x = self.points if x is None else x
+        x = self.points if x is None else as_rows(x, "x", 1)
         return potential(k, x, *(part.to(x) for part in self._midpoints()))
 
     def _is_finite_at_zero(self, k: Callable[[Tensor], Tensor]) -> bool:
-        return bool(torch.isfinite(evaluate(k, self.points.new_zeros(1, 1), "k")).all())
+        return bool(torch.isfinite(evaluate_one(k, self.points.new_zeros(1, 1), "the kernel")).all())
 
     def _midpoints(self) -> tuple[Tensor, Tensor]:
         """The midpoints between the nodes, (n − 1, 1), and their equal weights."""
@@ -162,12 +180,13 @@ class Quantiles(Measure):
 
     def log_density_at(self, x: Tensor) -> Tensor:
         """log ρ at any points x: (m, 1), (m,), linear between its values at the nodes; −∞ outside of them."""
+        x = as_rows(x, "x", 1)
         values, _ = interpolate(x[:, 0].to(self.nodes), self.nodes.detach(), self.log_density().detach())
         outside = (x[:, 0] < self.nodes[0]) | (x[:, 0] > self.nodes[-1])
         return values.masked_fill(outside, -math.inf).to(x)
 
     def integrate_density(self, f: Callable[[Tensor], Tensor]) -> Tensor:
-        return f(self.density).mean()
+        return evaluate_one(f, self.density, "f").mean()
 
     def score(self) -> Tensor:
         """∇ log ρ at the nodes, (n, 1): (ρ_k − ρ_{k−1})/w_k, the gradient of `mean_log_density` in the nodes.
@@ -189,6 +208,8 @@ class Quantiles(Measure):
     def log_prob(self, x: Any) -> Tensor:
         """The logarithm of the piecewise constant density at x: (m,) or (m, 1); −∞ outside the nodes."""
         x = as_floating(x, "x").to(self.nodes)
+        if x.ndim != 1 and tuple(x.shape[1:]) != (1,):
+            raise ValueError(f"x must be points of the line, of shape (m,) or (m, 1), got {tuple(x.shape)}")
         x = x[:, 0] if x.ndim == 2 else x
         piece = (torch.searchsorted(self.nodes, x.contiguous(), right=True) - 1).clamp(0, len(self) - 2)
         outside = (x < self.nodes[0]) | (x > self.nodes[-1])
@@ -200,9 +221,8 @@ class Quantiles(Measure):
         Raises:
             ValueError: where the map does not increase along the nodes.
         """
-        output = map(self.points)
-        points = evaluate(lambda _: output[0] if isinstance(output, tuple) else output, self.points, "map")
-        nodes = points.reshape(len(self))
+        points = moved_by(map, self.points)
+        nodes = points[:, 0]
         advice = "Quantiles can be pushed by increasing maps only; for others push draws, as in rho.to_particles(n)"
         check_finite(nodes, "the pushed nodes")
         check_increasing(nodes.detach(), "the pushed nodes", advice)
@@ -210,6 +230,7 @@ class Quantiles(Measure):
 
     def to(self, dtype: torch.dtype) -> Quantiles:
         """The same measure, since the nodes are kept in float64 whatever is asked for."""
+        check_precision(dtype, "dtype")
         return self
 
     def detach(self) -> Quantiles:
@@ -218,7 +239,8 @@ class Quantiles(Measure):
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         generator = make_generator(seed, self.device)
-        levels = torch.rand(check_count(n, "n"), generator=generator, dtype=self.dtype, device=self.device)
+        check_memory(check_count(n, "n"), f"n = {n} draws")
+        levels = torch.rand(n, generator=generator, dtype=self.dtype, device=self.device)
         return self.icdf(levels)[:, None]
 
     def to_particles(self, n: int, seed: Seed = None) -> Particles:

@@ -16,6 +16,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from wprox._checks import check_flag, check_path
 from wprox._version import __version__
 from wprox.models.state import State, StateError
 
@@ -38,7 +39,8 @@ def save_folder(folder: str | Path, model: str, state: State, overwrite: bool = 
     Raises:
         ValueError: where the folder exists and `overwrite` is not set.
     """
-    folder = Path(folder)
+    folder = check_path(folder, "folder")
+    check_flag(overwrite, "overwrite")
     if folder.exists() and not overwrite:
         raise ValueError(f"{folder} exists already; choose another folder or set overwrite=True (--overwrite)")
     if folder.exists() and not folder.is_dir():
@@ -88,7 +90,7 @@ def loaded_folder(folder: str | Path, model: str) -> Iterator[State]:
 
 
 def _read(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    folder = Path(folder)
+    folder = check_path(folder, "folder")
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a model folder: there is no such folder; wprox fit makes one")
     for name in (CONFIG, TENSORS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,11 @@ FIRST, GROWTH = 0.5, 1.5  # γ of the first block of standardised data, and the 
 
 def growing(first: float = FIRST, growth: float = GROWTH) -> Callable[[int], float]:
     """γ_k = first · growthᵏ: small steps where the data are far from Gaussian, large ones near the end."""
-    return lambda k: first * growth**k
+    return partial(_power_of, first, growth)
+
+
+def _power_of(first: float, growth: float, index: int) -> float:
+    return first * growth**index
 
 
 def entries(step_sizes: StepSize | str | None) -> list[Any] | None:

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from wprox._autograd import Function
+from wprox._checks import check_memory
 
 
 def half_square_distances(x: Tensor, y: Tensor) -> Tensor:
     """½|x_i − y_j|², (n, m) in float64, without cancellation far from the origin."""
+    check_memory(3 * len(x) * len(y), f"the distances of {len(x)} from {len(y)} points")
     return _HalfSquares.apply(x.double(), y.double())
 
 

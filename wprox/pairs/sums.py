@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wprox._autograd import needed, run_again, uncut
-from wprox._checks import evaluate
+from wprox._checks import check_function, evaluate_one
 from wprox.kernels import EvenKernel, RadialKernel
 from wprox.pairs.functions import FunctionPotential, function_sum
 from wprox.pairs.radial import CrossSum, refuse_coinciding, self_sum
@@ -34,10 +34,10 @@ def pair_sum(
         if others is not None or has_parameters(k, points):
             return _pair_sum(k, points, weights, others, other_weights)
 
-        watched = uncut(k, k, "the kernel ")
+        watched = uncut(check_function(k, "the kernel", "of differences"), k, "the kernel ")
 
         def checked(z: Tensor) -> Tensor:
-            return evaluate(watched, z, "k")
+            return evaluate_one(watched, z, "the kernel")
 
         checked.singular = getattr(k, "singular", False)  # type: ignore[attr-defined]
         even, plain = isinstance(k, EvenKernel), partial(_pair_sum, k)
@@ -70,7 +70,7 @@ def potential(k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor, wei
 
     if others.requires_grad or weights.requires_grad or has_parameters(k, points):
         return by_autodiff(points)
-    checked = partial(_evaluate_kernel, uncut(k, k, "the kernel "))
+    checked = partial(_evaluate_kernel, uncut(check_function(k, "the kernel", "of differences"), k, "the kernel "))
     side, gradient = _side(k, points), needed(points)[0]
     return FunctionPotential.apply(checked, by_autodiff, side, gradient, points, others, weights)[0]
 
@@ -90,7 +90,7 @@ def batch_sum(k: Callable[[Tensor], Tensor], points: Tensor, weights: Tensor, si
         rows = slice(start, start + batches * p)
         x, w = points[rows].reshape(batches, p, d), weights[rows].reshape(batches, p)
         i, j = torch.triu_indices(p, p, 1, device=points.device)
-        values = evaluate(k, (x[:, i] - x[:, j]).reshape(-1, d), "k").reshape(batches, len(i))
+        values = evaluate_one(k, (x[:, i] - x[:, j]).reshape(-1, d), "the kernel").reshape(batches, len(i))
         return 2 * (w[:, i] * w[:, j] * values).sum()
 
     total, start = points.new_zeros(()), 0
@@ -104,7 +104,7 @@ def batch_sum(k: Callable[[Tensor], Tensor], points: Tensor, weights: Tensor, si
     total = total / together
     if getattr(k, "singular", False):
         return total
-    return total + weights.square().sum() * evaluate(k, torch.zeros_like(points[:1]), "k")[0]
+    return total + weights.square().sum() * evaluate_one(k, torch.zeros_like(points[:1]), "the kernel")[0]
 
 
 def _pair_sum(
@@ -141,7 +141,7 @@ def _rows(
         index = torch.arange(m, device=points.device)
         own = index[rows, None] == index
         z = torch.where(own[..., None], torch.ones_like(z), z)
-    values = evaluate(k, z.reshape(-1, points.shape[1]), "k").reshape(len(part), m)
+    values = evaluate_one(k, z.reshape(-1, points.shape[1]), "the kernel").reshape(len(part), m)
     return (values if own is None else values.masked_fill(own, 0)) @ weights
 
 
@@ -164,24 +164,24 @@ def _side(k: Callable[[Tensor], Tensor], points: Tensor) -> int:
 def _punctured(k: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """k(z), and 0 where z is 0; evaluated elsewhere there, so that 0 · ∞ stays out of the gradient."""
     coincide = (z == 0).all(-1)
-    values = evaluate(k, torch.where(coincide[:, None], torch.ones_like(z), z), "k")
+    values = evaluate_one(k, torch.where(coincide[:, None], torch.ones_like(z), z), "the kernel")
     return values.masked_fill(coincide, 0)
 
 
 def _evaluate_kernel(k: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    return evaluate(k, z, "k")
+    return evaluate_one(k, z, "the kernel")
 
 
 def has_parameters(k: Callable[[Tensor], Tensor], points: Tensor) -> bool:
     """Whether the kernel has tensors of its own that want a gradient."""
-    return torch.is_grad_enabled() and evaluate(k, torch.ones_like(points[:1]), "k").requires_grad
+    return torch.is_grad_enabled() and evaluate_one(k, torch.ones_like(points[:1]), "the kernel").requires_grad
 
 
 def _explain(k: Callable[[Tensor], Tensor], points: Tensor) -> None:
     """Raise `ValueError` where a sum over pairs is not finite because of what the kernel is at 0."""
     if getattr(k, "singular", False):
         refuse_coinciding(k, points)
-    elif not bool(torch.isfinite(evaluate(k, torch.zeros_like(points[:1]), "k")).all()):
+    elif not bool(torch.isfinite(evaluate_one(k, torch.zeros_like(points[:1]), "the kernel")).all()):
         raise ValueError(
             "the kernel is infinite at 0, where a particle meets itself; give it an attribute `singular = True`, "
             "which leaves these pairs out, or take one of wprox.kernels, which have it"

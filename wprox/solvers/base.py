@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._checks import kind_of
 from wprox._modes import doors
 from wprox.functionals import Functional
 from wprox.functionals.base import checked_value
@@ -211,6 +212,10 @@ class Solver:
             StepFailedError: where the step cannot be finished.
         """
         start = time.perf_counter()
+        if not isinstance(previous, Step | None):
+            raise TypeError(
+                f"previous must be the wprox.Step before this one, which solver.step returned, got {kind_of(previous)}"
+            )
         index = 0 if previous is None else previous.index + 1
         return self.ask(Problem(functional, measure, step_size, held_out=held_out, index=index), previous, start)
 

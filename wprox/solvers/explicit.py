@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import check_non_negative
+from wprox._checks import check_flag, check_non_negative
 from wprox._random import check_seed, make_generator, step_seed
 from wprox.functionals import Functional
 from wprox.functionals.base import terms_of
@@ -87,7 +87,7 @@ class ExplicitEuler(Solver):
     is_proximal = False
 
     def __init__(self, accelerated: bool = False, noise: float | Callable[[int], float] = 0.0, seed: int = 0) -> None:
-        self.accelerated = bool(accelerated)
+        self.accelerated = check_flag(accelerated, "accelerated")
         self.noise = noise if callable(noise) else check_non_negative(noise, "noise")
         self.seed = check_seed(seed)
 

@@ -64,7 +64,7 @@ class GaussianProx(Solver):
 
     accepts = (Gaussian,)
     takes_anchor = True
-    conversion = "fit one with Gaussian.from_samples(x)"
+    conversion = "fit one to its points, with Gaussian.from_samples(x)"
 
     def __init__(self, iterations: int = 1000, tolerance: float = 1e-7) -> None:
         self.iterations = check_count(iterations, "iterations")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._checks import check_flag
 from wprox._random import check_seed, make_generator, step_seed
 from wprox.functionals import Functional
 from wprox.functionals.base import checked_value
@@ -51,11 +52,11 @@ class Langevin(ParticleSolver):
         True
     """
 
-    conversion = "draw some: Particles(measure.sample(1000))"
+    conversion = "draw some from it, as in Particles(measure.sample(1000))"
     is_proximal = False
 
     def __init__(self, adjusted: bool = False, seed: int = 0) -> None:
-        self.adjusted = bool(adjusted)
+        self.adjusted = check_flag(adjusted, "adjusted")
         self.seed = check_seed(seed)
 
     def prepare(self, measure: Measure) -> Measure:

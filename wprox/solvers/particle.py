@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import check_count, check_non_negative, check_positive
+from wprox._checks import check_choice, check_count, check_length, check_non_negative
 from wprox.functionals.base import checked_value, refuse_cut_off, terms_of
 from wprox.measures import DensityUnknownError, Measure
 from wprox.pairs.radial import CoincidingError
@@ -93,16 +93,15 @@ class ParticleProx(ParticleSolver):
         absolute_tolerance: float = 1e-8,
         memory: int = 20,
     ) -> None:
-        if coupling not in COUPLINGS:
-            raise ValueError(f"coupling must be one of {list(COUPLINGS)}, got {coupling!r}")
+        check_choice(coupling, "coupling", COUPLINGS)
         if (blur is None) == (coupling == "sinkhorn"):
             raise ValueError(
                 'coupling="sinkhorn" needs a blur: a length well below the spread of the particles'
                 if blur is None
-                else f'blur goes with coupling="sinkhorn", not with {coupling!r}'
+                else f'blur goes with coupling="sinkhorn", not with {coupling!r}: leave it out'
             )
         self.coupling = coupling
-        self.blur = None if blur is None else check_positive(blur, "blur")
+        self.blur = None if blur is None else check_length(blur, "blur")
         self.iterations = check_count(iterations, "iterations")
         self.tolerance = check_non_negative(tolerance, "tolerance")
         self.absolute_tolerance = check_non_negative(absolute_tolerance, "absolute_tolerance")

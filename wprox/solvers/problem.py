@@ -9,10 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from wprox._checks import check_positive
+from wprox._checks import as_values, check_count, check_positive
 from wprox.functionals.base import Functional, checked_value, require_functional, terms_of
 from wprox.functionals.structure import Structure
 from wprox.measures import DensityUnknownError, Measure
+from wprox.measures.base import require_measure
 
 
 class StepFailedError(RuntimeError):
@@ -69,6 +70,12 @@ class Problem:
 
     def __post_init__(self) -> None:
         require_functional(self.functional)
+        require_measure(self.measure, "measure")
+        if self.held_out is not None:
+            dim = require_measure(self.held_out, "held_out").dim
+            if dim != self.measure.dim:
+                raise ValueError(f"held_out must be draws of the measure, in dimension {self.measure.dim}, got {dim}")
+        check_count(self.index, "index", least=0)
         object.__setattr__(self, "step_size", check_positive(self.step_size, "step_size"))
         if self.anchor is None:
             object.__setattr__(self, "anchor", self.measure)
@@ -76,8 +83,7 @@ class Problem:
             self._check_anchor()
 
     def _check_anchor(self) -> None:
-        if not (isinstance(self.anchor, Measure) and isinstance(self.measure, Measure)):
-            raise TypeError(f"the anchor must be a measure like {self.measure!r}, got {type(self.anchor).__name__}")
+        require_measure(self.anchor, "anchor")
         if self.anchor.points.shape != self.measure.points.shape:
             raise ValueError(
                 f"the anchor must have a point for each of the measure's, {tuple(self.measure.points.shape)}, got "
@@ -122,7 +128,7 @@ class Problem:
         x = self.measure.points[:1].detach().double()
         for piece in self.structure.potentials:
             with torch.no_grad():
-                dtype = piece.function(x).dtype
+                dtype = as_values(piece.function(x), x, piece.name).dtype
             if dtype != torch.float64:
                 raise TypeError(
                     f"{piece.name} is {dtype} at float64 points: the solver computes in float64, "

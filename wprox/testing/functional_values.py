@@ -12,7 +12,7 @@ from wprox.functionals.structure import Structure
 from wprox.measures import Grid, Measure, Quantiles
 from wprox.measures.laws import log_density_of
 from wprox.testing.functional_case import Case, affine_image
-from wprox.testing.laws import Unasked, answer, normal, require, require_close
+from wprox.testing.laws import Unasked, answer, normal, pickled, require, require_close
 
 PRECISION = 1e-4  # between float32 and float64
 
@@ -47,6 +47,12 @@ def representation(case: Case) -> None:
     """repr(F) is one line."""
     text = repr(case.functional)
     require(bool(text) and "\n" not in text, f"repr(F) must be one line, it is {text!r}")
+
+
+def pickling(case: Case) -> None:
+    """F goes to another process and is F there."""
+    again = pickled(case.functional, case.functional)
+    require_close(case.value(case.rho, again), case.value(case.rho), ("a pickled F(ρ)", "F(ρ)"), 0.0)
 
 
 def steps(case: Case) -> None:

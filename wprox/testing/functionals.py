@@ -7,18 +7,21 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from wprox._checks import check_count, described
+from wprox._random import check_seed
 from wprox.functionals import Functional
 from wprox.measures import Measure
 from wprox.testing import functional_derivatives as derivatives
 from wprox.testing import functional_values as values
 from wprox.testing.examples import sample_measures
 from wprox.testing.functional_case import Case
-from wprox.testing.laws import ask, check_names, check_sentence, require, shown
+from wprox.testing.laws import ask, check_measures, check_names, check_sentence, require, shown
 
 LAWS = (
     values.value,
     values.modes,
     values.representation,
+    values.pickling,
     values.steps,
     values.precision,
     values.order,
@@ -95,12 +98,16 @@ def check_functional(
     """
     require(
         isinstance(functional, Functional),
-        f"check_functional needs an instance of a wprox.Functional, got {functional!r}",
+        f"check_functional needs an instance of a wprox.Functional, got {described(functional)}; build one",
     )
     check_names(exempt, LAWS)
+    check_seed(seed)
+    check_count(dim, "dim")
+    if not isinstance(parameters, list | tuple) or not all(isinstance(p, Tensor) for p in parameters):
+        raise TypeError(f"parameters must be a list of tensors that want a gradient, got {described(parameters)}")
     asked: list[str] = []
     refusals: list[str] = []
-    for rho in sample_measures(dim, seed) if measures is None else measures:
+    for rho in sample_measures(dim, seed) if measures is None else check_measures(measures):
         at = shown(rho, seed)
         try:
             with torch.no_grad():

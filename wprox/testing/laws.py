@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from wprox._checks import described
 from wprox.measures import DensityUnknownError, Measure
+from wprox.measures.base import require_measure
 
 Result = TypeVar("Result")
 Law = Callable[..., None]
@@ -39,6 +42,30 @@ def answer(call: Callable[..., Result], *arguments: Any, refusals: tuple[type[Ex
     except refusals as error:
         check_sentence(error)
         raise Unasked(str(error)) from error
+
+
+def pickled(value: Result, owner: object) -> Result:
+    """A copy of a value by way of bytes, as another process gets it.
+
+    Arguments:
+        value: the value.
+        owner: whose class made it: functions inside of its methods, which bytes cannot name, are its own fault.
+
+    Raises:
+        Unasked: where it holds functions or classes of somebody else's that cannot be pickled.
+        AssertionError: where it holds functions made inside of methods of the class of its owner.
+    """
+    try:
+        data = pickle.dumps(value)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        for cls in type(owner).__mro__:
+            if "<locals>" not in cls.__qualname__ and f"{cls.__qualname__}." in str(error):
+                raise AssertionError(
+                    f"it cannot be pickled ({error}): make the function that is inside of a method one of the module, "
+                    "with functools.partial for its arguments"
+                ) from None
+        raise Unasked(str(error)) from error
+    return pickle.loads(data)
 
 
 def check_sentence(error: Exception) -> None:
@@ -96,9 +123,14 @@ def ask(laws: Sequence[Law], subject: str, at: str, *arguments: Any, exempt: Col
 def check_names(exempt: Collection[str], *tables: Sequence[Law]) -> None:
     """Raise `ValueError` for exemptions from laws that there are not."""
     known = [name_of(law) for laws in tables for law in laws]
-    unknown = [name for name in exempt if name not in known]
-    if isinstance(exempt, str) or unknown:
-        raise ValueError(f"exempt must hold names of laws out of {known}, got {exempt!r}")
+    if not isinstance(exempt, list | tuple | set | frozenset) or any(name not in known for name in exempt):
+        raise ValueError(f"exempt must hold names of laws out of {known}, got {described(exempt)}")
+
+
+def check_measures(measures: Any) -> list[Measure]:
+    """The measures to ask at, from a sequence of them."""
+    found = list(measures) if isinstance(measures, list | tuple) else [measures]
+    return [require_measure(rho, f"measures[{k}]") for k, rho in enumerate(found)]
 
 
 def require(holds: bool, sentence: str) -> None:

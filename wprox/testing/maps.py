@@ -11,11 +11,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from wprox._random import seeded
+from wprox._checks import described
+from wprox._random import check_seed, seeded
 from wprox.maps import TransportMap
 from wprox.maps.base import describe
 from wprox.maps.registry import rebuild
-from wprox.testing.laws import Unasked, answer, ask, check_names, normal, require, require_close
+from wprox.testing.laws import Unasked, answer, ask, check_names, normal, pickled, require, require_close
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 PERTURBATION = 0.05  # of the parameters of a map that is the identity, so that there is something to check
@@ -98,8 +99,12 @@ def check_map(
         Traceback (most recent call last):
         AssertionError: law 'log determinant' of Forgetful: log|det ∇T| is 0 and that of the autodiff Jacobian ...
     """
-    require(isinstance(map, TransportMap), f"check_map needs an instance of a wprox.TransportMap, got {map!r}")
+    require(
+        isinstance(map, TransportMap),
+        f"check_map needs an instance of a wprox.TransportMap, got {described(map)}; build one",
+    )
     check_names(exempt, LAWS)
+    check_seed(seed)
     asked: list[str] = []
     for dtype in dtypes:
         x = normal(torch.empty(0, dtype=torch.float64), ROWS, map.dim, seed=seed) * SPREAD
@@ -118,7 +123,10 @@ def shapes(case: Case) -> None:
     """T(x) is (n, d), log|det ∇T| and nothing else (n,), in the precision of x; for no rows and one row too."""
     none = case.x[:0]
     with torch.no_grad():
-        empty = (*case.map(none), case.map.inverse(none))
+        output = case.map(none)
+        what = f"forward must return (T(x), log|det ∇T|), it returned {described(output)}"
+        require(isinstance(output, tuple) and len(output) == 2, what)
+        empty = (*output, case.map.inverse(none))
     found = ((case.x, (*case.image, case.back)), (case.x[ROW], case.alone), (none, empty))
     for x, (y, log_det, back) in found:
         for name, found, shape in (("T(x)", y, x.shape), ("log_det", log_det, x.shape[:1]), ("T⁻¹(y)", back, x.shape)):
@@ -194,6 +202,13 @@ def copies(case: Case) -> None:
     require(not shared, "a deep copy shares parameters with the map")
 
 
+def pickling(case: Case) -> None:
+    """T goes to another process and is T there."""
+    again = pickled(case.map, case.map)
+    with torch.no_grad():
+        _require_equal(again(case.x), case.image, "a pickled map")
+
+
 def config(case: Case) -> None:
     """The map that `config` rebuilds, through JSON, with the state_dict of T, is T again; its config is the same."""
     again = _rebuilt(case)
@@ -204,7 +219,7 @@ def config(case: Case) -> None:
     _require_equal(found, (*case.image, case.back), "the map rebuilt from config and state_dict")
 
 
-LAWS = (shapes, identity, gradients, round_trip, log_determinant, rows, copies, config)
+LAWS = (shapes, identity, gradients, round_trip, log_determinant, rows, copies, pickling, config)
 
 
 def _away(map: TransportMap, x: Tensor, seed: int) -> TransportMap:

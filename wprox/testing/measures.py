@@ -8,6 +8,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from wprox._checks import described
 from wprox.maps import AffineMap
 from wprox.measures import DensityUnknownError, Gaussian, Grid, Measure, Quantiles
 from wprox.testing.laws import Unasked, answer, ask, check_names, normal, refused, require, require_close, shown
@@ -51,7 +52,9 @@ def check_measure(rho: Measure, *, exempt: Collection[str] = ()) -> list[str]:
         Traceback (most recent call last):
         AssertionError: law 'integrals' of Forgetful(n=2, dim=1, dtype=torch.float32): ...
     """
-    require(isinstance(rho, Measure), f"check_measure needs an instance of a wprox.Measure, got {rho!r}")
+    require(
+        isinstance(rho, Measure), f"check_measure needs an instance of a wprox.Measure, got {described(rho)}; build one"
+    )
     check_names(exempt, LAWS)
     with torch.no_grad():
         return ask(LAWS, repr(rho), shown(rho, 0).removesuffix(", seed 0"), rho, exempt=exempt)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._checks import described, is_several
 from wprox.functionals import KL, Entropy, Functional, InteractionEnergy, PorousMedium, PotentialEnergy
 from wprox.jko import jko
 from wprox.maps import AffineMap
@@ -22,8 +23,10 @@ from wprox.testing.laws import (
     Unasked,
     answer,
     ask,
+    check_measures,
     check_names,
     check_sentence,
+    pickled,
     refused,
     require,
     require_close,
@@ -104,16 +107,18 @@ def check_solver(
         >>> "descent" in laws, "known answer" in laws
         (True, True)
     """
-    require(isinstance(solver, Solver), f"check_solver needs an instance of a wprox.Solver, got {solver!r}")
+    require(
+        isinstance(solver, Solver),
+        f"check_solver needs an instance of a wprox.Solver, got {described(solver)}; build one",
+    )
     check_names(exempt, LAWS, GENERAL_LAWS)
-    chosen = list(PROBLEMS) if problems is None else list(problems)
-    unknown = [name for name in chosen if name not in PROBLEMS]
-    if unknown:
-        raise ValueError(f"there are no problems {unknown}; there are {list(PROBLEMS)}")
+    chosen: list[Any] = list(PROBLEMS if problems is None else problems if is_several(problems) else [problems])
+    if unknown := [name for name in chosen if not isinstance(name, str) or name not in PROBLEMS]:
+        raise ValueError(f"there are no problems {described(unknown)}; there are {list(PROBLEMS)}")
     name = type(solver).__name__
     asked: list[str] = []
     refusals: list[str] = []
-    for rho in starts() if measures is None else measures:
+    for rho in starts() if measures is None else check_measures(measures):
         solved: Case | None = None
         for problem in chosen:
             case = Case(solver, PROBLEMS[problem], rho, rtol)
@@ -264,6 +269,15 @@ def start_is_left_alone(case: Case) -> None:
     require_close(case.given.weights, weights, ("the weights of the start after a step", "before"), 0.0)
 
 
+def pickling(case: Case) -> None:
+    """A step comes back from another process as it is, and so does the solver that goes there."""
+    pickled(case.solver, case.solver)
+    again = pickled(case.step, case.solver)
+    for name in ("points", "weights"):
+        names = (f"the {name} of a pickled step", "those of the step")
+        require_close(getattr(again.measure, name), getattr(case.step.measure, name), names, 0.0)
+
+
 def previous(case: Case) -> None:
     """`previous` is accepted, and steps are counted."""
     second = case.solver.step(case.functional, case.step.measure, case.problem.step_size, previous=case.step)
@@ -367,6 +381,7 @@ def subclasses(case: Case) -> None:
 LAWS = (descent, known_answer, transport_cost, report, precision_and_graph, mass, map_of_the_step)
 GENERAL_LAWS = (
     start_is_left_alone,
+    pickling,
     previous,
     held_out,
     single_precision,

@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from wprox._checks import check_count, check_non_negative, check_positive, plain
+from wprox._checks import as_numbers, check_count, check_memory, check_non_negative, check_number, check_positive
 
 
 class StepBound(NamedTuple):
@@ -75,7 +75,8 @@ def step_bound(w2: float, step_size: float, error: float, modulus: float) -> Ste
         StepBound(w2=0.7071067811865476, objective=0.25)
     """
     factor = contraction_factor(step_size, modulus)
-    right = check_non_negative(w2, "w2") ** 2 + 2 * step_size * check_non_negative(error, "error") ** 2 / modulus
+    w2, error = check_non_negative(w2, "w2"), check_non_negative(error, "error")
+    right = w2 * w2 + 2 * step_size * (error * error) / modulus  # products become infinite where powers raise
     return StepBound(math.sqrt(factor * right), right / (2 * step_size))
 
 
@@ -194,15 +195,18 @@ def steps_needed(error: float, initial_w2: float, step_size: float, modulus: flo
     """
     step_size, modulus = check_positive(step_size, "step_size"), check_modulus(modulus)
     error, w2 = check_non_negative(error, "error"), check_non_negative(initial_w2, "initial_w2")
-    floor = (2 / (step_size * modulus) + 1) * error**2 / modulus
-    if target is None:
-        target = floor + error**2 / (2 * step_size * modulus**2)
+    floor = (2 / (step_size * modulus) + 1) * (error * error) / modulus
+    target = (
+        floor + error * error / (2 * step_size * modulus * modulus)
+        if target is None
+        else check_number(target, "target")
+    )
     if not target > floor:
         raise ValueError(
             f"no number of steps brings the bound to {target:g}: with error {error:g} and step_size {step_size:g} it "
             f"levels off at {floor:g}; ask for more, or make the error of the steps smaller"
         )
-    start = w2**2 / (2 * step_size)
+    start = w2 * w2 / (2 * step_size)
     if start <= target - floor:
         return 1
     rate = math.log1p(step_size * modulus / 2)  # −log of the factor, which itself rounds to 1 where γλ is tiny
@@ -292,8 +296,10 @@ def mixed_bound(
         MixedBound(w2=0.005, kl=0.125, tv=0.25)
     """
     if n_steps is None:
-        many = [plain(values) for values in (step_sizes, errors, inverse_errors, lipschitz)]
-        n_steps = next((len(values) for values in many if not isinstance(values, int | float)), None)
+        names = ("step_sizes", "errors", "inverse_errors", "lipschitz")
+        given = zip((step_sizes, errors, inverse_errors, lipschitz), names, strict=True)
+        step_sizes, errors, inverse_errors, lipschitz = many = [as_numbers(values, name) for values, name in given]
+        n_steps = next((len(values) for values in many if isinstance(values, list)), None)
     objectives = objective_bound(initial_w2, step_sizes, errors, modulus, n_steps)
     if not objectives:
         raise ValueError("a mixed bound needs at least one block, got none")
@@ -318,7 +324,7 @@ def check_modulus(modulus: float | None) -> float:
             "the modulus λ of the functional is unknown, and without it nothing can be certified; if you know that "
             "the functional is λ-convex along generalised geodesics, say so with modulus=λ"
         )
-    value = float(modulus)
+    value = check_number(modulus, "the modulus λ")
     if not (math.isfinite(value) and value > 0):
         raise ValueError(
             f"the modulus λ must be positive and finite, got {value:g}: the steps of a functional that is not strongly "
@@ -335,17 +341,17 @@ def _pairs(
     error_name: str = "errors",
 ) -> list[tuple[float, float]]:
     """The two quantities step by step, from sequences of one length or numbers for all steps."""
-    sizes, errors = plain(sizes), plain(errors)
-    lengths = {len(values) for values in (sizes, errors) if not isinstance(values, int | float)}
+    first, second = as_numbers(sizes, size_name), as_numbers(errors, error_name)
+    lengths = {len(values) for values in (first, second) if isinstance(values, list)}
     if n_steps is not None:
         lengths.add(check_count(n_steps, "n_steps", least=0))
     if len(lengths) != 1:
         what = "give n_steps" if not lengths else f"got lengths {sorted(lengths)}"
         raise ValueError(f"{size_name} and {error_name} must have one entry a step each, or be numbers: {what}")
     n = lengths.pop()
-    first = [float(sizes)] * n if isinstance(sizes, int | float) else [float(size) for size in sizes]
-    second = [float(errors)] * n if isinstance(errors, int | float) else [float(error) for error in errors]
+    check_memory(20 * n, f"bounds of {n} steps")
+    repeated = [values if isinstance(values, list) else [values] * n for values in (first, second)]
     return [
         (check_positive(size, f"{size_name}[{k}]"), check_non_negative(error, f"{error_name}[{k}]"))
-        for k, (size, error) in enumerate(zip(first, second, strict=True))
+        for k, (size, error) in enumerate(zip(*repeated, strict=True))
     ]

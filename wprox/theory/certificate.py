@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
-from wprox._checks import plain
+from wprox._checks import as_numbers, check_finite_number, check_non_negative, described, is_several
+from wprox._random import check_seed
 from wprox.functionals import KL, Functional
+from wprox.functionals.base import require_functional
 from wprox.functionals.structure import Structure
 from wprox.jko import Trajectory
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
@@ -174,12 +177,13 @@ def certify(
         >>> certificate.holds, round(certificate.kl, 3)
         (True, 0.026)
     """
-    steps = [] if trajectory is None else list(trajectory.steps if isinstance(trajectory, Trajectory) else trajectory)
+    steps = _steps(trajectory)
     measures = list(trajectory.measures) if isinstance(trajectory, Trajectory) else []
+    functional = None if functional is None else require_functional(functional)
     modulus = bounds.check_modulus(modulus if modulus is not None or functional is None else functional.modulus)
     structure = None if functional is None else functional.structure()
-    residuals = plain(residuals)
-    sizes = _step_sizes(plain(step_sizes), steps, residuals)
+    check_seed(seed)
+    sizes = _step_sizes(step_sizes, steps, residuals)
     errors, residuals_are = _residuals(residuals, steps, measures, structure, sizes, seed)
     minimiser = _minimiser(minimiser, functional, measures, modulus)
     distance = _initial_distance(initial_w2, measures, minimiser, seed)
@@ -228,16 +232,23 @@ def certify_path(
     return certify(functional=KL(target), step_sizes=step_sizes, residuals=errors, initial_w2=initial_w2, values=values)
 
 
+def _steps(trajectory: Trajectory | Sequence[Step] | None) -> list[Step]:
+    if trajectory is None:
+        return []
+    given = trajectory.steps if isinstance(trajectory, Trajectory) else trajectory
+    steps = list(given) if is_several(given) else None
+    if steps is None or not all(isinstance(step, Step) for step in steps):
+        raise TypeError(f"trajectory must be a wprox.Trajectory, or a list of its steps, got {described(trajectory)}")
+    return steps
+
+
 def _step_sizes(given: float | Sequence[float] | None, steps: list[Step], residuals: object) -> list[float]:
     if given is None:
         sizes = [step.step_size for step in steps]
-    elif isinstance(given, int | float):
-        count = len(steps) or (
-            len(residuals) if hasattr(residuals, "__len__") and not isinstance(residuals, str) else 0
-        )
-        sizes = [float(given)] * count
     else:
-        sizes = [float(size) for size in given]
+        numbers = as_numbers(given, "step_sizes")
+        count = len(residuals) if isinstance(residuals, Sized) and not isinstance(residuals, str | StepError) else 0
+        sizes = numbers if isinstance(numbers, list) else [numbers] * (len(steps) or count)
     if not sizes:
         raise ValueError("there are no steps to certify: give a trajectory of at least one step, or step_sizes")
     if steps and len(sizes) != len(steps):
@@ -255,7 +266,7 @@ def _residuals(
 ) -> tuple[list[float], str]:
     if isinstance(given, str):
         if given != "critic":
-            raise ValueError(f'residuals must be numbers or "critic", got {given!r}')
+            raise ValueError(f'residuals must be numbers or "critic", one number a step, got {described(given)}')
         given = _critics(measures, structure, sizes, seed)
     if given is None:
         unknown = [k for k, step in enumerate(steps) if step.residual is None]
@@ -266,11 +277,13 @@ def _residuals(
                 "an estimate from particles"
             )
         return [float(step.residual) for step in steps if step.residual is not None], "as the solver computed them"
-    if isinstance(given, int | float):
-        given = [given] * len(sizes)
-    estimated = any(isinstance(value, StepError) for value in given)
+    several: list[Any] = list(given) if is_several(given) and not isinstance(given, StepError) else [given] * len(sizes)
+    estimated = any(isinstance(value, StepError) for value in several)
     errors = [
-        value.estimate + 2 * value.standard_error if isinstance(value, StepError) else float(value) for value in given
+        value.estimate + 2 * value.standard_error
+        if isinstance(value, StepError)
+        else check_non_negative(value, f"residuals[{k}]")
+        for k, value in enumerate(several)
     ]
     if len(errors) != len(sizes):
         raise ValueError(f"residuals has {len(errors)} entries for {len(sizes)} steps; give one a step")
@@ -304,6 +317,8 @@ def _minimiser(given: Law | None, functional: Functional | None, measures: list[
     The bounds hold for the problem that is solved, which on the line is the one in the nodes: a law differs from it by
     its distance to the nearest nodes, which is no error of the steps.
     """
+    if given is not None and not isinstance(given, Measure | Distribution):
+        raise TypeError(f"minimiser must be a wprox measure or a torch Distribution, got {described(given)}")
     if given is not None and measures:
         dim = given.dim if isinstance(given, Measure) else given.event_shape.numel()
         if dim != measures[0].dim:
@@ -335,7 +350,7 @@ def _initial_distance(
     if isinstance(given, Distance):
         return given
     if given is not None and not isinstance(given, str):
-        return Distance(float(given), "given")
+        return Distance(check_non_negative(given, "initial_w2"), "given")
     if not measures or minimiser is None:
         missing = "the minimiser q is unknown" if minimiser is None else "the initial measure p_0 is unknown"
         raise ValueError(
@@ -355,6 +370,7 @@ def _measured_objective(
     count: int,
 ) -> list[float] | None:
     """G(p_n) − G* where both are known: not from particles whose density is known up to a constant only."""
+    minimum = None if minimum is None else check_finite_number(minimum, "minimum")
     if minimum is None and functional is not None and reference is not None:
         with torch.no_grad():
             minimum = float(functional(reference.to(torch.float64) if isinstance(reference, Gaussian) else reference))
@@ -371,9 +387,11 @@ def _measured_objective(
             ]
     if values is None or minimum is None:
         return None
-    if len(values) != count:
-        raise ValueError(f"values has {len(values)} entries for {count} steps; give G(p_n) after each step")
-    return [float(value) - minimum for value in values]
+    numbers = as_numbers(values, "values")
+    if not isinstance(numbers, list) or len(numbers) != count:
+        entries = len(numbers) if isinstance(numbers, list) else 1
+        raise ValueError(f"values has {entries} entries for {count} steps; give G(p_n) after each step")
+    return [number - minimum for number in numbers]
 
 
 def _contributions(w2: float, sizes: list[float], errors: list[float], modulus: float) -> dict[str, float]:

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wprox._checks import as_points, check_count, check_non_negative, check_positive
+from wprox._checks import (
+    as_points,
+    as_values,
+    check_count,
+    check_function,
+    check_memory,
+    check_non_negative,
+    check_positive,
+)
 from wprox._random import make_generator
 
 BATCH = 8192  # rows of features formed at once
@@ -87,14 +95,15 @@ def stein_residual(
         raise ValueError(f"the Stein critic needs at least 40 points to fit and evaluate on, got {n}")
     step_size = check_positive(step_size, "step_size")
     entropy_weight = check_non_negative(entropy_weight, "entropy_weight")
-    slope = grad_potential(given).detach().to(after)
+    check_function(grad_potential, "grad_potential")
+    slope = as_values(grad_potential(given), given, "grad_potential").detach().to(after)
     if slope.shape != after.shape:
         raise ValueError(f"grad_potential must map {tuple(after.shape)} to its own shape, got {tuple(slope.shape)}")
     field = slope + (after - before) / step_size
     generator = make_generator(seed)
     order = torch.randperm(n, generator=generator).to(after.device)
     halves = [(after[rows], field[rows]) for rows in (order[: n // 2], order[n // 2 :])]
-    check_count(features, "features")
+    check_memory(4 * n * check_count(features, "features"), f"{features} features of {n} points")
     terms = []
     for (fit_x, fit_field), (x, unseen_field) in (halves, reversed(halves)):
         basis = _Basis.make(fit_x, features, generator)
@@ -103,6 +112,8 @@ def stein_residual(
     values = torch.cat(terms)
     # twice, because the mean is quadratic in two independent halves, each as noisy as the other
     squared, error = float(values.mean()), 2 * float(values.std()) / math.sqrt(n)
+    if not math.isfinite(squared + error):
+        raise ValueError("the points, the gradients or the weight of the entropy are so large that ε² is not a number")
     estimate = math.sqrt(max(squared, 0.0))
     return StepError(estimate, math.sqrt(max(squared, 0.0) + error) - estimate)
 

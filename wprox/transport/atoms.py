@@ -5,12 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from wprox.measures import Gaussian, Measure
+from wprox.measures.base import require_measure
 
 
 def check_same_space(p: Measure, q: Measure) -> None:
-    """Raise `ValueError` for measures of two dimensions."""
+    """Raise `ValueError` for measures of two dimensions, and `TypeError` for what is no measure."""
+    require_measure(p, "p")
+    require_measure(q, "q")
     if p.dim != q.dim:
-        raise ValueError(f"the measures must be of one dimension, got {p!r} and {q!r}")
+        raise ValueError(f"the measures must be of one dimension, got {p!r} and {q!r}; project one of them")
 
 
 def atoms(rho: Measure) -> tuple[Tensor, Tensor]:

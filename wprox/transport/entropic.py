@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wprox._autograd import Needs, with_gradients
+from wprox._checks import check_memory
 from wprox.measures import Gaussian, Measure
 from wprox.pairs.distances import half_square_distances
 from wprox.transport.atoms import atoms, check_same_space
@@ -25,6 +26,8 @@ def sinkhorn(p: Measure, q: Measure, blur: float, tol: float, iterations: int) -
     if isinstance(p, Gaussian) and isinstance(q, Gaussian):
         return _gaussian_sinkhorn(p, q, epsilon)
     (x, a), (y, b) = atoms(p), atoms(q)
+    largest = max(len(x), len(y))
+    check_memory(5 * largest**2, f"plans between {len(x)} and {len(y)} points")
     y, b = y.to(x), b.to(x)
     a, b = a / a.sum(), b / b.sum()  # which are 1: the derivatives are those of F(w / Σw)
     origin = (a @ x + b @ y).detach() / 2  # the cost is a difference of squares, which far from 0 would cancel

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from wprox._autograd import differentiable_once, needed
+from wprox._checks import check_memory
 from wprox._random import make_generator
 from wprox.measures import Gaussian, Measure, Quantiles
 from wprox.transport.atoms import NO_SECOND, atoms, by_weights, check_same_space
@@ -151,6 +152,7 @@ def _gaussian_quantiles(rho: Gaussian, other: Measure) -> Quantiles:
 
 def draw_directions(n_projections: int, dim: int, seed: int) -> Tensor:
     """Unit vectors (n_projections, dim), each uniform, in orthonormal sets of `dim`, in float64."""
+    check_memory(3 * n_projections * dim, f"{n_projections} directions in dimension {dim}")
     noise = torch.randn(math.ceil(n_projections / dim), dim, dim, generator=make_generator(seed), dtype=torch.float64)
     frames, triangle = torch.linalg.qr(noise)
     signs = triangle.diagonal(dim1=1, dim2=2).sign()  # makes the frames uniform (Mezzadri 2007)

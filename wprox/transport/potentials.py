@@ -7,6 +7,7 @@ are those between the support points, and elsewhere their c-transforms, which is
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeGuard
 
 import torch
@@ -58,13 +59,12 @@ def gaussian_gradient(value: Callable[[Measure], Tensor], rho: Gaussian) -> Tens
 
 def gaussian_field(value: Callable[[Measure], Tensor], rho: Gaussian) -> Field:
     """⟨g, x − m⟩ + ⟨x − m, S (x − m)⟩, the first variation of F where it is quadratic, as between Gaussians."""
-    by_loc, by_covariance = gaussian_slopes(value, rho)
+    return partial(_quadratic, rho.loc.detach(), *gaussian_slopes(value, rho))
 
-    def field(x: Tensor) -> Tensor:
-        offset = x - rho.loc.detach().to(x)
-        return offset @ by_loc.to(x) + ((offset @ by_covariance.to(x)) * offset).sum(1)
 
-    return field
+def _quadratic(loc: Tensor, by_loc: Tensor, by_covariance: Tensor, x: Tensor) -> Tensor:
+    offset = x - loc.to(x)
+    return offset @ by_loc.to(x) + ((offset @ by_covariance.to(x)) * offset).sum(1)
 
 
 def node_gradient(value: Callable[[Measure], Tensor], rho: Quantiles) -> Tensor:
@@ -82,14 +82,13 @@ def squared_field(p: Measure, q: Measure, num_itermax: int) -> Field:
         return line_field(_on_line(p, q), _on_line(q, p), isinstance(p, Quantiles))
     (x, a), (y, b) = atoms(p), atoms(q)
     y = y.detach().to(x)
-    plan = exact_plan(x.detach(), a.detach(), y, b.detach(), num_itermax)
+    return partial(_transform, y, exact_plan(x.detach(), a.detach(), y, b.detach(), num_itermax).potential)
 
-    def field(z: Tensor) -> Tensor:
-        rows = max(1, NUMBERS_AT_ONCE // len(y))
-        parts = [(half_square_distances(part, y) - plan.potential).amin(1) for part in z.double().split(rows)]
-        return torch.cat(parts).to(z)
 
-    return field
+def _transform(y: Tensor, potential: Tensor, z: Tensor) -> Tensor:
+    """The c-transform min_j ½|z − y_j|² − ψ_j."""
+    rows = max(1, NUMBERS_AT_ONCE // len(y))
+    return torch.cat([(half_square_distances(part, y) - potential).amin(1) for part in z.double().split(rows)]).to(z)
 
 
 def sliced_field(p: Measure, q: Measure, directions: Tensor) -> Field:
@@ -101,12 +100,12 @@ def sliced_field(p: Measure, q: Measure, directions: Tensor) -> Field:
     directions = directions.to(x)
     sources, targets = project(x, a, directions), project(y.to(x), b.to(x), directions)
     fields = [line_field(sources.row(k), targets.row(k), False) for k in range(len(directions))]
+    return partial(_mean_along, directions, fields)
 
-    def field(z: Tensor) -> Tensor:
-        along = z.double() @ directions.mT
-        return torch.stack([f(along[:, k, None]) for k, f in enumerate(fields)]).mean(0).to(z)
 
-    return field
+def _mean_along(directions: Tensor, fields: list[Field], z: Tensor) -> Tensor:
+    along = z.double() @ directions.mT
+    return torch.stack([f(along[:, k, None]) for k, f in enumerate(fields)]).mean(0).to(z)
 
 
 def _carriers(rho: Measure) -> tuple[Tensor, Tensor]:
@@ -147,13 +146,13 @@ def line_field(source: QuantileFunctions, target: QuantileFunctions, linear: boo
         rise = _rise(knots[1:], origin[1:-1], begin[1:-1], slope[1:-1])
         height = torch.nn.functional.pad(rise.cumsum(0), (1, 0))
         height = torch.cat((height[:1], height))
+    return partial(_piecewise, knots, origin, begin, slope, height)
 
-    def field(x: Tensor) -> Tensor:
-        s = x[:, 0].to(knots)
-        piece = torch.searchsorted(knots, s.detach().contiguous())
-        return (height[piece] + _rise(s, origin[piece], begin[piece], slope[piece])).to(x)
 
-    return field
+def _piecewise(knots: Tensor, origin: Tensor, begin: Tensor, slope: Tensor, height: Tensor, x: Tensor) -> Tensor:
+    s = x[:, 0].to(knots)
+    piece = torch.searchsorted(knots, s.detach().contiguous())
+    return (height[piece] + _rise(s, origin[piece], begin[piece], slope[piece])).to(x)
 
 
 def _rise(x: Tensor, origin: Tensor, begin: Tensor, slope: Tensor) -> Tensor:
@@ -170,13 +169,15 @@ def sinkhorn_field(p: Measure, q: Measure, blur: float, tol: float, iterations: 
     epsilon = blur**2
     _, to_target = potentials_of(x, a, y, b, epsilon, tol, iterations)
     _, to_itself = potentials_of(x, a, x, a, epsilon, tol, iterations, symmetric=True)
+    return partial(_entropic_difference, (y, b, to_target), (x, a, to_itself), epsilon)
 
-    def field(z: Tensor) -> Tensor:
-        rows = max(1, NUMBERS_AT_ONCE // max(len(x), len(y)))
-        parts = [
-            entropic_transform(part, y, b, to_target, epsilon) - entropic_transform(part, x, a, to_itself, epsilon)
-            for part in z.double().split(rows)
-        ]
-        return torch.cat(parts).to(z)
 
-    return field
+def _entropic_difference(
+    target: tuple[Tensor, Tensor, Tensor], itself: tuple[Tensor, Tensor, Tensor], epsilon: float, z: Tensor
+) -> Tensor:
+    rows = max(1, NUMBERS_AT_ONCE // max(len(target[0]), len(itself[0])))
+    parts = [
+        entropic_transform(part, *target, epsilon) - entropic_transform(part, *itself, epsilon)
+        for part in z.double().split(rows)
+    ]
+    return torch.cat(parts).to(z)

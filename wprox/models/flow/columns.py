@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from wprox._checks import as_points
@@ -22,6 +23,8 @@ def as_table(X: Any, name: str) -> tuple[Tensor, list[str] | None]:
         if text:
             raise TypeError(f"{name} has columns that are not numbers: {', '.join(text)}; encode or drop them")
         X = X.to_numpy(dtype=float, copy=True)  # a frame's own array may be read-only
+    if getattr(X, "dtype", None) in (torch.float16, torch.bfloat16):  # a table is data as stored: all of it fits
+        X = X.float()
     return as_points(X, name), columns
 
 

@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Density
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
-from wprox._checks import StepSize, as_points, check_count, check_fraction
+from wprox._checks import StepSize, as_points, check_count, check_fraction, check_memory
 from wprox._modes import doors
 from wprox._random import Seed, check_seed, make_generator
 from wprox.maps import TransportMap
@@ -311,6 +311,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         mean = self._density.preprocessing.mean
         shape = check_count(n, "n"), len(mean)
         generator = make_generator(seed, mean.device)
+        check_memory(2 * shape[0] * shape[1], f"n = {n} rows of {shape[1]} numbers")
         try:
             noise = torch.randn(shape, generator=generator, dtype=self._dtype, device=mean.device)
         except (RuntimeError, MemoryError):

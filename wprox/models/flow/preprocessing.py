@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import as_floating, as_points, check_non_negative
+from wprox._checks import as_floating, as_points, check_flag, check_non_negative, described
 
 LIKELIHOOD_DRAWS = 8  # dequantisation draws over which the log-likelihood of integer data is averaged
 MARGIN = 0.01  # of the range on each side, so that values at a bound stay finite under the logit
@@ -43,13 +43,15 @@ class Preprocessing:
         smoothing: float = 0.0,
         drop_constant: bool = False,
     ) -> None:
-        self.standardize = bool(standardize)
-        self.integer = bool(integer)
+        self.standardize = check_flag(standardize, "standardize")
+        self.integer = check_flag(integer, "integer")
         self.bounds = bounds
         self.smoothing = check_non_negative(smoothing, "smoothing")
-        self.drop_constant = bool(drop_constant)
+        self.drop_constant = check_flag(drop_constant, "drop_constant")
         if bounds is not None and (not isinstance(bounds, tuple | list) or len(bounds) != 2):
-            raise ValueError(f"bounds must be a pair (low, high) of numbers or of one number a column, got {bounds!r}")
+            raise ValueError(
+                f"bounds must be a pair (low, high) of numbers or of one number a column, got {described(bounds)}"
+            )
 
     def fit(self, x: Tensor, columns: list[str] | None = None) -> Preprocessing:
         """Learn which columns vary, the bounds and the moments from x: (n, d)."""

@@ -7,9 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from wprox._checks import StepSize, check_count, check_non_negative, check_positive, step_sizes
+from wprox._checks import (
+    StepSize,
+    check_count,
+    check_flag,
+    check_non_negative,
+    check_number,
+    check_positive,
+    step_sizes,
+)
 from wprox._random import check_seed
-from wprox.maps.registry import MapFactory
+from wprox.maps.registry import MapFactory, check_options
 from wprox.models.step_sizes import block_count, growing
 
 BLOCKS = 8  # at most, unless step sizes or the user say another number
@@ -68,7 +76,7 @@ class FlowSettings:
         Raises:
             ValueError, TypeError: for arguments out of range. Those of the map are checked where it is made.
         """
-        few_rows, few_columns, is_ode = size.has_few_rows, size.has_few_columns, arguments["map"] == "ode"
+        few_rows, few_columns, is_ode = size.has_few_rows, size.has_few_columns, _is(arguments["map"], "ode")
         batch_size = _count(arguments, "batch_size", 1024 if few_columns else 256)
         joint_batch_size = _count(arguments, "fine_tune_batch_size", 2 * batch_size)
         passes = min(2000, max(200, 100 * size.rows // joint_batch_size))
@@ -91,13 +99,13 @@ class FlowSettings:
             patience=_count(arguments, "patience"),
             tol=_nats(arguments["tol"]),
             transport_tol=check_non_negative(arguments["transport_tol"], "transport_tol"),
-            fine_tune=bool(arguments["fine_tune"]),
+            fine_tune=check_flag(arguments["fine_tune"], "fine_tune"),
             fine_tune_iterations=_count(arguments, "fine_tune_iterations", passes),
             fine_tune_learning_rate=_rate(arguments, "fine_tune_learning_rate", joint_rate),
             fine_tune_batch_size=joint_batch_size,
             memory_budget=_count(arguments, "memory_budget"),
             seed=check_seed(arguments["seed"]),
-            progress=bool(arguments["progress"]),
+            progress=check_flag(arguments["progress"], "progress"),
         )
 
 
@@ -111,12 +119,10 @@ def _rate(arguments: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def _nats(tol: Any) -> float:
-    try:
-        if math.isnan(tol):
-            raise ValueError("tol must be a number of nats, got nan")
-    except TypeError:
-        raise TypeError(f"tol must be a number of nats, got {tol!r}") from None
-    return float(tol)
+    number = check_number(tol, "tol")
+    if math.isnan(number):
+        raise ValueError("tol must be a number of nats, got nan; give a finite or infinite one")
+    return number
 
 
 def _step_sizes(given: StepSize | str | None) -> StepSize:
@@ -130,7 +136,11 @@ def _step_sizes(given: StepSize | str | None) -> StepSize:
 
 def _map_options(arguments: Mapping[str, Any], size: TableSize) -> dict[str, Any] | None:
     """The options of the map, with what keeps a spline from learning a small table by heart."""
-    if not (size.has_few_rows and arguments["map"] == "spline"):
+    if not (size.has_few_rows and _is(arguments["map"], "spline")):
         return arguments["map_options"]
     planar = {"frequencies": 3} if size.dim == 2 else {}
-    return {"dropout": 0.2} | planar | (arguments["map_options"] or {})
+    return {"dropout": 0.2} | planar | check_options(arguments["map_options"])
+
+
+def _is(map: Any, name: str) -> bool:
+    return isinstance(map, str) and map == name  # an array would be compared entry by entry

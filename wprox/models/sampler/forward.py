@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class ForwardStep(GradientStepMap):
     def __init__(
         self, dim: int, log_target: Callable[[Tensor], Tensor], step_size: float, dtype: torch.dtype = torch.float64
     ) -> None:
-        super().__init__(dim, lambda u: -log_target(u), step_size, tolerance=tolerance_of(None, dtype))
+        super().__init__(dim, partial(_negative, log_target), step_size, tolerance=tolerance_of(None, dtype))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         images, log_dets, folded = [], [], 0
@@ -68,6 +69,10 @@ class ForwardStep(GradientStepMap):
     @property
     def config(self) -> dict[str, Any]:
         return {"step_size": self.step_size}
+
+
+def _negative(f: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+    return -f(u)
 
 
 def forward_step(target: ScaledTarget, step_size: float) -> ForwardStep:

@@ -12,7 +12,7 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from torch.distributions import Distribution
 
-from wprox._checks import StepSize, as_points, check_count
+from wprox._checks import StepSize, as_points, check_count, check_memory
 from wprox._modes import doors
 from wprox._random import Seed, check_seed, make_generator
 from wprox.functionals import KL
@@ -309,6 +309,7 @@ class JKOSampler:
         return Chain(self.dim, self.layers_, self._target.log_prob).to(dtype)
 
     def _draw(self, n: int, generator: torch.Generator, dtype: torch.dtype) -> Particles:
+        check_memory(2 * check_count(n, "n") * self.dim, f"n = {n} draws")
         like = torch.empty(0, dtype=dtype, device=self.initial_.device)
         return self._chain(dtype).draw(check_count(n, "n"), generator, like)
 

@@ -6,7 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from wprox._checks import StepSize, check_count, check_fraction, check_positive, step_sizes
+from wprox._checks import (
+    StepSize,
+    check_count,
+    check_flag,
+    check_fraction,
+    check_number,
+    check_positive,
+    kind_of,
+    step_sizes,
+)
 from wprox._random import check_seed
 from wprox.functionals import KL
 from wprox.maps.registry import MapFactory, map_factory
@@ -68,8 +77,10 @@ class SamplerSettings:
             check_positive(getattr(self, name), name)
         check_fraction(self.rejection_rate, "rejection_rate")
         check_seed(self.seed)
-        if math.isnan(float(self.tol)):
-            raise ValueError("tol must be a number of nats, got nan")
+        if math.isnan(check_number(self.tol, "tol")):
+            raise ValueError("tol must be a number of nats, got nan; give a finite or infinite one")
+        for name in ("fine_tune", "progress"):
+            check_flag(getattr(self, name), name)
         step_sizes(self.step_sizes, self.n_blocks + self.corrected_blocks)
         map_factory(self.map, self.map_options)  # which knows the names of maps
 
@@ -123,6 +134,11 @@ def dimension_of(functional: KL, initial: Gaussian | None, dim: int | None) -> i
     Raises:
         ValueError: where none says it, or two disagree.
     """
+    if initial is not None and not isinstance(initial, Gaussian):
+        raise TypeError(
+            f"initial must be a wprox.Gaussian, where the sampler starts, got {kind_of(initial)}; build one, as in "
+            "Gaussian(torch.zeros(d), torch.eye(d))"
+        )
     dims = {
         "the target": functional.dim,
         "initial": None if initial is None else initial.dim,

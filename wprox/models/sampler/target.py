@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._checks import kind_of
 from wprox.functionals import KL
 from wprox.jko import jko_steps
 from wprox.measures import Gaussian, Particles
@@ -145,12 +146,16 @@ def _runs_in_another_precision(log_target: Callable[[Tensor], Tensor], x: Tensor
 def checked(values: Any, x: Tensor) -> Tensor:
     """The values of a log-density at x: (n, d), (n,): finite or −∞."""
     if not isinstance(values, Tensor):
-        raise TypeError(f"the target must return a tensor, it returned {type(values).__name__}; compute it with torch")
+        raise TypeError(
+            f"the target must return a tensor, it returned {kind_of(values)}; compute it with torch from the points"
+        )
     if values.shape != x.shape[:1]:
         raise ValueError(
             f"the target must map points of shape {tuple(x.shape)} to one log-density a row, ({len(x)},); it returned "
             f"shape {tuple(values.shape)}. Reduce over the last axis only, as in -x.square().sum(-1) / 2"
         )
+    if not values.is_floating_point():
+        raise TypeError(f"the target must return real floating-point numbers, it returned {values.dtype}; convert them")
     bad = torch.isnan(values) | (values == torch.inf)
     if bool(bad.any()):
         what = "NaN" if bool(torch.isnan(values).any()) else "+∞"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import check_count, check_positive
+from wprox._checks import check_choice, check_count, check_flag, check_length, check_positive
 from wprox.measures import Grid
 from wprox.solvers.base import Solved, Solver
 from wprox.solvers.grid.gibbs import Kernel
@@ -121,16 +121,14 @@ class SinkhornProx(Solver):
         heat_steps: int | None = None,
         log_domain: bool = False,
     ) -> None:
-        self.blur = None if blur is None else check_positive(blur, "blur")
-        if debias not in DEBIAS:
-            raise ValueError(f"debias must be one of {DEBIAS}, got {debias!r}")
-        self.debias = debias
+        self.blur = None if blur is None else check_length(blur, "blur")
+        self.debias = check_choice(debias, "debias", DEBIAS)
         self.tol = check_positive(tol, "tol")
         self.iterations = check_count(iterations, "iterations")
-        self.memory = check_count(memory, "memory", least=0)
-        self.semi_implicit = bool(semi_implicit)
+        self.memory = min(check_count(memory, "memory", least=0), self.iterations)  # which a step never exceeds
+        self.semi_implicit = check_flag(semi_implicit, "semi_implicit")
         self.heat_steps = None if heat_steps is None else check_count(heat_steps, "heat_steps")
-        self.log_domain = bool(log_domain)
+        self.log_domain = check_flag(log_domain, "log_domain")
         self._kernel: tuple[Grid, float, Kernel] | None = None
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import check_count, check_fraction, check_non_negative, check_positive
+from wprox._checks import check_count, check_flag, check_fraction, check_non_negative, check_positive
 from wprox._random import check_seed, seeded, step_seed
 from wprox.functionals import Functional
 from wprox.maps import AffineMap, ComposedMap, TransportMap
@@ -135,12 +135,12 @@ class NeuralProx(ParticleSolver):
             patience=check_count(patience, "patience"),
         )
         self.validation_fraction = check_fraction(validation_fraction, "validation_fraction")
-        self.warm_start = warm_start
+        self.warm_start = check_flag(warm_start, "warm_start")
         self.flow_matching = check_count(flow_matching, "flow_matching", least=0)
         self.gap_tolerance = check_positive(gap_tolerance, "gap_tolerance")
         self.seed = check_seed(seed)
-        self.progress = progress
-        self.standardise = bool(standardise)
+        self.progress = check_flag(progress, "progress")
+        self.standardise = check_flag(standardise, "standardise")
 
     def prepare(self, measure: Measure) -> Particles:
         """The particles, with the density counted relative to their own where it is unknown."""
