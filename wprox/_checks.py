@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wprox._arrays import as_plain
+
 StepSize = float | Sequence[float] | Callable[[int], float]
 
 
@@ -18,6 +20,7 @@ def as_floating(values: Any, name: str) -> Tensor:
 
     Integers become the default dtype, or float64 where that could not hold them exactly.
     """
+    values = as_plain(values, name)
     if isinstance(values, np.ndarray):
         _refuse_text(values, name)
         # torch knows no negative strides and no foreign byte order

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wprox._arrays import as_plain
 from wprox._checks import as_points, check_count, check_positive
 from wprox._random import Seed, make_generator
 
@@ -257,7 +258,7 @@ class ImageDensity(PlanarDensity):
     """
 
     def __init__(self, image: Any, half_width: float = 4.0, sigma: float | None = None, name: str = "image") -> None:
-        pixels = torch.as_tensor(np.asarray(image, dtype=np.float64))
+        pixels = torch.as_tensor(np.array(as_plain(image, "image"), dtype=np.float64))
         if pixels.ndim != 2:
             raise ValueError(
                 f"image must have shape (H, W), got {tuple(pixels.shape)}; average the channels of a colour picture"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
+from wprox._arrays import as_plain
 from wprox._checks import as_floating, check_count, check_positive
 from wprox._random import check_seed
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
@@ -329,7 +330,7 @@ def ess(weights: Any, log: bool = False) -> Tensor:
         tensor(2.)
     """
     if log:
-        values = torch.as_tensor(weights)
+        values = torch.as_tensor(as_plain(weights, "weights"))
         values = values if values.is_floating_point() else values.to(torch.get_default_dtype())
         largest = float(values.max()) if values.numel() else -math.inf
         if values.ndim != 1 or not -math.inf < largest < math.inf:

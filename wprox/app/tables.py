@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from wprox._arrays import as_plain
+
 ENDINGS = (".csv", ".npy", ".parquet")
 MISSING = frozenset({"", "na", "n/a", "null", "none", "<na>"})
 
@@ -98,7 +100,7 @@ def write_table(
     """
     file = Path(path)
     ending = check_output(file, overwrite)
-    numbers = np.asarray(values)
+    numbers = np.asarray(as_plain(values, "values"))
     if numbers.ndim != 2:
         raise ValueError(f"values must have shape (n, d), got {numbers.shape}")
     names = list(columns) if columns is not None else default_columns(numbers.shape[1])

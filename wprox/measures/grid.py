@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from wprox._arrays import as_plain
 from wprox._checks import as_floating, check_count, check_finite, evaluate
 from wprox._random import Seed, make_generator
 from wprox.measures.base import Measure
@@ -93,7 +94,7 @@ class Grid(Measure):
         ]
         self.mask: Tensor | None = None
         if mask is not None:
-            walls = torch.as_tensor(mask, device=device)
+            walls = torch.as_tensor(as_plain(mask, "mask"), device=device).clone()  # the caller's array may change
             if walls.dtype != torch.bool or tuple(walls.shape) != shape:
                 raise ValueError(
                     f"mask must be boolean (true in walls) of shape {shape}, got {walls.dtype}, {tuple(walls.shape)}"
