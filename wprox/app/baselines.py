@@ -69,7 +69,7 @@ class _Coordinates:
 
     def __init__(self, name: str, parts: Sequence[torch.Tensor], integer: bool, bounds: Any, seed: int) -> None:
         self.name = name
-        self.preprocessing = Preprocessing(integer=integer, bounds=bounds, drop_constant=True).fit(parts[0])
+        self.preprocessing = Preprocessing(integer=integer, bounds=bounds, drop_constant=True, tails=False).fit(parts[0])
         self.rows, self.validation_rows, self.seed = parts[0], parts[1], seed
         self.validation, self.held_out = (self._scored(part) for part in parts[1:])
 

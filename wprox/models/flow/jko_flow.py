@@ -249,7 +249,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         For integer data it is the mean over eight draws of the dequantisation noise, a lower bound of log P(x) in
         expectation; a row's noise depends on the row only. For smoothed data it is the density of the smoothed law.
         """
-        return self._density.log_prob(self._checked(X))
+        return self._density.log_prob(self._checked(X, within_bounds=False))
 
     def score_samples(self, X: Any) -> Tensor:
         """`log_prob` under scikit-learn's name."""
@@ -323,9 +323,10 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self._check_fitted()
         return FlowDensity(self.preprocessing_, self.blocks_)
 
-    def _checked(self, X: Any) -> Tensor:
+    def _checked(self, X: Any, within_bounds: bool = True) -> Tensor:
         self._check_fitted()
-        return self.preprocessing_.check(in_order(X, "X", getattr(self, "feature_names_in_", None)))
+        table = in_order(X, "X", getattr(self, "feature_names_in_", None))
+        return self.preprocessing_.check(table, within_bounds=within_bounds)
 
     def _check_fitted(self) -> None:
         if not getattr(self, "blocks_", None):
