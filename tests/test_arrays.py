@@ -1,4 +1,4 @@
-"""What numbers come in: frames and series by position, masks and sparse arrays refused, the caller's arrays left alone."""
+"""What numbers come in: by position, masks and sparse arrays refused, the caller's arrays left alone."""
 
 import warnings
 

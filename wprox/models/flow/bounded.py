@@ -61,7 +61,7 @@ class Probit(Bounded):
 
     Numbers on a bound have no finite z, and no density could be right about many of them. So the last stretch before a
     bound, 10⁻⁴ of the mean distance from it, has no structure of its own: `spread` draws what lies there anew,
-    uniformly, as integers are dequantised; where nothing is drawn, a number on the bound counts as the stretch's middle.
+    uniformly, as integers are dequantised; without drawing, a number on the bound counts as the stretch's middle.
 
     Attributes:
         edges: (2, d), the lengths of the stretches before low and high, in units of p.
@@ -103,7 +103,7 @@ class Probit(Bounded):
 
 @dataclass(frozen=True)
 class ShrunkLogit(Bounded):
-    """z = logit(m + (1 − 2m) p) with a margin m = 0.01, the map of flows from 0.1.0, which files may hold.
+    """z = logit(m + (1 − 2m) p) with a margin m = 0.01: the map of flows from 0.1.0, which files hold, and of baselines.
 
     What a density of z puts beyond the margins lies on the bounds in samples, and is missing in the density of x.
     """

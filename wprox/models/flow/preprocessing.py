@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wprox._checks import as_floating, as_points, check_non_negative
-from wprox.models.flow.bounded import Bounded, Probit, bounded_from_state
+from wprox.models.flow.bounded import Bounded, Probit, ShrunkLogit, bounded_from_state
 from wprox.models.flow.tails import Tails, robust_moments
 
 LIKELIHOOD_DRAWS = 8  # dequantisation draws over which the log-likelihood of integer data is averaged
@@ -36,7 +36,7 @@ class Preprocessing:
         bounds: (low, high), numbers or one a column, between which the data lie; for integers both belong to the range.
         smoothing: δ ≥ 0.
         drop_constant: leave out columns that hold one value only, and put them back in what is generated.
-        tails: whether standardised columns without bounds may have heavy tails.
+        plain: no heavy tails, and the logit in place of the probit, as in 0.1.0.
     """
 
     bounded: Bounded | None = None
@@ -48,14 +48,14 @@ class Preprocessing:
         bounds: tuple[Any, Any] | None = None,
         smoothing: float = 0.0,
         drop_constant: bool = False,
-        tails: bool = True,
+        plain: bool = False,
     ) -> None:
         self.standardize = bool(standardize)
         self.integer = bool(integer)
         self.bounds = bounds
         self.smoothing = check_non_negative(smoothing, "smoothing")
         self.drop_constant = bool(drop_constant)
-        self.has_tails = bool(tails) and self.standardize and bounds is None
+        self.plain = plain
         if bounds is not None and (not isinstance(bounds, tuple | list) or len(bounds) != 2):
             raise ValueError(f"bounds must be a pair (low, high) of numbers or of one number a column, got {bounds!r}")
 
@@ -77,7 +77,7 @@ class Preprocessing:
         self.template = x[0].clone()
         if self.bounds is not None:
             low, high = self._ends(x)
-            self.bounded = Probit.fit(x[:, self.kept], low, high)
+            self.bounded = ShrunkLogit(low, high) if self.plain else Probit.fit(x[:, self.kept], low, high)
             self._check_inside(given)
         self.mean, self.std = x.new_zeros(self.dim), x.new_ones(self.dim)
         self.tails = Tails(x.new_zeros(self.dim))
@@ -93,7 +93,7 @@ class Preprocessing:
                 )
             z = (z - self.mean) / self.std
             _warn_of_outliers(z, self.kept)
-            if self.has_tails:
+            if self.bounded is None and not self.plain:
                 self.tails = Tails.fit(z)
         return self
 
@@ -183,9 +183,7 @@ class Preprocessing:
         lattice = torch.arange(draws, device=x.device)[:, None] * (key + spread)
         return ((shift + lattice[:, None]) % 1).to(x)
 
-    def _to_line(
-        self, x: Tensor, noise: Tensor | None, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
+    def _to_line(self, x: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Everything before the standardisation; without noise, integers move to the middle of their cell."""
         if self.integer and generator is not None:
             noise = self._noise(x, generator)
@@ -280,9 +278,9 @@ def _warn_of_outliers(z: Tensor, kept: Tensor) -> None:
         row = int(far.argmax())
         column = int(kept[z[row].abs().argmax()])
         warnings.warn(
-            f"row {row} lies {float(far[row]):.0f} standard deviations from the mean in column {column} (of the rows that "
-            "are not so far out). Such rows pull at the fit of all others: remove them, or transform the column (by a "
-            "logarithm, for example)",
+            f"row {row} lies {float(far[row]):.0f} standard deviations from the mean in column {column} (of the rows "
+            "that are not so far out). Such rows pull at the fit of all others: remove them, or transform the column "
+            "(by a logarithm, for example)",
             UserWarning,
             stacklevel=4,
         )
