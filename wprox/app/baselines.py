@@ -121,9 +121,10 @@ def fit_baselines(
 ) -> list[Baseline]:
     r"""The best Gaussian, Gaussian mixture and Gaussian kernel density estimate, with their held-out NLL.
 
-    Each family is fitted in standardised coordinates and, for bounded data, also in logit coordinates; the coordinates and the family's settings (ridge; components and `reg_covar`; the kernel's shape and
-    bandwidth) are those with the best likelihood of the validation rows. The chosen model is refitted to the training
-    and validation rows together. Integers are dequantised by uniform noise, in the end with several draws a row, as the
+    Each family is fitted in standardised coordinates and, for bounded data, also in logit coordinates; the coordinates
+    and the family's settings (ridge; components and `reg_covar`; the kernel's shape and bandwidth) are those with the
+    best likelihood of the validation rows. The chosen model is refitted to the training and validation rows together.
+    Integers are dequantised by uniform noise, in the end with several draws a row, as the
     flow has them. All likelihoods are in the units of the data: with z = φ(x),
     log p(x) = log p_z(φ(x)) + log |det ∇φ(x)|. Columns that are constant in `train` are left out.
 

@@ -90,7 +90,7 @@ def write_table(
 ) -> None:
     """Write rows of numbers to a `.csv` (with a header), `.npy` or `.parquet` file; complete or not at all.
 
-    Whole numbers are written to `.csv` without a decimal point, truth values as 0 and 1; names that repeat get a number.
+    Whole numbers are written to `.csv` without a decimal point, truth values as 0 and 1. Names that repeat are numbered.
 
     Arguments:
         path: the file; its ending says how it is written.
@@ -302,7 +302,7 @@ def _read_npy(file: Path) -> Table:
     if values.ndim != 2:
         hint = "; reshape a single feature to (n, 1)" if values.ndim == 1 else "; flatten each row to one vector"
         raise ValueError(f"{file} must have shape (n, d), got {values.shape}{hint}")
-    return Table(values.astype(np.float64), default_columns(values.shape[1]), named=False)
+    return Table(values.astype(np.float64, copy=False), default_columns(values.shape[1]), named=False)
 
 
 def _holds_objects(file: Path) -> bool:
@@ -351,6 +351,9 @@ def _refuse_text(file: Path, found: list[str]) -> None:
 
 
 def _check_finite(table: Table, name: str) -> None:
+    with np.errstate(all="ignore"):
+        if np.isfinite(table.values.sum()):  # which NaN and infinity are not, and takes no memory
+            return
     bad = ~np.isfinite(table.values)
     count = int(bad.sum())
     if count:

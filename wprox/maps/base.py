@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from wprox.maps._memory import MEMORY_BUDGET, in_batches, rows_at_once
+
 CHUNK_VALUES = 2**22  # numbers that an intermediate tensor may hold where no graph is kept
 
 
@@ -158,16 +160,22 @@ def describe(map: TransportMap) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def apply_in_batches(map: TransportMap, x: Tensor, batch_size: int = 16384) -> tuple[Tensor, Tensor]:
-    """T(x) and its log-determinant without a graph, in memory bounded by the batch size."""
-    parts = [map(batch) for batch in x.split(batch_size)]
-    return torch.cat([y for y, _ in parts]), torch.cat([log_det for _, log_det in parts])
+def apply_in_batches(
+    map: TransportMap, x: Tensor, batch_size: int | None = None, memory_budget: int = MEMORY_BUDGET
+) -> tuple[Tensor, Tensor]:
+    """T(x) and its log-determinant without a graph, in as many rows at once as the memory allows, or `batch_size`."""
+    rows = rows_at_once(map, x, memory_budget) if batch_size is None else batch_size
+    y, log_det = in_batches(map, x, rows)
+    return y, log_det
 
 
 @torch.no_grad()
-def invert_in_batches(map: TransportMap, y: Tensor, batch_size: int = 16384) -> Tensor:
-    """T⁻¹(y) without a graph, in memory bounded by the batch size."""
-    return torch.cat([map.inverse(batch) for batch in y.split(batch_size)])
+def invert_in_batches(
+    map: TransportMap, y: Tensor, batch_size: int | None = None, memory_budget: int = MEMORY_BUDGET
+) -> Tensor:
+    """T⁻¹(y) without a graph, in as many rows at once as the memory allows, or `batch_size`."""
+    rows = rows_at_once(map.inverse, y, memory_budget) if batch_size is None else batch_size
+    return in_batches(lambda part: (map.inverse(part),), y, rows)[0]
 
 
 def in_chunks(apply: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, row_values: int) -> tuple[Tensor, Tensor]:

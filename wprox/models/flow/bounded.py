@@ -94,7 +94,8 @@ class Probit(Bounded):
         return z, 0.5 * (z.square() + math.log(2 * math.pi)) - self.width.log()
 
     def inverse(self, z: Tensor) -> Tensor:
-        distance = self.width * torch.special.ndtr(-z.abs())
+        # torch's ndtr is 0 from −8.3 on
+        distance = self.width * torch.special.erfc(z.abs() / math.sqrt(2)) / 2
         return torch.where(z < 0, self.low + distance, self.high - distance)
 
     def state(self) -> dict[str, Tensor]:
@@ -103,7 +104,7 @@ class Probit(Bounded):
 
 @dataclass(frozen=True)
 class ShrunkLogit(Bounded):
-    """z = logit(m + (1 − 2m) p) with a margin m = 0.01: the map of flows from 0.1.0, which files hold, and of baselines.
+    """z = logit(m + (1 − 2m) p), m = 0.01: the map of flows from 0.1.0, which files may hold, and of baselines.
 
     What a density of z puts beyond the margins lies on the bounds in samples, and is missing in the density of x.
     """

@@ -91,7 +91,7 @@ class Preprocessing:
                     f"column {int(self.kept[bad][0])} has a spread of {float(self.std[bad][0]):g}, which floating "
                     "point cannot standardise; rescale or shift it before fitting"
                 )
-            z = (z - self.mean) / self.std
+            z = (z - self.mean).div_(self.std)
             _warn_of_outliers(z, self.kept)
             if self.bounded is None and not self.plain:
                 self.tails = Tails.fit(z)
@@ -187,7 +187,7 @@ class Preprocessing:
         """Everything before the standardisation; without noise, integers move to the middle of their cell."""
         if self.integer and generator is not None:
             noise = self._noise(x, generator)
-        x = x[:, self.kept]
+        x = x.contiguous() if self.dim == self.n_features else x[:, self.kept]
         log_det = x.new_zeros(len(x))
         if self.integer:
             x = x + (0.5 if noise is None else noise.to(x))
@@ -273,7 +273,7 @@ def _between(x: Tensor, bounded: Bounded) -> Tensor:
 
 def _warn_of_outliers(z: Tensor, kept: Tensor) -> None:
     """One row far from all others may be a mistake, and has more weight in training than it should."""
-    far = z.abs().max(1).values
+    far = torch.maximum(z.amax(1), -z.amin(1))
     if float(far.max()) > FAR:
         row = int(far.argmax())
         column = int(kept[z[row].abs().argmax()])
