@@ -51,8 +51,8 @@ def measure(n: int, d: int, job: str) -> None:
     data = x.numel() * 8 / MEGABYTE
     network = sum(p.numel() * 4 for block in flow.blocks_ for p in block.parameters()) / MEGABYTE
     print(
-        f"{n:>9,} x {d:<6,} {job:<9} peak grows by {resident(peak=True) - before:6.0f} MB; allowed {BUDGET / MEGABYTE + 2 * data:6.0f}"
-        f" (data {data:.0f}), parameters {network:.0f} MB",
+        f"{n:>9,} x {d:<6,} {job:<9} peak grows by {resident(peak=True) - before:6.0f} MB; "
+        f"allowed {BUDGET / MEGABYTE + 2 * data:6.0f} (data {data:.0f}), parameters {network:.0f} MB",
         flush=True,
     )
 

@@ -90,7 +90,7 @@ def write_table(
 ) -> None:
     """Write rows of numbers to a `.csv` (with a header), `.npy` or `.parquet` file; complete or not at all.
 
-    Whole numbers are written to `.csv` without a decimal point, truth values as 0 and 1. Names that repeat are numbered.
+    Whole numbers are written to `.csv` without a decimal point, truth values as 0 and 1. Repeated names are numbered.
 
     Arguments:
         path: the file; its ending says how it is written.

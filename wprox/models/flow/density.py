@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -87,3 +88,17 @@ class FlowDensity:
         for block in self.map(z.dtype).maps:
             path.append(apply_in_batches(block, path[-1], memory_budget=self.memory_budget)[0])
         return path
+
+
+def mean_log_prob(log_prob: Tensor) -> float:
+    """The mean of rows' `log_prob`, (n,), with a warning that names the rows where it is −∞."""
+    impossible = log_prob.isneginf()
+    if bool(impossible.any()):
+        warnings.warn(
+            f"{int(impossible.sum())} of {len(log_prob)} rows have density 0 (outside the bounds, or too far out), the "
+            f"first is row {int(impossible.int().argmax())}, so that the mean is −∞; without them it is "
+            f"{float(log_prob[~impossible].mean()):g}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return float(log_prob.mean())

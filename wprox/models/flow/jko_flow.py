@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from wprox.maps.registry import MapFactory, check_map_classes
 from wprox.metrics import Distance
 from wprox.models.flow.columns import as_table, in_order
 from wprox.models.flow.data import FlowData, hold_out
-from wprox.models.flow.density import FlowDensity
+from wprox.models.flow.density import FlowDensity, mean_log_prob
 from wprox.models.flow.parameters import check_config, from_json, to_json
 from wprox.models.flow.preprocessing import Preprocessing
 from wprox.models.flow.settings import FlowSettings, TableSize
@@ -262,17 +261,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     def score(self, X: Any, y: Any = None) -> float:
         """The mean of `log_prob`: what `GridSearchCV` maximises; −∞, with a warning, where a row's density is 0."""
-        log_prob = self.log_prob(X)
-        impossible = log_prob.isneginf()
-        if bool(impossible.any()):
-            warnings.warn(
-                f"{int(impossible.sum())} of {len(log_prob)} rows have density 0 (outside the bounds, or too far out), "
-                f"the first is row {int(impossible.int().argmax())}, so that the mean is −∞; without them it is "
-                f"{float(log_prob[~impossible].mean()):g}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        return float(log_prob.mean())
+        return mean_log_prob(self.log_prob(X))
 
     def transform(self, X: Any) -> Tensor:
         """The latent points T(z) of rows X, (n, d): data → noise. Integers enter from the middle of their cell."""
