@@ -70,12 +70,16 @@ def rows_at_once(function: Callable[[Tensor], object], x: Tensor, memory_budget:
 def in_batches(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     """The function's values of all rows of x: (n, d), `batch_size` rows at a time, each batch in its place at once."""
     results: list[Tensor] = []
+    parts_of: list[tuple[Tensor, ...]] = []
     for start in range(0, len(x), batch_size):
         parts = function(x[start : start + batch_size])
         if len(x) <= batch_size:
             return parts
+        if torch.is_grad_enabled():  # a graph does not like writing in place
+            parts_of.append(parts)
+            continue
         if not results:
             results = [part.new_empty(len(x), *part.shape[1:]) for part in parts]
         for result, part in zip(results, parts, strict=True):
             result[start : start + batch_size] = part
-    return tuple(results)
+    return tuple(results) if results else tuple(torch.cat(parts) for parts in zip(*parts_of, strict=True))

@@ -10,7 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from wprox._autograd import needed
 from wprox.maps._memory import MEMORY_BUDGET, in_batches, rows_at_once
+from wprox.maps.precision import frozen
 
 CHUNK_VALUES = 2**22  # numbers that an intermediate tensor may hold where no graph is kept
 
@@ -159,23 +161,34 @@ def describe(map: TransportMap) -> dict[str, Any]:
     return {"class": type(map).__name__, "config": map.config}
 
 
-@torch.no_grad()
 def apply_in_batches(
     map: TransportMap, x: Tensor, batch_size: int | None = None, memory_budget: int = MEMORY_BUDGET
 ) -> tuple[Tensor, Tensor]:
-    """T(x) and its log-determinant without a graph, in as many rows at once as the memory allows, or `batch_size`."""
+    """T(x) and its log-determinant, in as many rows at once as the memory allows, or `batch_size`.
+
+    They have a graph in x alone, where x wants one.
+    """
+    map, wanted = for_points(map, x)
     rows = rows_at_once(map, x, memory_budget) if batch_size is None else batch_size
-    y, log_det = in_batches(map, x, rows)
+    with torch.set_grad_enabled(wanted):
+        y, log_det = in_batches(map, x, rows)
     return y, log_det
 
 
-@torch.no_grad()
 def invert_in_batches(
     map: TransportMap, y: Tensor, batch_size: int | None = None, memory_budget: int = MEMORY_BUDGET
 ) -> Tensor:
-    """T⁻¹(y) without a graph, in as many rows at once as the memory allows, or `batch_size`."""
+    """T⁻¹(y), as `apply_in_batches` takes T(x)."""
+    map, wanted = for_points(map, y)
     rows = rows_at_once(map.inverse, y, memory_budget) if batch_size is None else batch_size
-    return in_batches(lambda part: (map.inverse(part),), y, rows)[0]
+    with torch.set_grad_enabled(wanted):
+        return in_batches(lambda part: (map.inverse(part),), y, rows)[0]
+
+
+def for_points(map: TransportMap, x: Tensor) -> tuple[TransportMap, bool]:
+    """The map with which to evaluate points, and whether to keep a graph: it is to end at the points."""
+    (wanted,) = needed(x)
+    return (frozen(map) if wanted else map), wanted
 
 
 def in_chunks(apply: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, row_values: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wprox.maps import ComposedMap, TransportMap
 from wprox.maps._memory import MEMORY_BUDGET, in_batches, rows_at_once
-from wprox.maps.base import apply_in_batches
+from wprox.maps.base import apply_in_batches, for_points
 from wprox.maps.precision import in_precision
 from wprox.measures.laws import standard_normal_log_prob
 from wprox.models.flow.preprocessing import Preprocessing
@@ -43,7 +43,7 @@ class FlowDensity:
 
         It is −∞ outside the bounds, and where a row is so far out that its numbers overflow.
         """
-        map = self.map(x.dtype)
+        map, wanted = for_points(self.map(x.dtype), x)
 
         def part(x: Tensor) -> Tensor:
             draws = []
@@ -62,21 +62,21 @@ class FlowDensity:
             log_prob[inside] = part(x[inside])
             return log_prob
 
-        return self._in_batches(possible, x)
+        return self._in_batches(possible, x, wanted)
 
     def to_latent(self, x: Tensor) -> Tensor:
         """T(z) of rows x, computed in float64."""
-        map = self.map(torch.float64)
-        return self._in_batches(lambda x: map(self.preprocessing.forward(x.double())[0])[0].to(x.dtype), x)
+        map, wanted = for_points(self.map(torch.float64), x)
+        return self._in_batches(lambda x: map(self.preprocessing.forward(x.double())[0])[0].to(x.dtype), x, wanted)
 
     def from_latent(self, y: Tensor) -> Tensor:
         """The rows x with T(z) = y, computed in float64."""
-        map = self.map(torch.float64)
-        return self._in_batches(lambda y: self.preprocessing.inverse(map.inverse(y.double()), y.dtype), y)
+        map, wanted = for_points(self.map(torch.float64), y)
+        return self._in_batches(lambda y: self.preprocessing.inverse(map.inverse(y.double()), y.dtype), y, wanted)
 
-    @torch.no_grad()
-    def _in_batches(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return in_batches(lambda x: (function(x),), x, rows_at_once(function, x, self.memory_budget))[0]
+    def _in_batches(self, function: Callable[[Tensor], Tensor], x: Tensor, wanted: bool) -> Tensor:
+        with torch.set_grad_enabled(wanted):
+            return in_batches(lambda x: (function(x),), x, rows_at_once(function, x, self.memory_budget))[0]
 
     def path(self, x: Tensor) -> list[Tensor]:
         """z and its images under T_1, T_2 ∘ T_1, …: N + 1 tensors (n, dim), without what is random in z."""
