@@ -386,3 +386,46 @@ def test_ctrl_c_leaves_a_usable_model(tmp_path):
     assert (tmp_path / "model" / "samples.png").stat().st_size > 0
     assert run("sample", tmp_path / "model", "-n", 3, "--out", tmp_path / "new.csv").exit_code == 0
     assert "was interrupted" in run("info", tmp_path / "model").stdout
+
+
+def fitted_to(file, folder):
+    flow = JKOFlow(n_blocks=1, iterations=5, fine_tune=False)
+    table = read_table(file)
+    flow.fit(table.values)
+    if table.named:
+        flow.feature_names_in_ = np.array(table.columns, dtype=object)
+    flow.save(folder)
+    return flow
+
+
+def test_columns_called_x1_and_x2_are_matched_by_name(tmp_path):
+    x = np.random.default_rng(0).normal(size=(200, 2)) * [1, 0.1] + [0, 10]
+    for name, columns, rows in (
+        ("fit.csv", ["x1", "x2"], x),
+        ("swapped.csv", ["x2", "x1"], x[:, ::-1]),
+        ("other.csv", ["a", "b"], x),
+        ("unnamed.npy", None, x),
+    ):
+        write_table(tmp_path / name, rows, columns)
+    flow = fitted_to(tmp_path / "fit.csv", tmp_path / "named")
+    expected = f"NLL {-flow.score(x):.4f} nats"
+    fitted_to(tmp_path / "unnamed.npy", tmp_path / "model")
+    for folder, file in (
+        ("named", "fit.csv"),
+        ("named", "swapped.csv"),
+        ("named", "unnamed.npy"),
+        ("model", "other.csv"),
+        ("model", "unnamed.npy"),
+    ):
+        assert expected in run("score", tmp_path / folder, tmp_path / file).output
+    assert refused(run("score", tmp_path / "named", tmp_path / "other.csv"), "no column x1, x2")
+
+
+def test_score_says_which_rows_have_no_density(tmp_path):
+    x = np.random.default_rng(0).uniform(size=(100, 1))
+    JKOFlow(n_blocks=1, iterations=5, fine_tune=False, bounds=(0, 1)).fit(x).save(tmp_path / "model")
+    x[[3, 7]] = 2.0
+    write_table(tmp_path / "rows.npy", x)
+    said = run("score", tmp_path / "model", tmp_path / "rows.npy").output.replace("\n", " ")
+    assert "100 rows: NLL inf nats" in said
+    assert "2 rows with density 0 (outside the bounds, or too far out), the first is row 4; the others: NLL" in said

@@ -192,7 +192,7 @@ def test_bounded_data_stay_in_bounds_and_integrate_to_one():
     assert float(sample.max()) <= 5
     axis = torch.linspace(2, 5, 20001, dtype=torch.float64)[:, None]
     mass = float(torch.trapezoid(flow.log_prob(axis).exp(), axis[:, 0]))
-    assert 0.97 < mass < 1.001  # what is missing lies in the margin
+    assert 0.995 < mass < 1.005  # of which the rule misses some, at the pole of the density
 
 
 def test_smoothing_gives_a_law_without_a_density_one():

@@ -15,6 +15,7 @@ import torch
 import wprox
 from wprox._random import seeded
 from wprox.maps import RescaledMap
+from wprox.maps._memory import PeakMemory, rows_at_once
 from wprox.maps.base import apply_in_batches, invert_in_batches
 from wprox.testing import check_map
 from wprox.testing.laws import name_of
@@ -280,3 +281,31 @@ def test_seed_decides_the_initial_map():
 def test_bad_arguments(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize("dim", [10, 300])
+def test_rows_at_once_take_no_more_than_the_budget(dim):
+    map = wprox.SplineMap(dim, affine=False).eval()
+    x = torch.randn(4000, dim)
+    for budget in (2**24, 2**26):
+        rows = rows_at_once(map, x, budget)
+        assert 1 <= rows < 4000 or dim == 10
+        with torch.no_grad(), PeakMemory() as memory:
+            map(x[:rows])
+        assert memory.peak <= 0.6 * budget
+    for together, apart in zip(
+        apply_in_batches(map, x, 4000), apply_in_batches(map, x, memory_budget=2**24), strict=True
+    ):
+        assert torch.allclose(together, apart, atol=1e-6)
+
+
+def test_peak_memory_counts_what_is_alive():
+    with PeakMemory() as memory:
+        x = torch.zeros(1000)
+        y = x + 1
+        del x
+        z = y.view(10, 100) * 2
+    assert memory.peak == 8000
+    assert memory.now == 8000
+    del y, z
+    assert memory.now == 0

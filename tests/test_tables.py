@@ -1,10 +1,15 @@
 """Tables in files: reading, writing, and one clear sentence for everything that can be wrong with them."""
 
 import sys
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from wprox.app.tables import check_output, read_table, write_table
 
@@ -43,7 +48,8 @@ def test_csv_with_byte_order_mark_quotes_blank_lines_and_windows_line_ends(tmp_p
 
 def test_csv_header_that_counts_the_columns_is_a_header(tmp_path):
     pd.DataFrame(VALUES).to_csv(tmp_path / "table.csv", index=False)
-    assert read_table(tmp_path / "table.csv").columns == ["0", "1"]
+    with pytest.warns(UserWarning, match="named by numbers"):
+        assert read_table(tmp_path / "table.csv").columns == ["0", "1"]
 
 
 def test_csv_is_read_without_pandas(tmp_path, monkeypatch):
@@ -192,3 +198,65 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_table(file, VALUES[:1], overwrite=True)
     assert read_table(file).values.shape == (3, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["table.npy"]
+
+
+NAMES = st.lists(
+    st.sampled_from(
+        ["1.5", "0", "1", "nan", " a", "a ", "a", "a_2", 'say "x"', "x,y", "x;y", "x\ty", "é", "\ufeffb", "\r", "x\ny"]
+    )
+    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(NAMES, st.sampled_from([np.bool_, np.int64, np.float32, np.float64]), st.integers(0, 2**32 - 1))
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_what_is_written_is_read_whatever_the_names(ending, names, dtype, seed):
+    values = (np.random.default_rng(seed).normal(size=(2, len(names))) * 10).astype(dtype)
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of names that are numbers
+        file = Path(folder) / f"table{ending}"
+        if all(name.strip() for name in names):
+            write_table(file, values, names)
+            table = read_table(file)
+            assert (table.columns if len(set(names)) == len(names) else names) == names
+            np.testing.assert_array_equal(table.values.astype(dtype), values)
+        else:
+            with pytest.raises(ValueError, match="has no name for column"):
+                write_table(file, values, names)
+
+
+@pytest.mark.parametrize("header", ["0,1", "1,2", '"1.5","7"'])
+def test_a_header_of_numbers_may_be_a_row(tmp_path, header):
+    (tmp_path / "table.csv").write_text(f"{header}\n1,2\n")
+    with pytest.warns(UserWarning, match="named by numbers .*: if this is the first row, put a line with the names"):
+        assert read_table(tmp_path / "table.csv").values.tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_names_that_repeat_are_refused_and_not_written(tmp_path, ending):
+    file = tmp_path / f"table{ending}"
+    write_table(file, VALUES, ["a", "a"])
+    assert read_table(file).columns == ["a", "a_2"]
+    (tmp_path / "twice.csv").write_text("a,b, a\n1,2,3\n")
+    with pytest.raises(ValueError, match="several columns of one name: 'a'; rename them"):
+        read_table(tmp_path / "twice.csv")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [([["x"]], "real numbers, got entries of type <U1"), ([[1j]], "complex128"), (np.zeros((0, 2)), r"got \(0, 2\)")],
+)
+def test_what_could_not_be_read_is_not_written(tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        write_table(tmp_path / "table.csv", values)
+    assert not list(tmp_path.iterdir())
+
+
+def test_whether_columns_have_names(tmp_path):
+    for ending, named in ((".csv", True), (".parquet", True), (".npy", False)):
+        write_table(tmp_path / f"table{ending}", VALUES)
+        table = read_table(tmp_path / f"table{ending}")
+        assert (table.columns, table.named) == (["x1", "x2"], named)

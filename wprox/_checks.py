@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wprox._arrays import as_plain
 from wprox._autograd import NO_BATCHES, is_batched
 
 StepSize = float | Sequence[float] | Callable[[int], float]
@@ -61,6 +62,7 @@ def as_floating(values: Any, name: str) -> Tensor:
 
 def as_real(values: Any, name: str) -> Tensor:
     """Anything `torch.as_tensor` takes, as a floating-point tensor of single or double precision, finite or not."""
+    values = as_plain(values, name)
     if isinstance(values, np.ndarray):
         _refuse_text(values, name)
         # torch knows no negative strides and no foreign byte order
@@ -116,7 +118,10 @@ def _refuse_text(values: np.ndarray, name: str) -> None:
 
 def check_finite(tensor: Tensor, name: str) -> None:
     """Raise `ValueError` that says how many entries are NaN or infinite and where the first one is."""
-    bad = ~torch.isfinite(tensor.detach())
+    tensor = tensor.detach()
+    if bool(tensor.sum().isfinite()):  # which NaN and infinity are not, and takes no memory
+        return
+    bad = ~torch.isfinite(tensor)
     count = int(bad.sum())
     if count:
         first = tuple(bad.nonzero()[0].tolist())

@@ -259,8 +259,8 @@ class ImageDensity(PlanarDensity):
     """
 
     def __init__(self, image: Any, half_width: float = 4.0, sigma: float | None = None, name: str = "image") -> None:
-        is_foreign = hasattr(image, "__array__") and not isinstance(image, Tensor)  # as pictures of PIL are
-        pixels = as_real(np.asarray(image) if is_foreign else image, "image").double()
+        is_foreign = hasattr(image, "__array__") and not isinstance(image, Tensor | np.ndarray)  # as pictures of PIL are
+        pixels = as_real(np.asarray(image) if is_foreign else image, "image").double().clone()
         if pixels.ndim != 2:
             raise ValueError(
                 f"image must have shape (H, W), got {tuple(pixels.shape)}; average the channels of a colour picture"

@@ -69,7 +69,7 @@ class _Coordinates:
 
     def __init__(self, name: str, parts: Sequence[torch.Tensor], integer: bool, bounds: Any, seed: int) -> None:
         self.name = name
-        self.preprocessing = Preprocessing(integer=integer, bounds=bounds, drop_constant=True).fit(parts[0])
+        self.preprocessing = Preprocessing(integer=integer, bounds=bounds, drop_constant=True, plain=True).fit(parts[0])
         self.rows, self.validation_rows, self.seed = parts[0], parts[1], seed
         self.validation, self.held_out = (self._scored(part) for part in parts[1:])
 
@@ -121,10 +121,10 @@ def fit_baselines(
 ) -> list[Baseline]:
     r"""The best Gaussian, Gaussian mixture and Gaussian kernel density estimate, with their held-out NLL.
 
-    Each family is fitted in standardised coordinates and, for bounded data, also in the logit coordinates that the flow
-    uses; the coordinates and the family's settings (ridge; components and `reg_covar`; the kernel's shape and
-    bandwidth) are those with the best likelihood of the validation rows. The chosen model is refitted to the training
-    and validation rows together. Integers are dequantised by uniform noise, in the end with several draws a row, as the
+    Each family is fitted in standardised coordinates and, for bounded data, also in logit coordinates; the coordinates
+    and the family's settings (ridge; components and `reg_covar`; the kernel's shape and bandwidth) are those with the
+    best likelihood of the validation rows. The chosen model is refitted to the training and validation rows together.
+    Integers are dequantised by uniform noise, in the end with several draws a row, as the
     flow has them. All likelihoods are in the units of the data: with z = φ(x),
     log p(x) = log p_z(φ(x)) + log |det ∇φ(x)|. Columns that are constant in `train` are left out.
 

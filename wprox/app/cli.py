@@ -11,8 +11,8 @@ import numpy as np
 import typer
 
 from wprox.app.fitting import INTERRUPTED, FitOptions, fit_table
-from wprox.app.report import bits, columns_of, counted, listed, read_metrics, results_table, show
-from wprox.app.tables import Table, check_output, default_columns, read_table, write_table
+from wprox.app.report import bits, columns_of, counted, listed, names_of, read_metrics, results_table, show
+from wprox.app.tables import Table, check_output, read_table, write_table
 from wprox.models.flow.jko_flow import JKOFlow
 
 BAD_INPUT = 2
@@ -31,7 +31,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 Integer = Annotated[bool, typer.Option("--integer", help="The data are integers: dequantise them.")]
 Bounds = Annotated[
     tuple[float, float] | None,
-    typer.Option(metavar="LOW HIGH", help="All entries lie between these: model them through the logit."),
+    typer.Option(metavar="LOW HIGH", help="All entries lie between these: model them on the line."),
 ]
 DropConstant = Annotated[
     bool, typer.Option("--drop-constant", help="Leave out columns that do not vary; samples have them again.")
@@ -114,7 +114,7 @@ def sample(
         check_output(out, overwrite)
         flow = JKOFlow.load(folder)
         rows = flow.sample(n, seed).numpy()
-        write_table(out, rows, columns_of(folder, flow.n_features_in_), overwrite)
+        write_table(out, rows, columns_of(flow, folder), overwrite)
 
 
 @app.command()
@@ -134,12 +134,11 @@ def score(
         if out is not None:
             check_output(out, overwrite)
         flow = JKOFlow.load(folder)
-        values = _matched(read_table(data), data, columns_of(folder, flow.n_features_in_))
+        values = _matched(read_table(data), data, flow, folder)
         log_prob = flow.log_prob(values).numpy()
         if out is not None:
             write_table(out, log_prob[:, None], ["log_prob"], overwrite)
-        nll = -float(log_prob.mean())
-        typer.echo(f"{len(values):,} rows: NLL {nll:.4f} nats, {bits(nll, flow.preprocessing_.dim):.4f} bits/dim")
+        typer.echo(_likelihood(log_prob, flow.preprocessing_.dim))
 
 
 @app.command()
@@ -151,7 +150,7 @@ def info(folder: Folder) -> None:
         flow = JKOFlow.load(folder)
         metrics = read_metrics(folder)
         fitted = metrics.get("data", {})
-        columns = columns_of(folder, flow.n_features_in_)
+        columns = columns_of(flow, folder)
         size = f"{counted(len(flow.blocks_), 'block')}, {counted(flow.preprocessing_.dim, 'dimension')}"
         typer.echo(f"JKO flow in {folder}: {size}")
         typer.echo(f"columns: {listed(columns)}")
@@ -176,6 +175,22 @@ def info(folder: Folder) -> None:
             show(results_table(metrics["held_out"], fitted["held_out_rows"]))
 
 
+def _likelihood(log_prob: np.ndarray, dim: int) -> str:
+    """The NLL of rows in words, with that of the rows that have a density where others have none."""
+    nll = -float(log_prob.mean())
+    said = f"{len(log_prob):,} rows: NLL {nll:.4f} nats, {bits(nll, dim):.4f} bits/dim"
+    possible = log_prob > -np.inf
+    if possible.all():
+        return said
+    first = int(possible.argmin()) + 1
+    said += f"; {counted(int((~possible).sum()), 'row')} with density 0 (outside the bounds, or too far out)"
+    said += f", the first is row {first}"
+    if not possible.any():
+        return said
+    nll = -float(log_prob[possible].mean())
+    return said + f"; the others: NLL {nll:.4f} nats, {bits(nll, dim):.4f} bits/dim"
+
+
 @contextmanager
 def _plain_errors() -> Iterator[None]:
     """Bad input ends the program with one sentence on stderr and exit code 2, Ctrl-C with exit code 130."""
@@ -189,16 +204,16 @@ def _plain_errors() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _matched(table: Table, data: Path, columns: list[str]) -> np.ndarray:
-    """The table's values in the order of the model's columns."""
+def _matched(table: Table, data: Path, flow: JKOFlow, folder: Path) -> np.ndarray:
+    """The table's values in the order of the flow's columns: by name where both have names, else as they stand."""
+    columns, names = columns_of(flow, folder), names_of(flow, folder)
     if len(table.columns) != len(columns):
         raise ValueError(
             f"{data} has {len(table.columns)} columns, the model was fitted to {len(columns)}: {listed(columns)}"
         )
-    unnamed = default_columns(len(columns))
-    if table.columns == columns or unnamed in (table.columns, columns):
+    if names is None or not table.named or table.columns == names:
         return table.values
-    missing = [name for name in columns if name not in table.columns]
+    missing = [name for name in names if name not in table.columns]
     if missing:
         raise ValueError(f"{data} has no column {listed(missing)}, which the model was fitted to")
-    return table.values[:, [table.columns.index(name) for name in columns]]
+    return table.values[:, [table.columns.index(name) for name in names]]

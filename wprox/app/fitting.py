@@ -100,6 +100,8 @@ def fit_table(options: FitOptions) -> None:
         say(f"left out, for they do not vary in the training rows: {listed(constant)}", quiet)
 
     flow = _train(rows, options)
+    if table.named:
+        flow.feature_names_in_ = np.array(table.columns, dtype=object)
     for name in (METRICS, SAMPLES, TRAJECTORY):  # of an earlier model
         (out / name).unlink(missing_ok=True)
     flow.save(out, overwrite=True)

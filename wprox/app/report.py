@@ -15,6 +15,8 @@ from wprox.app.tables import default_columns, replacing
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+    from wprox.models.flow.jko_flow import JKOFlow
+
 METRICS = "metrics.json"
 
 
@@ -69,10 +71,22 @@ def _listable(value: object) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def columns_of(folder: Path, count: int) -> list[str]:
-    """The names of as many columns that the model was fitted to; x1, …, xd where the folder does not say."""
-    columns = read_metrics(folder).get("data", {}).get("columns")
-    return columns if columns and len(columns) == count else default_columns(count)
+def columns_of(flow: JKOFlow, folder: Path) -> list[str]:
+    """The names of the columns that a flow was fitted to; x1, …, xd where they had none."""
+    return names_of(flow, folder) or default_columns(flow.n_features_in_)
+
+
+def names_of(flow: JKOFlow, folder: Path) -> list[str] | None:
+    """The names that the columns of the data had; `None` where they had none.
+
+    Before 0.2 metrics.json alone had those of `wprox fit`, which named the columns of .npy files x1, …, xd.
+    """
+    if hasattr(flow, "feature_names_in_"):
+        return list(flow.feature_names_in_)
+    data = read_metrics(folder).get("data", {})
+    columns = data.get("columns")
+    unnamed = not columns or len(columns) != flow.n_features_in_ or str(data["file"]).lower().endswith(".npy")
+    return None if unnamed else columns
 
 
 def model_result(model: str, setting: str, nll: float, dim: int) -> dict[str, Any]:

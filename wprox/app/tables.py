@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import warnings
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wprox._arrays import as_plain
+
 ENDINGS = (".csv", ".npy", ".parquet")
+UNSAFE = '",;\t\r\n\ufeff'  # in names: separators, and what programs take for the ends of lines and files
+CELL = re.compile(r'("(?:[^"]|"")*"|[^,]*),')
 MISSING = frozenset({"", "na", "n/a", "null", "none", "<na>"})
 
 
@@ -24,11 +31,13 @@ class Table:
 
     Attributes:
         values: (n, d), float64.
-        columns: d names.
+        columns: d different names; x1, …, xd where the file gives none.
+        named: whether the file gives them.
     """
 
     values: np.ndarray
     columns: list[str]
+    named: bool = True
 
 
 def read_table(path: str | os.PathLike[str]) -> Table:
@@ -41,7 +50,8 @@ def read_table(path: str | os.PathLike[str]) -> Table:
 
     Raises:
         ValueError: for a file that is missing, unreadable, empty, truncated or of another ending; for text columns,
-            rows of different lengths, arrays of objects or of the wrong number of dimensions, NaN and infinite entries.
+            names that repeat, rows of different lengths, arrays of objects or of the wrong number of dimensions, NaN
+            and infinite entries.
         ImportError: where a `.parquet` file is given and pandas with pyarrow is not installed.
 
     Example:
@@ -68,6 +78,9 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     if table.values.shape[0] == 0 or table.values.shape[1] == 0:
         n, d = table.values.shape
         raise ValueError(f"{file} has no numbers: {n} rows and {d} columns; at least one of each is needed")
+    repeated = sorted({name for name in table.columns if table.columns.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{file} has several columns of one name: {', '.join(map(repr, repeated))}; rename them")
     _check_finite(table, str(file))
     return table
 
@@ -77,7 +90,7 @@ def write_table(
 ) -> None:
     """Write rows of numbers to a `.csv` (with a header), `.npy` or `.parquet` file; complete or not at all.
 
-    Whole numbers are written to `.csv` without a decimal point.
+    Whole numbers are written to `.csv` without a decimal point, truth values as 0 and 1. Repeated names are numbered.
 
     Arguments:
         path: the file; its ending says how it is written.
@@ -86,7 +99,8 @@ def write_table(
         overwrite: replace a file that exists.
 
     Raises:
-        ValueError: for values of another shape, another ending, a missing folder, or a file that exists.
+        ValueError: for values of another shape or that are not numbers, empty names, another ending, a missing folder,
+            or a file that exists.
         ImportError: where a `.parquet` file is asked for and pandas with pyarrow is not installed.
 
     Example:
@@ -98,23 +112,25 @@ def write_table(
     """
     file = Path(path)
     ending = check_output(file, overwrite)
-    numbers = np.asarray(values)
-    if numbers.ndim != 2:
-        raise ValueError(f"values must have shape (n, d), got {numbers.shape}")
-    names = list(columns) if columns is not None else default_columns(numbers.shape[1])
+    numbers = np.asarray(as_plain(values, "values"))
+    if numbers.ndim != 2 or 0 in numbers.shape:
+        raise ValueError(f"values must have shape (n, d) with n, d ≥ 1, got {numbers.shape}")
+    if numbers.dtype.kind not in "biuf":
+        raise ValueError(f"values must be real numbers, got entries of type {numbers.dtype}")
+    names = _unique(columns if columns is not None else default_columns(numbers.shape[1]))
     if len(names) != numbers.shape[1]:
         raise ValueError(f"columns has {len(names)} names for {numbers.shape[1]} columns; give one a column")
+    if nameless := [str(j + 1) for j, name in enumerate(names) if not name.strip()]:
+        raise ValueError(f"columns has no name for column {', '.join(nameless)}; name every column")
     with replacing(file) as temporary:
         if ending == ".npy":
             np.save(temporary, numbers, allow_pickle=False)
         elif ending == ".csv":
             with temporary.open("w", newline="", encoding="utf-8") as stream:
-                writer = csv.writer(stream, lineterminator="\n")
-                writer.writerow(names)
-                writer.writerows(_cells(numbers))
+                stream.write(",".join(_quoted(name) for name in names) + "\n")
+                csv.writer(stream, lineterminator="\n").writerows(_cells(numbers))
         else:
-            # pyarrow wants each name once, as pandas' own reader does.
-            frame = _pandas(file).DataFrame({name: numbers[:, j] for j, name in enumerate(_unique(names))})
+            frame = _pandas(file).DataFrame({name: numbers[:, j] for j, name in enumerate(names)})
             frame.to_parquet(temporary, index=False)
 
 
@@ -171,8 +187,9 @@ def _read_csv(file: Path) -> Table:
     text: dict[int, tuple[str, int]] = {}
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream, strict=True)
-            columns = _header(file, next((row for row in reader if row), []))
+            lines = _first_lines(stream)
+            reader = csv.reader(chain(lines, stream), strict=True)
+            columns = _header(file, next((row for row in reader if row), []), "".join(lines))
             n = 0
             for row in reader:
                 if not row and len(columns) > 1:  # blank lines; in a file of one column they are missing entries
@@ -192,22 +209,49 @@ def _read_csv(file: Path) -> Table:
     return Table(np.array(numbers, dtype=np.float64).reshape(n, len(columns)), columns)
 
 
-def _header(file: Path, cells: list[str]) -> list[str]:
-    columns = [cell.strip() for cell in cells]
+def _first_lines(stream: Iterable[str]) -> list[str]:
+    """The lines of the header: up to the first that is not blank, and on as long as a quote is open."""
+    lines, quotes, blank = [], 0, True
+    for line in stream:
+        lines.append(line)
+        quotes += line.count('"')
+        blank = blank and not line.strip()
+        if not blank and quotes % 2 == 0:
+            break
+    return lines
+
+
+def _header(file: Path, cells: list[str], text: str) -> list[str]:
+    """The names that the header's cells are, where `text` is how the file writes them."""
+    quoted = [cell.startswith('"') for cell in CELL.findall(text.strip("\r\n") + ",")]
+    columns = [cell if as_is else cell.strip() for cell, as_is in zip_longest(cells, quoted[: len(cells)])]
     if not columns:
         raise ValueError(f"{file} is empty; the first line must hold the names of the columns")
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
-        if len(columns) == 1 and separator in columns[0]:
+        if len(columns) == 1 and separator in columns[0] and not all(quoted):
             raise ValueError(f"{file} is separated by {name}; separate its columns by commas")
-    unnamed = [str(j + 1) for j, name in enumerate(columns) if not name]
+    unnamed = [str(j + 1) for j, name in enumerate(columns) if not name.strip()]
     if unnamed:
         raise ValueError(
             f"{file} has no name for column {', '.join(unnamed)}; name every column in the first line "
             "(pandas leaves the name of the row numbers empty: write with index=False)"
         )
-    if all(_is_number(name) for name in columns) and not _counts(columns):
-        raise ValueError(f"{file} has no header: its first line is numbers; put the names of the columns there")
+    if all(_is_number(name) for name in columns):
+        if not (_counts(columns) or all(quoted)):
+            raise ValueError(f"{file} has no header: its first line is numbers; put the names of the columns there")
+        warnings.warn(
+            f"the columns of {file} are named by numbers ({', '.join(columns[:3])}{', …' if columns[3:] else ''}): if "
+            "this is the first row, put a line with the names of the columns above it",
+            UserWarning,
+            stacklevel=4,
+        )
     return columns
+
+
+def _quoted(name: str) -> str:
+    """A column's name as a .csv file has it: in quotes where it would not be read back otherwise."""
+    plain = name == name.strip() and not _is_number(name) and not any(letter in name for letter in UNSAFE)
+    return name if plain else '"' + name.replace('"', '""') + '"'
 
 
 def _is_number(cell: str) -> bool:
@@ -244,11 +288,12 @@ def _parse_row(row: list[str], number: int, text: dict[int, tuple[str, int]]) ->
 
 def _read_npy(file: Path) -> Table:
     try:
-        values = np.load(file, allow_pickle=False)
+        objects = _holds_objects(file)
+        values = None if objects else np.load(file, allow_pickle=False)
     except (ValueError, EOFError, SyntaxError) as error:
-        if "Object arrays" in str(error):
-            raise ValueError(f"{file} holds Python objects, not numbers; save a numeric array") from error
         raise ValueError(f"{file} is not a readable .npy file (cut off, or not one at all): {error}") from error
+    if values is None:
+        raise ValueError(f"{file} holds Python objects, not numbers; save a numeric array")
     if not isinstance(values, np.ndarray):
         values.close()
         raise ValueError(f"{file} is an archive of several arrays; save the one array with numpy.save")
@@ -257,7 +302,19 @@ def _read_npy(file: Path) -> Table:
     if values.ndim != 2:
         hint = "; reshape a single feature to (n, 1)" if values.ndim == 1 else "; flatten each row to one vector"
         raise ValueError(f"{file} must have shape (n, d), got {values.shape}{hint}")
-    return Table(values.astype(np.float64), default_columns(values.shape[1]))
+    return Table(values.astype(np.float64, copy=False), default_columns(values.shape[1]), named=False)
+
+
+def _holds_objects(file: Path) -> bool:
+    """Whether the header of an .npy file says that pickled objects follow."""
+    formats = np.lib.format
+    readers = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
+    with file.open("rb") as stream:
+        if stream.read(len(formats.MAGIC_PREFIX)) != formats.MAGIC_PREFIX:
+            return False  # an archive, or what `numpy.load` refuses
+        stream.seek(0)
+        read = readers.get(formats.read_magic(stream))
+        return read is not None and read(stream)[2].hasobject
 
 
 def _pandas(file: Path) -> Any:
@@ -294,6 +351,9 @@ def _refuse_text(file: Path, found: list[str]) -> None:
 
 
 def _check_finite(table: Table, name: str) -> None:
+    with np.errstate(all="ignore"):
+        if np.isfinite(table.values.sum()):  # which NaN and infinity are not, and takes no memory
+            return
     bad = ~np.isfinite(table.values)
     count = int(bad.sum())
     if count:
@@ -307,6 +367,8 @@ def _check_finite(table: Table, name: str) -> None:
 
 def _cells(numbers: np.ndarray) -> Any:
     """Rows as a .csv file shows them: integers as integers, other numbers in the fewest digits that give them back."""
+    if numbers.dtype.kind == "b":
+        return numbers.astype(np.int8).tolist()
     if numbers.dtype.kind == "f":
         whole = np.isfinite(numbers) & (numbers == np.rint(numbers)) & (np.abs(numbers) < 2**53)
         if whole.all():
@@ -314,10 +376,11 @@ def _cells(numbers: np.ndarray) -> Any:
     return numbers.astype(str).tolist() if numbers.dtype == np.float32 else numbers.tolist()
 
 
-def _unique(names: list[str]) -> list[str]:
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names, each once: those that repeat with a number, as pandas' reader has them."""
     result: list[str] = []
     for name in names:
-        candidate, k = name, 2
+        candidate, k = str(name), 2
         while candidate in result:
             candidate, k = f"{name}_{k}", k + 1
         result.append(candidate)

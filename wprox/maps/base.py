@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wprox._autograd import needed
 from wprox._checks import as_rows, described, is_several
+from wprox.maps._memory import MEMORY_BUDGET, in_batches, rows_at_once
 from wprox.maps.precision import frozen
 
 CHUNK_VALUES = 2**22  # numbers that an intermediate tensor may hold where no graph is kept
@@ -197,22 +198,31 @@ def describe(map: TransportMap) -> dict[str, Any]:
     return {"class": type(map).__name__, "config": map.config}
 
 
-def apply_in_batches(map: TransportMap, x: Tensor, batch_size: int = 16384) -> tuple[Tensor, Tensor]:
-    """T(x) and its log-determinant, in memory bounded by the batch size; with a graph in x alone where x wants one."""
-    map, wanted = _for(map, x)
+def apply_in_batches(
+    map: TransportMap, x: Tensor, batch_size: int | None = None, memory_budget: int = MEMORY_BUDGET
+) -> tuple[Tensor, Tensor]:
+    """T(x) and its log-determinant, in as many rows at once as the memory allows, or `batch_size`.
+
+    They have a graph in x alone, where x wants one.
+    """
+    map, wanted = for_points(map, x)
+    rows = rows_at_once(map, x, memory_budget) if batch_size is None else batch_size
     with torch.set_grad_enabled(wanted):
-        parts = [map(batch) for batch in x.split(batch_size)]
-        return torch.cat([y for y, _ in parts]), torch.cat([log_det for _, log_det in parts])
+        y, log_det = in_batches(map, x, rows)
+    return y, log_det
 
 
-def invert_in_batches(map: TransportMap, y: Tensor, batch_size: int = 16384) -> Tensor:
+def invert_in_batches(
+    map: TransportMap, y: Tensor, batch_size: int | None = None, memory_budget: int = MEMORY_BUDGET
+) -> Tensor:
     """T⁻¹(y), as `apply_in_batches` takes T(x)."""
-    map, wanted = _for(map, y)
+    map, wanted = for_points(map, y)
+    rows = rows_at_once(map.inverse, y, memory_budget) if batch_size is None else batch_size
     with torch.set_grad_enabled(wanted):
-        return torch.cat([map.inverse(batch) for batch in y.split(batch_size)])
+        return in_batches(lambda part: (map.inverse(part),), y, rows)[0]
 
 
-def _for(map: TransportMap, x: Tensor) -> tuple[TransportMap, bool]:
+def for_points(map: TransportMap, x: Tensor) -> tuple[TransportMap, bool]:
     """The map with which to evaluate points, and whether to keep a graph: it is to end at the points."""
     (wanted,) = needed(x)
     return (frozen(map) if wanted else map), wanted

@@ -43,7 +43,7 @@ class MonotoneMap(TransportMap):
             if nodes.ndim != 1 or len(nodes) < 2:
                 raise ValueError(f"{name} must have shape (n,) with n ≥ 2, got {tuple(nodes.shape)}")
             check_increasing(nodes, name, "sort them and remove the repeated ones")
-            self.register_buffer(name, nodes)
+            self.register_buffer(name, nodes.clone())  # the caller's array may change
         if self.source.shape != self.target.shape:
             raise ValueError(f"source and target must be of one length, got {len(self.source)} and {len(self.target)}")
 

@@ -97,10 +97,10 @@ class SplineMap(ComposedMap):
 
 
 class _Axes(nn.Module):
-    """Orthogonal coordinates of one transform, as a matrix whose columns are the axes.
+    """Orthogonal coordinates of one transform.
 
-    In the plane they are kept as an angle and made on the fly, so that they are orthogonal to the precision of whatever
-    dtype the map is cast to; in higher dimension they are a permutation, which is exact in all.
+    In the plane they are kept as an angle, and the matrix whose columns are the axes is made on the fly, so that they
+    are orthogonal to the precision of whatever dtype the map is cast to; in higher dimension they are a permutation.
     """
 
     angle: Tensor
@@ -112,7 +112,16 @@ class _Axes(nn.Module):
         self.register_buffer("angle", torch.tensor(angle if angle is not None else 0.0))
         self.register_buffer("order", order)
 
+    def coordinates(self, x: Tensor) -> Tensor:
+        """Points x, (n, d), in these coordinates, as columns (d, n)."""
+        return self().mT @ x.mT if self.planar else x.mT.index_select(0, self.order)
+
+    def points(self, z: Tensor) -> Tensor:
+        """The points (n, d) with coordinates z, (d, n)."""
+        return (self() @ z if self.planar else z.index_select(0, self.order.argsort())).mT
+
     def forward(self) -> Tensor:
+        """The matrix whose columns are the axes, (d, d)."""
         if self.planar:
             cos, sin = self.angle.cos(), self.angle.sin()
             return torch.stack((cos, -sin, sin, cos)).view(2, 2)[:, self.order]
@@ -211,16 +220,14 @@ class _CouplingSpline(TransportMap):
         return _by_columns(self.network, features).unflatten(0, (-1, 3 * self.bins - 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        axes = self.axes()
-        fixed, moved = (axes.mT @ x.mT).split((self.kept, self.dim - self.kept))
+        fixed, moved = self.axes.coordinates(x).split((self.kept, self.dim - self.kept))
         moved, log_slope = spline(moved, self._parameters_of(fixed), self.bins, self.bound)
-        return (axes @ torch.cat((fixed, moved))).mT, log_slope.sum(0)
+        return self.axes.points(torch.cat((fixed, moved))), log_slope.sum(0)
 
     def inverse(self, y: Tensor) -> Tensor:
-        axes = self.axes()
-        fixed, moved = (axes.mT @ y.mT).split((self.kept, self.dim - self.kept))
+        fixed, moved = self.axes.coordinates(y).split((self.kept, self.dim - self.kept))
         moved = inverse_spline(moved, self._parameters_of(fixed), self.bins, self.bound)
-        return (axes @ torch.cat((fixed, moved))).mT
+        return self.axes.points(torch.cat((fixed, moved)))
 
 
 class _MaskedLinear(nn.Linear):
@@ -263,15 +270,13 @@ class _AutoregressiveSpline(TransportMap):
         return _by_columns(self.network, z).unflatten(0, (-1, 3 * self.bins - 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        axes = self.axes()
-        z = axes.mT @ x.mT
+        z = self.axes.coordinates(x)
         z, log_slope = spline(z, self._parameters_of(z), self.bins, self.bound)
-        return (axes @ z).mT, log_slope.sum(0)
+        return self.axes.points(z), log_slope.sum(0)
 
     def inverse(self, y: Tensor) -> Tensor:
-        axes = self.axes()
-        y = axes.mT @ y.mT
+        y = self.axes.coordinates(y)
         z = torch.zeros_like(y)
         for _ in range(len(y)):  # pass k makes coordinate k final
             z = inverse_spline(y, self._parameters_of(z), self.bins, self.bound)
-        return (axes @ z).mT
+        return self.axes.points(z)

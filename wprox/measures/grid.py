@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from wprox._arrays import as_plain
 from wprox._checks import (
     NO_ARRAY,
     as_floating,
@@ -107,7 +108,7 @@ class Grid(Measure):
         self.mask: Tensor | None = None
         if mask is not None:
             try:
-                walls = torch.as_tensor(mask, device=device)
+                walls = torch.as_tensor(as_plain(mask, "mask"), device=device).clone()  # the caller's array may change
             except NO_ARRAY:
                 raise TypeError(
                     f"mask must be boolean (true in walls) of shape {shape}, got {described(mask)}"

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from wprox._arrays import as_plain
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -35,6 +37,7 @@ def row_of_axes(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def as_array(values: Any) -> np.ndarray:
+    values = as_plain(values, "what is drawn")
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     return np.asarray(values, dtype=np.float64)

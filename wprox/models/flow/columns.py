@@ -16,13 +16,16 @@ def as_table(X: Any, name: str) -> tuple[Tensor, list[str] | None]:
     columns = None
     if hasattr(X, "columns") and hasattr(X, "to_numpy"):
         columns = [str(column) for column in X.columns]
+        nameless = [str(j) for j, column in enumerate(X.columns) if column is None or column != column]
+        if nameless:
+            raise ValueError(f"{name} has no name for column {', '.join(nameless)} (counted from 0); name every column")
         repeated = sorted({column for column in columns if columns.count(column) > 1})
         if repeated:
             raise ValueError(f"{name} has several columns of one name: {', '.join(repeated)}; rename them")
         text = [column for column, dtype in zip(columns, X.dtypes, strict=True) if dtype.kind not in "fiub"]
         if text:
             raise TypeError(f"{name} has columns that are not numbers: {', '.join(text)}; encode or drop them")
-        X = X.to_numpy(dtype=float, copy=True)  # a frame's own array may be read-only
+        X = X.to_numpy(dtype=float, na_value=float("nan"))
     if getattr(X, "dtype", None) in (torch.float16, torch.bfloat16):  # a table is data as stored: all of it fits
         X = X.float()
     return as_points(X, name), columns

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from wprox._checks import check_non_negative
+from wprox.maps._memory import in_batches
 from wprox.measures import Particles
 from wprox.models.flow.preprocessing import Preprocessing
 from wprox.models.flow.settings import TableSize
 
+NUMBERS = 2**22  # that are preprocessed at once
 NOISE_ROWS = 10_000  # random preprocessing is drawn repeatedly until a training set has about this many rows
 
 
@@ -79,8 +81,14 @@ def hold_out(X: Tensor, fraction: float, generator: torch.Generator) -> tuple[Te
 def _drawn(X: Tensor, preprocessing: Preprocessing, generator: torch.Generator) -> tuple[Particles, float]:
     """The points of rows X, several a row where preprocessing is random, and their mean −log|det ∂z/∂x|."""
     copies = min(20, math.ceil(NOISE_ROWS / len(X))) if preprocessing.is_random else 1
-    z, log_det = preprocessing.forward(X.repeat(copies, 1), generator)
-    return Particles(z.float()), -float(log_det.mean())
+    rows = X.repeat(copies, 1) if copies > 1 else X
+    at_once = len(rows) if preprocessing.is_random else max(1, NUMBERS // X.shape[1])
+    z, log_det = in_batches(lambda part: _single(*preprocessing.forward(part, generator)), rows, at_once)
+    return Particles(z), -float(log_det.mean())
+
+
+def _single(z: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+    return z.float(), log_det
 
 
 def _jittered(training: Particles, scale: float, generator: torch.Generator) -> Particles:

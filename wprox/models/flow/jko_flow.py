@@ -19,7 +19,7 @@ from wprox.maps.registry import MapFactory, check_map_classes
 from wprox.metrics import Distance
 from wprox.models.flow.columns import as_table, in_order
 from wprox.models.flow.data import FlowData, hold_out
-from wprox.models.flow.density import FlowDensity
+from wprox.models.flow.density import FlowDensity, mean_log_prob
 from wprox.models.flow.parameters import check_config, from_json, to_json
 from wprox.models.flow.preprocessing import Preprocessing
 from wprox.models.flow.settings import FlowSettings, TableSize
@@ -46,12 +46,13 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     Arguments:
         map: "spline", "ode", "residual", "convex", or a factory dim → `TransportMap`.
         map_options: arguments of the named map, such as `{"transforms": 4}`. Where there are fewer than 1,000 rows a
-            column, the spline map's "dropout" is 0.2 and in the plane its "frequencies" are 3, unless given.
+            column, the spline map's "dropout" is 0.2 and in the plane its "frequencies" are 3; where training a full
+            matrix exceeds `memory_budget` (above 4,096 columns) its "affine" is `False`; unless given.
         step_sizes: γ_n: a number, a sequence with one entry a block, or a callable of the block's index; 1 by default.
             "auto" is 0.5 · 1.5ⁿ, for more blocks that begin gently; `refine` re-spaces them afterwards.
         n_blocks: the largest number of blocks; as many as `step_sizes` has entries, where that is a sequence, else 8.
         iterations: the largest number of gradient steps a block.
-        batch_size: rows in a minibatch; 1,024 up to eight columns, else 256.
+        batch_size: rows in a minibatch; 1,024 up to eight columns, else 256, or fewer above 1,000 columns.
         learning_rate: Adam's for a block; 5e-3 up to eight columns, else 2e-3; 2e-2 for "ode".
         weight_decay: AdamW's; 1 where there are fewer than 1,000 rows a column, else 0.
         jitter: the standard deviation of Gaussian noise on the training points, in standardised units, which keeps a
@@ -69,7 +70,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         fine_tune_learning_rate: Adam's; 3e-3 up to eight columns; else 2e-3, or 3e-4 where there are fewer than 1,000
             rows a column.
         fine_tune_batch_size: rows in its minibatches; twice `batch_size`.
-        memory_budget: bytes that activations may take in it (minibatches are made small enough); 512 MB.
+        memory_budget: bytes that may be taken beside the data and their images, in fine-tuning (minibatches are made
+            small enough) and where rows are mapped; 512 MB.
         validation_fraction: the part of X held out, where `fit` gets no validation data.
         standardize, integer, bounds, smoothing, drop_constant: see `wprox.models.flow.preprocessing.Preprocessing`.
         seed: of everything random.
@@ -183,6 +185,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         data = FlowData.prepare(rows, held_out, preprocessing, self.jitter, generator)
         self.preprocessing_, self._data, self.jitter_ = preprocessing, data, data.jitter
         self.n_features_in_, self._dtype = X.shape[1], X.dtype
+        del X, rows, held_out  # copies, which training has no use for
         self._name_features(columns)
         trained = TrainedBlocks()
         try:
@@ -249,18 +252,19 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
         For integer data it is the mean over eight draws of the dequantisation noise, a lower bound of log P(x) in
         expectation; a row's noise depends on the row only. For smoothed data it is the density of the smoothed law.
+        Rows outside `bounds` have −∞. (`transform` and `latents` refuse them, since they have no latent point.)
 
         Where X is a tensor that wants a gradient, log p carries one, and so serves as the target of `KL` and `KSD`.
         """
-        return self._density.log_prob(self._checked(X))
+        return self._density.log_prob(self._checked(X, within_bounds=False))
 
     def score_samples(self, X: Any) -> Tensor:
         """`log_prob` under scikit-learn's name."""
         return self.log_prob(X)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """The mean of `log_prob`: what `GridSearchCV` maximises."""
-        return float(self.log_prob(X).mean())
+        """The mean of `log_prob`: what `GridSearchCV` maximises; −∞, with a warning, where a row's density is 0."""
+        return mean_log_prob(self.log_prob(X))
 
     def transform(self, X: Any) -> Tensor:
         """The latent points T(z) of rows X, (n, d): data → noise. Integers enter from the middle of their cell."""
@@ -325,11 +329,12 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     @property
     def _density(self) -> FlowDensity:
         self._check_fitted()
-        return FlowDensity(self.preprocessing_, self.blocks_)
+        return FlowDensity(self.preprocessing_, self.blocks_, check_count(self.memory_budget, "memory_budget"))
 
-    def _checked(self, X: Any) -> Tensor:
+    def _checked(self, X: Any, within_bounds: bool = True) -> Tensor:
         self._check_fitted()
-        return self.preprocessing_.check(in_order(X, "X", getattr(self, "feature_names_in_", None)))
+        table = in_order(X, "X", getattr(self, "feature_names_in_", None))
+        return self.preprocessing_.check(table, within_bounds=within_bounds)
 
     def _check_fitted(self) -> None:
         if not getattr(self, "blocks_", None):

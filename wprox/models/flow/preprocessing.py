@@ -10,20 +10,23 @@ import torch
 from torch import Tensor
 
 from wprox._checks import as_floating, as_points, check_flag, check_non_negative, described
+from wprox.models.flow.bounded import Bounded, Probit, ShrunkLogit, bounded_from_state
+from wprox.models.flow.tails import Tails, robust_moments
 
 LIKELIHOOD_DRAWS = 8  # dequantisation draws over which the log-likelihood of integer data is averaged
-MARGIN = 0.01  # of the range on each side, so that values at a bound stay finite under the logit
+FAR = 20.0  # standard deviations from the mean beyond which a row is warned of
 
 
 class Preprocessing:
-    r"""Constant columns out, integers dequantised, bounded values through the logit, then standardised and smoothed.
+    r"""Constant columns out, integers dequantised, bounded values onto the line, then standardised and smoothed.
 
     The steps, each optional, with z the result:
 
     - integers: x + u with u ~ U[0, 1)^d, whose density bounds the probability of x from below (Theis, van den Oord and
       Bethge 2016, equation (5));
-    - bounds: logit(p) with p = m + (1 − 2m) (x − low)/(high − low) and a margin m = 0.01 for values at a bound;
-    - standardisation: (x − mean)/std, column by column;
+    - bounds: Φ⁻¹(p) with p = (x − low)/(high − low), which maps the open interval onto the line (`Probit`);
+    - standardisation: (x − mean)/std, column by column, with moments that no single row decides (`robust_moments`), and
+      a map from heavy to Gaussian tails where held-out rows want one (`Tails`);
     - smoothing: e^{−δ} z + √(1 − e^{−2δ}) n with n ~ N(0, I), the Ornstein–Uhlenbeck process run for a time δ, which
       gives a law without a density one (Cheng, Lu, Tan and Xie 2024).
 
@@ -33,7 +36,10 @@ class Preprocessing:
         bounds: (low, high), numbers or one a column, between which the data lie; for integers both belong to the range.
         smoothing: δ ≥ 0.
         drop_constant: leave out columns that hold one value only, and put them back in what is generated.
+        plain: no heavy tails, and the logit in place of the probit, as in 0.1.0.
     """
+
+    bounded: Bounded | None = None
 
     def __init__(
         self,
@@ -42,20 +48,22 @@ class Preprocessing:
         bounds: tuple[Any, Any] | None = None,
         smoothing: float = 0.0,
         drop_constant: bool = False,
+        plain: bool = False,
     ) -> None:
         self.standardize = check_flag(standardize, "standardize")
         self.integer = check_flag(integer, "integer")
         self.bounds = bounds
         self.smoothing = check_non_negative(smoothing, "smoothing")
         self.drop_constant = check_flag(drop_constant, "drop_constant")
+        self.plain = plain
         if bounds is not None and (not isinstance(bounds, tuple | list) or len(bounds) != 2):
             raise ValueError(
                 f"bounds must be a pair (low, high) of numbers or of one number a column, got {described(bounds)}"
             )
 
     def fit(self, x: Tensor, columns: list[str] | None = None) -> Preprocessing:
-        """Learn which columns vary, the bounds and the moments from x: (n, d)."""
-        x = x.double()
+        """Learn which columns vary, the bounds, the moments and the tails from x: (n, d)."""
+        given, x = x, x.double()
         self.n_features = x.shape[1]
         constant = (x == x[0]).all(0)
         if bool(constant.any()) and not self.drop_constant:
@@ -70,22 +78,29 @@ class Preprocessing:
         self.kept = (~constant).nonzero()[:, 0]
         self.template = x[0].clone()
         if self.bounds is not None:
-            self.low, self.high = self._check_bounds(x)
-        self.mean, self.std = x.new_zeros(len(self.kept)), x.new_ones(len(self.kept))
+            low, high = self._ends(x)
+            self.bounded = ShrunkLogit(low, high) if self.plain else Probit.fit(x[:, self.kept], low, high)
+            self._check_inside(given)
+        self.mean, self.std = x.new_zeros(self.dim), x.new_ones(self.dim)
+        self.tails = Tails(x.new_zeros(self.dim))
         if self.standardize:
             generator = torch.Generator(device=x.device).manual_seed(0)
-            z, _ = self._to_line(x, self._noise(x, generator) if self.integer else None)
-            self.mean, self.std = z.mean(0), z.std(0)
+            z, _ = self._to_line(x, None, generator)
+            self.mean, self.std = robust_moments(z)
             bad = ~(self.std.isfinite() & self.mean.isfinite() & (self.std > 0))
             if bool(bad.any()):
                 raise ValueError(
                     f"column {int(self.kept[bad][0])} has a spread of {float(self.std[bad][0]):g}, which floating "
                     "point cannot standardise; rescale or shift it before fitting"
                 )
-            _warn_of_outliers((z - self.mean) / self.std, self.kept)
+            z = (z - self.mean).div_(self.std)
+            _warn_of_outliers(z, self.kept)
+            if self.bounded is None and not self.plain:
+                self.tails = Tails.fit(z)
         return self
 
-    def _check_bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The ends of the range of each column that is kept; the last integer has a cell of its own."""
         assert self.bounds is not None
         ends = []
         for value, name in zip(self.bounds, ("low", "high"), strict=True):
@@ -98,12 +113,28 @@ class Preprocessing:
         low, high = ends
         if not bool((low < high).all()):
             raise ValueError("bounds: low must be below high in every column")
-        self._check_inside(x[:, self.kept], low, high)
         return low, high + 1 if self.integer else high
 
-    def _check_inside(self, x: Tensor, low: Tensor, high: Tensor) -> None:
-        outside = (x < low) | (x > high)
-        if bool(outside.any()):
+    def _bounds_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The bounds, as numbers of the dtype of x."""
+        assert self.bounded is not None
+        low, high = self.bounded.low, self.bounded.high
+        return low.to(x), (high - 1 if self.integer else high).to(x)
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Which rows of x: (n, n_features) lie within the bounds, (n,)."""
+        if self.bounded is None:
+            return torch.ones(len(x), dtype=torch.bool, device=x.device)
+        low, high = self._bounds_of(x)
+        x = x[:, self.kept]
+        return ((x >= low) & (x <= high)).all(1)
+
+    def _check_inside(self, x: Tensor) -> None:
+        inside = self.inside(x)
+        if not bool(inside.all()):
+            low, high = self._bounds_of(x)
+            x = x[:, self.kept]
+            outside = (x < low) | (x > high)
             row, column = outside.nonzero()[0].tolist()
             raise ValueError(
                 f"{int(outside.sum())} entries lie outside their bounds, the first at row {row}, column "
@@ -121,8 +152,12 @@ class Preprocessing:
         """Whether `forward` adds noise: to integers, or to smooth."""
         return self.integer or self.smoothing > 0
 
-    def check(self, x: Any, name: str = "X") -> Tensor:
-        """A table with the columns that were fitted, as a finite tensor; whole numbers for integer data."""
+    def check(self, x: Any, name: str = "X", within_bounds: bool = True) -> Tensor:
+        """A table with the columns that were fitted, as a finite tensor; whole numbers for integer data.
+
+        Arguments:
+            within_bounds: whether rows outside the bounds are refused.
+        """
         points = as_points(x, name, self.n_features)
         if self.integer and bool((points != points.round()).any()):
             bad = (points != points.round()).nonzero()
@@ -131,9 +166,8 @@ class Preprocessing:
                 f"integer=True, but {len(bad)} entries of {name} are not whole numbers, the first at row {row}, column "
                 f"{column}: {float(points[row, column]):g}"
             )
-        if self.bounds is not None:
-            high = self.high - 1 if self.integer else self.high
-            self._check_inside(points[:, self.kept], self.low.to(points), high.to(points))
+        if within_bounds:
+            self._check_inside(points)
         return points
 
     def _noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -151,17 +185,19 @@ class Preprocessing:
         lattice = torch.arange(draws, device=x.device)[:, None] * (key + spread)
         return ((shift + lattice[:, None]) % 1).to(x)
 
-    def _to_line(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _to_line(self, x: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Everything before the standardisation; without noise, integers move to the middle of their cell."""
-        x = x[:, self.kept]
+        if self.integer and generator is not None:
+            noise = self._noise(x, generator)
+        x = x.contiguous() if self.dim == self.n_features else x[:, self.kept]
         log_det = x.new_zeros(len(x))
         if self.integer:
-            x = x + (0.5 if noise is None else noise)
-        if self.bounds is not None:
-            width = self.high - self.low
-            p = MARGIN + (1 - 2 * MARGIN) * (x - self.low) / width
-            log_slope = math.log(1 - 2 * MARGIN) - width.log() - p.log() - (-p).log1p()
-            return p.logit(), log_det + log_slope.sum(1)
+            x = x + (0.5 if noise is None else noise.to(x))
+        elif isinstance(self.bounded, Probit) and generator is not None:
+            x = self.bounded.spread(x, generator)
+        if self.bounded is not None:
+            z, log_slope = self.bounded.forward(x)
+            return z, log_det + log_slope.sum(1)
         return x, log_det
 
     def forward(
@@ -172,15 +208,16 @@ class Preprocessing:
         Arguments:
             x: (n, n_features).
             generator: draws the noise that dequantises and smooths, as training needs it. Without one nothing is
-                smoothed, and integers move to the middle of their cell or by `noise`.
+                smoothed, and integers move to the middle of their cell or by `noise`, numbers on a bound beside it.
             noise: (n, dim), dequantises integers where no generator does.
         """
         dtype, x = x.dtype, x.to(self.mean)
-        if self.integer and generator is not None:
-            noise = self._noise(x, generator)
-        z, log_det = self._to_line(x, None if noise is None else noise.to(x))
+        z, log_det = self._to_line(x, noise, generator)
         z = (z - self.mean) / self.std
         log_det = log_det - self.std.log().sum()
+        if self.tails.any:
+            z, log_slope = self.tails.forward(z)
+            log_det = log_det + log_slope.sum(1)
         if self.smoothing and generator is not None:
             noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
             z = math.exp(-self.smoothing) * z + math.sqrt(-math.expm1(-2 * self.smoothing)) * noise
@@ -195,46 +232,57 @@ class Preprocessing:
             return [self.forward(x)]
         return [self.forward(x, noise=noise) for noise in self.row_noise(x, LIKELIHOOD_DRAWS)]
 
-    def inverse(self, z: Tensor) -> Tensor:
-        """x: (n, n_features) from z: (n, dim), in its dtype; integers are whole and constant columns put back."""
-        x = z.to(self.mean) * self.std + self.mean
-        if self.bounds is not None:
-            p = x.sigmoid()
-            x = self.low + (self.high - self.low) * (p - MARGIN) / (1 - 2 * MARGIN)
-            # the margin on each side holds next to no mass; what falls there belongs to the bound
-            x = x.clamp(self.low, self.high)
+    def inverse(self, z: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """x: (n, n_features) from z: (n, dim); integers are whole and constant columns put back.
+
+        Arguments:
+            dtype: of x; that of z by default. In it, too, x lies between its bounds and not on them.
+        """
+        x = self.tails.inverse(z.to(self.mean)) * self.std + self.mean
+        if self.bounded is not None:
+            x = self.bounded.inverse(x)
         if self.integer:
             x = x.floor()
-            if self.bounds is not None:
-                x = torch.minimum(x, self.high - 1)
+            if self.bounded is not None:
+                x = torch.minimum(x, self.bounded.high - 1)
         full = self.template.expand(len(x), -1).clone()
         full[:, self.kept] = x
-        return full.to(z.dtype)
+        full = full.to(dtype or z.dtype)
+        if isinstance(self.bounded, Probit) and not self.integer:
+            full[:, self.kept] = _between(full[:, self.kept], self.bounded)
+        return full
 
     def state(self) -> dict[str, Tensor]:
         """What `fit` learned, as tensors."""
         state = {"kept": self.kept, "template": self.template, "mean": self.mean, "std": self.std}
-        if self.bounds is not None:
-            state |= {"low": self.low, "high": self.high}
-        return state
+        state |= {} if self.bounded is None else self.bounded.state()
+        return state | ({"tails": self.tails.strength} if self.tails.any else {})
 
     def load_state(self, state: dict[str, Tensor]) -> Preprocessing:
-        """Put back what `state` returned."""
-        for name, tensor in state.items():
-            setattr(self, name, tensor)
+        """Put back what `state` returned, here or in 0.1.0."""
+        self.kept, self.template, self.mean, self.std = (state[name] for name in ("kept", "template", "mean", "std"))
+        self.bounded = bounded_from_state(state)
+        self.tails = Tails(state.get("tails", torch.zeros_like(self.mean)))
         self.n_features = len(self.template)
         return self
 
 
-def _warn_of_outliers(z: Tensor, kept: Tensor, limit: float = 20.0) -> None:
-    """One far row widens its column's unit so much that all others crowd together; say so instead of training on it."""
-    far = z.abs().max(1).values
-    if float(far.max()) > limit:
+def _between(x: Tensor, bounded: Bounded) -> Tensor:
+    """x with what rounding has put on a bound or beyond moved to the nearest number between the bounds."""
+    low, high = bounded.low.to(x), bounded.high.to(x)
+    return torch.minimum(torch.maximum(x, torch.nextafter(low, high)), torch.nextafter(high, low))
+
+
+def _warn_of_outliers(z: Tensor, kept: Tensor) -> None:
+    """One row far from all others may be a mistake, and has more weight in training than it should."""
+    far = torch.maximum(z.amax(1), -z.amin(1))
+    if float(far.max()) > FAR:
         row = int(far.argmax())
         column = int(kept[z[row].abs().argmax()])
         warnings.warn(
-            f"row {row} lies {float(far[row]):.0f} standard deviations from the mean in column {column}; such outliers "
-            "spoil the fit for all other rows. Remove or transform them (a logarithm, for example)",
+            f"row {row} lies {float(far[row]):.0f} standard deviations from the mean in column {column} (of the rows "
+            "that are not so far out). Such rows pull at the fit of all others: remove them, or transform the column "
+            "(by a logarithm, for example)",
             UserWarning,
             stacklevel=4,
         )

@@ -23,6 +23,8 @@ from wprox.models.step_sizes import block_count, growing
 BLOCKS = 8  # at most, unless step sizes or the user say another number
 FLOW_MATCHING = 1000  # iterations of flow matching that start a block of map="ode"
 FEW_COLUMNS = 8  # up to which batches are larger, learning rates higher and small tables jittered
+ROW_BYTES = 2000  # a column that training a spline block takes a row, roughly
+MATRIX_BYTES = 32  # an entry that training a full matrix takes: with its gradient, moments and copies
 FEW_ROWS = 1000  # a column, under which a flow would learn its table by heart
 
 
@@ -77,7 +79,9 @@ class FlowSettings:
             ValueError, TypeError: for arguments out of range. Those of the map are checked where it is made.
         """
         few_rows, few_columns, is_ode = size.has_few_rows, size.has_few_columns, _is(arguments["map"], "ode")
-        batch_size = _count(arguments, "batch_size", 1024 if few_columns else 256)
+        memory_budget = _count(arguments, "memory_budget")
+        wide_batch = max(1, min(256, memory_budget // (ROW_BYTES * size.dim)))
+        batch_size = _count(arguments, "batch_size", 1024 if few_columns else wide_batch)
         joint_batch_size = _count(arguments, "fine_tune_batch_size", 2 * batch_size)
         passes = min(2000, max(200, 100 * size.rows // joint_batch_size))
         block_rate = 2e-2 if is_ode else 5e-3 if few_columns else 2e-3
@@ -88,7 +92,7 @@ class FlowSettings:
         step_sizes(sizes, n_blocks)  # which checks the numbers of a sequence
         return cls(
             map=arguments["map"],
-            map_options=_map_options(arguments, size),
+            map_options=_map_options(arguments, size, memory_budget),
             step_sizes=sizes,
             n_blocks=n_blocks,
             iterations=_count(arguments, "iterations"),
@@ -103,7 +107,7 @@ class FlowSettings:
             fine_tune_iterations=_count(arguments, "fine_tune_iterations", passes),
             fine_tune_learning_rate=_rate(arguments, "fine_tune_learning_rate", joint_rate),
             fine_tune_batch_size=joint_batch_size,
-            memory_budget=_count(arguments, "memory_budget"),
+            memory_budget=memory_budget,
             seed=check_seed(arguments["seed"]),
             progress=check_flag(arguments["progress"], "progress"),
         )
@@ -134,12 +138,16 @@ def _step_sizes(given: StepSize | str | None) -> StepSize:
     return 1.0 if given is None else given
 
 
-def _map_options(arguments: Mapping[str, Any], size: TableSize) -> dict[str, Any] | None:
-    """The options of the map, with what keeps a spline from learning a small table by heart."""
-    if not (size.has_few_rows and _is(arguments["map"], "spline")):
+def _map_options(arguments: Mapping[str, Any], size: TableSize, memory_budget: int) -> dict[str, Any] | None:
+    """The options of the map, with what keeps a spline from learning a small table by heart, and to the memory."""
+    if not _is(arguments["map"], "spline"):
         return arguments["map_options"]
-    planar = {"frequencies": 3} if size.dim == 2 else {}
-    return {"dropout": 0.2} | planar | check_options(arguments["map_options"])
+    defaults: dict[str, Any] = {"dropout": 0.2} if size.has_few_rows else {}
+    if size.has_few_rows and size.dim == 2:
+        defaults["frequencies"] = 3
+    if MATRIX_BYTES * size.dim**2 > memory_budget:
+        defaults["affine"] = False
+    return defaults | check_options(arguments["map_options"]) if defaults else arguments["map_options"]
 
 
 def _is(map: Any, name: str) -> bool:

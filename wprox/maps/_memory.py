@@ -1,0 +1,85 @@
+"""How many rows a function of rows may see at once, by the memory that it takes for a few."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+MEMORY_BUDGET = 2**29  # bytes
+MOST_ROWS = 16_384  # at once; more are no faster
+FEW_NUMBERS = 2**16  # in all rows, for which it is not worth the while to measure
+PROBE = 64  # rows to measure on
+
+
+class PeakMemory(TorchDispatchMode):
+    """Inside, counts the bytes of the tensors that are newly made and alive; `peak` is the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, list[int]] = {}  # the address of memory to its bytes and the number of tensors in it
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if _is_plain(leaf)}
+        for tensor in tree_leaves(result):
+            if not _is_plain(tensor):
+                continue
+            storage = tensor.untyped_storage()
+            address = storage.data_ptr()
+            if address not in self.alive and (address in given or not address):
+                continue  # a view of what was there before
+            entry = self.alive.setdefault(address, [storage.nbytes(), 0])
+            self.now += 0 if entry[1] else entry[0]
+            entry[1] += 1
+            weakref.finalize(tensor, self._release, address)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _release(self, address: int) -> None:
+        entry = self.alive[address]
+        entry[1] -= 1
+        if not entry[1]:
+            self.now -= self.alive.pop(address)[0]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
+@torch.no_grad()
+def rows_at_once(function: Callable[[Tensor], object], x: Tensor, memory_budget: int = MEMORY_BUDGET) -> int:
+    """The number of rows of x: (n, d) that `function` may see at once within a budget of bytes, at least one.
+
+    What it takes is measured on a few rows, and counted as growing in proportion to them. Half of the budget is left
+    for what is not measured: the rows themselves, their images, and memory that is not given back at once.
+    """
+    if len(x) <= PROBE or x.numel() <= FEW_NUMBERS:
+        return min(MOST_ROWS, max(1, len(x)))
+    with PeakMemory() as memory:
+        function(x[:PROBE])
+    return max(1, min(MOST_ROWS, memory_budget * PROBE // (2 * max(1, memory.peak))))
+
+
+def in_batches(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """The function's values of all rows of x: (n, d), `batch_size` rows at a time, each batch in its place at once."""
+    results: list[Tensor] = []
+    parts_of: list[tuple[Tensor, ...]] = []
+    for start in range(0, len(x), batch_size):
+        parts = function(x[start : start + batch_size])
+        if len(x) <= batch_size:
+            return parts
+        if torch.is_grad_enabled():  # a graph does not like writing in place
+            parts_of.append(parts)
+            continue
+        if not results:
+            results = [part.new_empty(len(x), *part.shape[1:]) for part in parts]
+        for result, part in zip(results, parts, strict=True):
+            result[start : start + batch_size] = part
+    return tuple(results) if results else tuple(torch.cat(parts) for parts in zip(*parts_of, strict=True))
