@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wprox._checks import as_points, check_count, check_positive
 from wprox._random import Seed, make_generator
+from wprox._sums import draw
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -291,7 +292,7 @@ class ImageDensity(PlanarDensity):
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         n, generator = check_count(n, "n"), make_generator(seed)
-        pixel = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        pixel = draw(self.weights, n, generator)
         return self.centres[pixel] + self.sigma * _noise(n, generator)
 
     def _log_prob(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from wprox import kernels
 from wprox._checks import as_floating, as_points, as_weights, check_count, check_positive, evaluate
 from wprox._random import Seed, make_generator, seeded
+from wprox._sums import draw, weighted_sum
 from wprox.measures.base import DensityUnknownError, Measure, value_and_slope
 from wprox.pairs.log_density import LogKernelSum, kernel_score
 from wprox.pairs.sums import batch_sum, potential
@@ -93,7 +94,7 @@ class Particles(Measure):
     def mean_log_density(self) -> Tensor:
         if self.is_relative:
             assert self._log_density is not None
-            return self.weights @ self._log_density
+            return weighted_sum(self.weights, self._log_density)
         return super().mean_log_density()
 
     def relative(self) -> Particles:
@@ -141,8 +142,7 @@ class Particles(Measure):
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         generator = make_generator(seed, self.device)
-        index = torch.multinomial(self.weights, check_count(n, "n"), replacement=True, generator=generator)
-        return self.points[index]
+        return self.points[draw(self.weights, check_count(n, "n"), generator)]
 
     def _map(self, f: Callable[[Tensor], Tensor], weights: Tensor) -> Particles:
         """f of points and log-density, with other weights."""
