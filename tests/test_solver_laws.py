@@ -43,7 +43,7 @@ SOLVERS = {
         wprox.ParticleProx("sinkhorn", blur=0.7),
         PARTICLES[:1],
         NO_DENSITY[:2],
-        exempt=("known answer", "transport cost", "anchor"),
+        exempt=("known answer", "anchor"),
     ),
     "GaussianProx": Row(wprox.GaussianProx(), ("Gaussian",)),
     "QuantileProx": Row(wprox.QuantileProx(), ("Quantiles",), rtol=5e-3),

@@ -140,7 +140,7 @@ def jko(
         initial: ρ_0.
         step_size: γ: a number, a sequence with one entry a step, or a callable of the step's index.
         n_steps: the largest number of steps.
-        tol: stop once the mean speed √(transport cost)/γ of a step is at most `tol`.
+        tol: stop once the mean speed √(transport cost)/γ of a step that converged is at most `tol`.
         progress: show a progress bar.
         until: a time t in place of `n_steps`: as many steps as it takes, the last shortened so that Σ γ_k = t. The
             last measure is then the law at time t of the gradient flow, to first order in γ: for KL(· ‖ π) that of
@@ -199,7 +199,8 @@ def jko(
                     stacklevel=2,
                 )
                 grown = True
-            if tol is not None and math.sqrt(float(step.transport_cost)) <= tol * step.step_size:
+            slow = tol is not None and math.sqrt(float(step.transport_cost)) <= tol * step.step_size
+            if slow and step.converged:  # a step that failed may stand still anywhere
                 trajectory.converged = True
                 break
     except KeyboardInterrupt:
