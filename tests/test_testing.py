@@ -417,6 +417,11 @@ def bare(self, F, rho, gamma, options):
     return Almost.step(self, F, rho, gamma, **options)
 
 
+def absolute(self, F, rho, gamma, options):
+    step = Almost.step(self, F, rho, gamma, **options)
+    return step if float(step.transport_cost) > 1e-12 else replace(step, measure=rho, transport_cost=rho.weights[0] * 0)
+
+
 def as_parent(self, F, rho, gamma, options):
     terms = getattr(F, "terms", [(1.0, F)])
     plain = [(c, wprox.PotentialEnergy(t.potential) if isinstance(t, wprox.PotentialEnergy) else t) for c, t in terms]
@@ -451,6 +456,7 @@ SOLVERS = {
     "step sizes": stepping(unchecked),
     "what is no functional": stepping(bare),
     "anchor": solver(takes_anchor=True),
+    "units": stepping(absolute),
     "subclasses": stepping(as_parent),
 }
 ALL_LAWS = [name_of(law) for law in (*testing.solvers.LAWS, *testing.solvers.GENERAL_LAWS)]

@@ -24,7 +24,7 @@ def mean_and_covariance(points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor
 
 
 def draw(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """n independent indices, (n,), by weights of any positive sum, by the inverse of their cumulative sum in float64."""
+    """n independent indices by weights of any positive sum: the inverse of their cumulative sum in float64."""
     levels = weights.detach().double().cumsum(0)
     uniform = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device).to(weights.device)
     return torch.searchsorted(levels / levels[-1], uniform, right=True)  # the first level above: never a weight of 0

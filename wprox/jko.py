@@ -199,8 +199,7 @@ def jko(
                     stacklevel=2,
                 )
                 grown = True
-            slow = tol is not None and math.sqrt(float(step.transport_cost)) <= tol * step.step_size
-            if slow and step.converged:  # a step that failed may stand still anywhere
+            if tol is not None and _has_arrived(step, tol):
                 trajectory.converged = True
                 break
     except KeyboardInterrupt:
@@ -227,6 +226,11 @@ def _check_arguments(functional: object, solver: object, initial: object) -> Non
         raise TypeError(
             f"initial must be a wprox measure, got {type(initial).__name__}; wprox.Particles(points) makes one"
         )
+
+
+def _has_arrived(step: Step, tol: float) -> bool:
+    """Whether a step is as slow as `tol`; one that failed may stand still anywhere."""
+    return step.converged and math.sqrt(float(step.transport_cost)) <= tol * step.step_size
 
 
 def _has_grown(trajectory: Trajectory) -> bool:

@@ -13,6 +13,7 @@ from wprox.transport.atoms import atoms, check_same_space
 from wprox.transport.plans import half_square_distances
 
 LOST = 1e-200  # a sum below this may soon underflow in Sinkhorn iterations on a kernel
+LEVEL_TOL, LEVEL_ITERATIONS = 1e-2, 20  # of the marginals at each level of ε on the way down, and the most iterations
 PLAIN, CYCLE = 20, 120  # Sinkhorn iterations that are not over-relaxed, of so many
 
 
@@ -27,10 +28,15 @@ def sinkhorn(p: Measure, q: Measure, blur: float, tol: float, iterations: int) -
     a, b = a / a.sum(), b / b.sum()  # which are 1: the derivatives are those of F(w / Σw)
     origin = (a @ x + b @ y).detach() / 2  # the cost is a difference of squares, which far from 0 would cancel
     x, y = x - origin, y - origin
-    terms = []
-    for factor, points, weights, others, masses in ((1.0, x, a, y, b), (-0.5, x, a, x, a), (-0.5, y, b, y, b)):
+    terms, own = [], list[Tensor]()  # the potentials of both to themselves: those between them, where they are one
+    for factor, points, weights, others, masses in ((-0.5, x, a, x, a), (-0.5, y, b, y, b), (1.0, x, a, y, b)):
         cost = (points.square().sum(1)[:, None] + others.square().sum(1)) / 2 - points @ others.mT
-        f, g = _all_potentials(cost.detach(), weights.detach(), masses.detach(), epsilon, tol, iterations, factor < 0)
+        known = cost.detach(), weights.detach(), masses.detach(), epsilon, tol
+        if factor > 0 and _solve(*known, *own):
+            f, g = own
+        else:
+            f, g = _all_potentials(*known, iterations, factor < 0)
+            own.append(f)
         # the dual value: stationary in f and g, so that its derivatives with f and g held fixed are those of OT
         exponent = (f[:, None] + g - cost) / epsilon
         if bool((weights == 0).any() & (masses == 0).any()):  # it has no meaning there, and may overflow
@@ -87,15 +93,7 @@ def _potentials(
     plain for a while, then over-relaxed with the factor that is optimal for the rate observed (Lehmann, von Renesse,
     Sambale and Uschmajew 2022); averaged, where both marginals are one (Feydy 2020, section 3.3).
     """
-    g = torch.zeros_like(b)
-    level = max(float(cost.max()), epsilon)
-    while True:
-        f = -level * torch.logsumexp(b.log() + (g - cost) / level, 1)
-        g = (f + g) / 2 if symmetric else -level * torch.logsumexp(a.log() + (f - cost.mT) / level, 1)
-        if level == epsilon:
-            break
-        level = max(level / 4, epsilon)
-    f = g if symmetric else f
+    f, g = _annealed(cost, a, b, epsilon, symmetric)
     error, relaxation, errors, count = math.inf, 1.0, [math.inf], 0
     while not error <= tol and count < iterations:
         kernel = ((f[:, None] + g - cost) / epsilon).exp()
@@ -134,6 +132,33 @@ def _potentials(
             stacklevel=2,
         )
     return f, g
+
+
+def _solve(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, tol: float, f: Tensor, g: Tensor) -> bool:
+    """Whether potentials are those of OT_ε: the marginals of their plan are within the tolerance."""
+    plan = ((f[:, None] + g - cost) / epsilon).exp()
+    return float(a @ (plan @ b - 1).abs() + b @ (a @ plan - 1).abs()) <= tol
+
+
+def _annealed(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Potentials near those of OT_ε, from larger ε: each level is solved roughly before the next one starts.
+
+    Where points are far apart in blurs, their potentials hardly hear of each other at the last level alone.
+    """
+    f, g = torch.zeros_like(a), torch.zeros_like(b)
+    level = max(float(cost.max()), epsilon)
+    while True:
+        for _ in range(LEVEL_ITERATIONS):
+            before, f = f, -level * torch.logsumexp(b.log() + (g - cost) / level, 1)
+            if symmetric:
+                f = g = (f + g) / 2
+            else:
+                g = -level * torch.logsumexp(a.log() + (f - cost.mT) / level, 1)
+            if float(a @ ((before - f) / level).expm1().abs()) <= LEVEL_TOL:
+                break
+        if level == epsilon:
+            return f, g
+        level = max(level / 4, epsilon)
 
 
 def _gaussian_sinkhorn(p: Gaussian, q: Gaussian, epsilon: float) -> Tensor:

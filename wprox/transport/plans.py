@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 LEVELS = 1e4  # times the median cost: where costs are cut off first
 
 

@@ -170,8 +170,8 @@ class SinkhornProx(Solver):
         if ending.is_success and self._has_risen(problem, float(value), blur):
             ending = Ending.SMEARED
             message = (
-                f"{ending.value}: step_size = {gamma:.3g} needs a blur of at most its root, {math.sqrt(gamma):.3g}, and "
-                f"cells no wider, and blur is {blur:.3g}; raise step_size, or refine the grid"
+                f"{ending.value}: step_size = {gamma:.3g} needs a blur of at most its root, {math.sqrt(gamma):.3g}, "
+                f"and cells no wider, and blur is {blur:.3g}; raise step_size, or refine the grid"
             )
         return Solved(
             measure=result,
