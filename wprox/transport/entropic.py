@@ -8,9 +8,11 @@ import warnings
 import torch
 from torch import Tensor
 
+from wprox._autograd import Needs, with_gradients
 from wprox.measures import Gaussian, Measure
+from wprox.pairs.distances import half_square_distances
 from wprox.transport.atoms import atoms, check_same_space
-from wprox.transport.plans import half_square_distances
+from wprox.transport.gaussian import entropic_trace
 
 LOST = 1e-200  # a sum below this may soon underflow in Sinkhorn iterations on a kernel
 LEVEL_TOL, LEVEL_ITERATIONS = 1e-2, 20  # of the marginals at each level of ε on the way down, and the most iterations
@@ -28,23 +30,87 @@ def sinkhorn(p: Measure, q: Measure, blur: float, tol: float, iterations: int) -
     a, b = a / a.sum(), b / b.sum()  # which are 1: the derivatives are those of F(w / Σw)
     origin = (a @ x + b @ y).detach() / 2  # the cost is a difference of squares, which far from 0 would cancel
     x, y = x - origin, y - origin
-    terms, own = [], list[Tensor]()  # the potentials of both to themselves: those between them, where they are one
-    for factor, points, weights, others, masses in ((-0.5, x, a, x, a), (-0.5, y, b, y, b), (1.0, x, a, y, b)):
-        cost = (points.square().sum(1)[:, None] + others.square().sum(1)) / 2 - points @ others.mT
-        known = cost.detach(), weights.detach(), masses.detach(), epsilon, tol
-        if factor > 0 and _solve(*known, *own):
-            f, g = own
+    own = list[Tensor]()  # the potentials of both to themselves, which are those between them where they are one
+    of_p = entropic_cost(x, a, x, a, epsilon, tol, iterations, True, own)
+    of_q = entropic_cost(y, b, y, b, epsilon, tol, iterations, True, own)
+    return entropic_cost(x, a, y, b, epsilon, tol, iterations, False, own) - of_p / 2 - of_q / 2
+
+
+def entropic_cost(
+    x: Tensor,
+    a: Tensor,
+    y: Tensor,
+    b: Tensor,
+    epsilon: float,
+    tol: float,
+    iterations: int,
+    symmetric: bool = False,
+    own: list[Tensor] | None = None,
+) -> Tensor:
+    """OT_ε between weighted points, the dual value.
+
+    It is stationary in the potentials f and g, so that its derivatives with f and g held fixed are those of OT_ε; in
+    second derivatives f and g count as functions of points and weights.
+
+    Arguments:
+        symmetric: whether the two measures are one.
+        own: the potentials of the two measures to themselves: kept there, and tried between them.
+    """
+    own = [] if own is None else own
+    potentials: list[Tensor] = []
+
+    def compute(needs: Needs, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        cost = _cost(x, y)
+        if symmetric or len(own) != 2 or not _solve(cost, a, b, epsilon, tol, *own):
+            f, g = _all_potentials(cost, a, b, epsilon, tol, iterations, symmetric)
         else:
-            f, g = _all_potentials(*known, iterations, factor < 0)
+            f, g = own
+        if symmetric:
             own.append(f)
-        # the dual value: stationary in f and g, so that its derivatives with f and g held fixed are those of OT
-        exponent = (f[:, None] + g - cost) / epsilon
-        if bool((weights == 0).any() & (masses == 0).any()):  # it has no meaning there, and may overflow
-            exponent = exponent.masked_fill((weights == 0)[:, None] & (masses == 0), -math.inf)
-        excess = weights @ (exponent.expm1_() @ masses)  # of the mass of the plan: 0, and more exact than a difference
-        terms.append(factor * (weights @ f + masses @ g - epsilon * excess))
-        del exponent  # n × n numbers
-    return torch.stack(terms).sum()
+        potentials[:] = f, g
+        excess = _exponent(f, g, cost, a, b, epsilon).expm1_()  # of the mass of the plan: 0 in sum over either side
+        rows, columns = excess @ b, a @ excess
+        value = a @ f + b @ g - epsilon * (a @ rows)
+        by_x = by_y = None
+        if needs[0] or needs[2]:
+            plan = excess.add_(1).mul_(a[:, None]).mul_(b)
+            by_x = plan.sum(1)[:, None] * x - plan @ y
+            by_y = by_x if symmetric else plan.sum(0)[:, None] * y - plan.mT @ x
+        return value, [by_x, f - epsilon * rows, by_y, g - epsilon * columns]
+
+    def plain(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
+        cost = _cost(x, y)
+        f, g = _differentiable(potentials[0], potentials[1], cost, a, b, epsilon)
+        return a @ f + b @ g - epsilon * (a @ (_exponent(f, g, cost, a, b, epsilon).expm1() @ b))
+
+    return with_gradients(compute, plain, x, a, y, b)
+
+
+def _cost(x: Tensor, y: Tensor) -> Tensor:
+    return (x.square().sum(1)[:, None] + y.square().sum(1)) / 2 - x @ y.mT
+
+
+def _exponent(f: Tensor, g: Tensor, cost: Tensor, a: Tensor, b: Tensor, epsilon: float) -> Tensor:
+    """(f_i + g_j − C_ij)/ε; −∞ where neither has mass: there it has no meaning, and may overflow."""
+    exponent = (f[:, None] + g - cost) / epsilon
+    if bool((a == 0).any() & (b == 0).any()):
+        exponent = exponent.masked_fill((a == 0)[:, None] & (b == 0), -math.inf)
+    return exponent
+
+
+def _differentiable(f: Tensor, g: Tensor, cost: Tensor, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """f and g as functions of cost and weights: a step of Newton's method, whose residuals have a graph.
+
+    They solve f = −ε log Σ_j b_j exp((g_j − C_·j)/ε) and its mirror image, whose linear part is I on its diagonal and
+    the conditional laws of the plan beside it; constants move between f and g freely.
+    """
+    f, g = f.detach(), g.detach()
+    ratio = _exponent(f, g, cost, a, b, epsilon).exp()
+    of_f, of_g = -epsilon * (ratio @ b).log(), -epsilon * (a @ ratio).log()
+    given_x, given_y = ratio.detach() * b.detach(), ratio.detach().mT * a.detach()
+    system = torch.eye(len(a)).to(a) - given_x @ given_y + a.detach()
+    by_f = torch.linalg.solve(system, of_f - given_x @ of_g)
+    return f + by_f, g + of_g - given_y @ by_f
 
 
 def potentials_of(
@@ -167,9 +233,6 @@ def _gaussian_sinkhorn(p: Gaussian, q: Gaussian, epsilon: float) -> Tensor:
         (rho.loc.to(p.device, torch.float64), rho.scale_tril.to(p.device, torch.float64)) for rho in (p, q)
     )
 
-    def bures(left: Tensor, right: Tensor) -> Tensor:  # of twice the transport cost, without what debiasing cancels
-        roots = (4 * torch.linalg.svdvals(left.mT @ right).square() + epsilon**2).sqrt()
-        return -(roots - epsilon * (roots + epsilon).log()).sum()
-
-    gap = bures(first, second) - (bures(first, first) + bures(second, second)) / 2
+    gap = entropic_trace(first, second, epsilon)  # without what debiasing cancels
+    gap = gap - (entropic_trace(first, first, epsilon) + entropic_trace(second, second, epsilon)) / 2
     return ((m - other).square().sum() + gap) / 2
