@@ -12,6 +12,7 @@ from wprox.testing.solvers import GENERAL_LAWS
 
 NO_DENSITY = ("quadratic potential", "interaction", "a functional of one's own")  # which needs none
 WITH_ENTROPY = ("Gaussian KL", "a sum of all")
+LENGTHS = ("units",)  # an option is a length, or a learning rate
 RANDOM = ("precisions agree",)  # the numbers that are drawn are not those of another precision
 
 
@@ -43,19 +44,21 @@ SOLVERS = {
         wprox.ParticleProx("sinkhorn", blur=0.7),
         PARTICLES[:1],
         NO_DENSITY[:2],
-        exempt=("known answer", "transport cost", "anchor"),
+        exempt=("known answer", "anchor", *LENGTHS),
     ),
     "GaussianProx": Row(wprox.GaussianProx(), ("Gaussian",)),
     "QuantileProx": Row(wprox.QuantileProx(), ("Quantiles",), rtol=5e-3),
-    "NeuralProx": Row(neural(), PARTICLES[:1], rtol=0.05),
+    "NeuralProx": Row(neural(), PARTICLES[:1], rtol=0.05, exempt=LENGTHS),
     "SinkhornProx": Row(wprox.SinkhornProx(), ("Grid",), rtol=0.05),
     "SinkhornProx, not debiased": Row(wprox.SinkhornProx(debias=None), ("Grid",), NO_DENSITY[:2], 0.1),
     "ExplicitEuler": Row(wprox.ExplicitEuler(), MOVES),
-    "ExplicitEuler, noisy": Row(wprox.ExplicitEuler(noise=0.1), PARTICLES[:1], NO_DENSITY, exempt=RANDOM),
+    "ExplicitEuler, noisy": Row(wprox.ExplicitEuler(noise=0.1), PARTICLES[:1], NO_DENSITY, exempt=(*RANDOM, *LENGTHS)),
     "ExplicitEuler, accelerated": Row(wprox.ExplicitEuler(accelerated=True), PARTICLES),
     "ForwardBackward, GaussianProx": Row(wprox.ForwardBackward(wprox.GaussianProx()), ("Gaussian",), WITH_ENTROPY[:1]),
     "ForwardBackward, QuantileProx": Row(wprox.ForwardBackward(wprox.QuantileProx()), ("Quantiles",), WITH_ENTROPY),
-    "ForwardBackward, NeuralProx": Row(wprox.ForwardBackward(neural()), PARTICLES[:1], WITH_ENTROPY, 0.05),
+    "ForwardBackward, NeuralProx": Row(
+        wprox.ForwardBackward(neural()), PARTICLES[:1], WITH_ENTROPY, 0.05, exempt=LENGTHS
+    ),
     "ForwardBackward, ParticleProx": Row(wprox.ForwardBackward(wprox.ParticleProx()), PARTICLES[1:], WITH_ENTROPY),
     "Langevin": Row(wprox.Langevin(), PARTICLES, WITH_ENTROPY, exempt=RANDOM),
     "Langevin, adjusted": Row(wprox.Langevin(adjusted=True), PARTICLES, WITH_ENTROPY[:1], exempt=RANDOM),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wprox._checks import as_numbers, as_points, as_real, check_count, check_memory, check_positive
 from wprox._random import Seed, make_generator
+from wprox._sums import draw
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -259,8 +260,9 @@ class ImageDensity(PlanarDensity):
     """
 
     def __init__(self, image: Any, half_width: float = 4.0, sigma: float | None = None, name: str = "image") -> None:
-        is_foreign = hasattr(image, "__array__") and not isinstance(image, Tensor | np.ndarray)  # as pictures of PIL are
-        pixels = as_real(np.asarray(image) if is_foreign else image, "image").double().clone()
+        if hasattr(image, "__array__") and not isinstance(image, Tensor | np.ndarray):  # as pictures of PIL have
+            image = np.asarray(image)
+        pixels = as_real(image, "image").double().clone()
         if pixels.ndim != 2:
             raise ValueError(
                 f"image must have shape (H, W), got {tuple(pixels.shape)}; average the channels of a colour picture"
@@ -294,7 +296,7 @@ class ImageDensity(PlanarDensity):
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         n, generator = _draws(n), make_generator(seed)
-        pixel = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        pixel = draw(self.weights, n, generator)
         return self.centres[pixel] + self.sigma * _noise(n, generator)
 
     def _log_prob(self, x: Tensor) -> Tensor:

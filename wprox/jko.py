@@ -154,7 +154,7 @@ def jko(
         initial: ρ_0.
         step_size: γ: a number, a sequence with one entry a step, or a callable of the step's index.
         n_steps: the largest number of steps.
-        tol: stop once the mean speed √(transport cost)/γ of a step is at most `tol`.
+        tol: stop once the mean speed √(transport cost)/γ of a step that converged is at most `tol`.
         progress: show a progress bar.
         until: a time t in place of `n_steps`: as many steps as it takes, the last shortened so that Σ γ_k = t. The
             last measure is then the law at time t of the gradient flow, to first order in γ: for KL(· ‖ π) that of
@@ -213,7 +213,7 @@ def jko(
                     stacklevel=2,
                 )
                 grown = True
-            if tol is not None and math.sqrt(float(step.transport_cost)) <= tol * step.step_size:
+            if tol is not None and _has_arrived(step, tol):
                 trajectory.converged = True
                 break
     except KeyboardInterrupt:
@@ -238,6 +238,11 @@ def _check_arguments(functional: object, solver: object, initial: object, n_step
         )
     require_measure(initial, "initial")
     check_count(n_steps, "n_steps")
+
+
+def _has_arrived(step: Step, tol: float) -> bool:
+    """Whether a step is as slow as `tol`; one that failed may stand still anywhere."""
+    return step.converged and math.sqrt(float(step.transport_cost)) <= tol * step.step_size
 
 
 def _has_grown(trajectory: Trajectory) -> bool:

@@ -21,6 +21,7 @@ from wprox._checks import (
     kind_of,
 )
 from wprox._random import check_seed
+from wprox._sums import mean_and_covariance
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
 from wprox.measures.base import require_measure
 from wprox.measures.laws import log_density_of
@@ -281,8 +282,8 @@ def _mean_and_spread(law: Law, name: str) -> tuple[Tensor, float]:
                 'moments; use method="samples" for an estimate, or give W₂ as a number'
             )
         return mean, spread
-    mean = law.weights @ law.points
-    return mean, float(law.weights @ (law.points - mean).square().sum(1))
+    mean, covariance = mean_and_covariance(law.points, law.weights)
+    return mean, float(covariance.trace())
 
 
 def _draws(law: Law, seed: int) -> Tensor:

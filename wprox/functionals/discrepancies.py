@@ -81,13 +81,22 @@ class MMD(Functional):
             raise ValueError(f"the target lives in dimension {self.target.dim}, the measure in dimension {rho.dim}")
         if self.unbiased and not rho.is_empirical:
             raise TypeError(f"unbiased=True counts pairs of particles; a {type(rho).__name__} needs unbiased=False")
+        dtype, rho = rho.dtype, self._finer(rho)  # the three terms cancel where ρ is near ν
         cross = rho.integrate(self._embedding)
         constant = self._target_pairs() if self._trained else self._constant
-        return self._pairs(rho, self.unbiased) / 2 - cross + constant.to(rho.points) / 2
+        return (self._pairs(rho, self.unbiased) / 2 - cross + constant.to(rho.points) / 2).to(dtype)
+
+    def _finer(self, rho: Measure) -> Measure:
+        """ρ in float64, unless the kernel holds tensors that want another precision."""
+        try:
+            evaluate(self.kernel, rho.points[:1].detach().double(), "kernel")
+        except RuntimeError:
+            return rho
+        return rho.to(torch.float64)
 
     def _target_pairs(self) -> Tensor:
         """∬ k dν dν, which a kernel or a target in training changes."""
-        return self._pairs(self.target, self.unbiased and self.target.is_empirical)
+        return self._pairs(self._finer(self.target), self.unbiased and self.target.is_empirical)
 
     def _embedding(self, x: Tensor) -> Tensor:
         """∫ k(x, y) dν(y) at points (n, d), (n,)."""
@@ -111,10 +120,11 @@ class MMD(Functional):
         """The witness function ∫ k(·, y) d(ρ − ν)(y); without the pairs i = j, ρ counts 1/(1 − Σ w_i²) times."""
         rho, kernel = rho.detach(), as_even(self.kernel)
         share = 1 - float(rho.weights.square().sum()) if self.unbiased else 1.0
-        return partial(self._witness, rho, kernel, share)
+        return partial(self._witness, self._finer(rho), kernel, share)
 
     def _witness(self, rho: Measure, kernel: Callable[[Tensor], Tensor], share: float, x: Tensor) -> Tensor:
-        return rho.convolve(kernel, x) / share - self._embedding(x)
+        z = x.to(rho.dtype)
+        return (rho.convolve(kernel, z) / share - self._embedding(z)).to(x)
 
     def __repr__(self) -> str:
         unbiased = ", unbiased=True" if self.unbiased else ""

@@ -13,6 +13,7 @@ from torch import Tensor
 from wprox._checks import as_index, as_rows, as_values, check_function, check_precision, evaluate, evaluate_one
 from wprox._modes import in_any_mode
 from wprox._random import Seed
+from wprox._sums import weighted_sum
 from wprox.pairs.sums import pair_sum, potential
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Measure(ABC):
         return f"{type(self).__name__}(n={len(self)}, dim={self.dim}, dtype={self.dtype})"
 
     def integrate(self, f: Callable[[Tensor], Tensor]) -> Tensor:
-        """∫ f dρ = Σ_i w_i f(x_i).
+        """∫ f dρ = Σ_i w_i f(x_i), summed in float64.
 
         Arguments:
             f: maps points (n, d) to values (n,) or (n, k).
@@ -101,7 +102,7 @@ class Measure(ABC):
         Returns:
             A scalar, or (k,).
         """
-        return torch.tensordot(self.weights, evaluate(f, self.points, "f"), dims=1)
+        return weighted_sum(self.weights, evaluate(f, self.points, "f"))
 
     def integrate_pairs(self, k: Callable[[Tensor], Tensor]) -> Tensor:
         """∬ k(x − y) dρ(x) dρ(y) = Σ_ij w_i w_j k(x_i − x_j), tile by tile, so that memory is that of the points.
@@ -164,7 +165,7 @@ class Measure(ABC):
         start; that changes this integral by a constant only. So `mean_log_density` still answers there (up to the
         constant, see `Particles.relative`), while `log_density` refuses.
         """
-        return self.weights @ self.log_density()
+        return weighted_sum(self.weights, self.log_density())
 
     def integrate_density(self, f: Callable[[Tensor], Tensor]) -> Tensor:
         """∫ f(ρ(x)) dρ(x), a function of the density averaged over the measure.
@@ -175,7 +176,7 @@ class Measure(ABC):
         Arguments:
             f: maps densities (n,) to values (n,).
         """
-        return self.weights @ evaluate_one(f, self.log_density().exp(), "f")
+        return weighted_sum(self.weights, evaluate_one(f, self.log_density().exp(), "f"))
 
     def log_density_at(self, x: Tensor) -> Tensor:
         """log ρ at any points x: (m, d), (m,), differentiable in x.

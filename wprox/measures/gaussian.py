@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wprox._checks import as_floating, as_points, as_rows, check_count, check_memory, check_precision, evaluate_one
 from wprox._random import Seed, make_generator
+from wprox._sums import mean_and_covariance, weighted_sum
 from wprox.maps.affine import AffineMap
 from wprox.measures.base import Measure
 from wprox.measures.particles import Particles
@@ -71,11 +72,10 @@ class Gaussian(Measure):
 
     @classmethod
     def from_samples(cls, points: Any, weights: Any = None) -> Gaussian:
-        """The Gaussian with the mean and covariance of weighted points (n, d)."""
+        """The Gaussian with the mean and covariance of weighted points (n, d), summed in float64."""
         rho = Particles(points, weights)
-        loc = rho.weights @ rho.points
-        centred = rho.points - loc
-        return cls(loc, (centred * rho.weights[:, None]).mT @ centred)
+        loc, covariance = mean_and_covariance(rho.points, rho.weights)
+        return cls(loc.to(rho.dtype), covariance.to(rho.dtype))
 
     def __repr__(self) -> str:
         return f"Gaussian(dim={self.dim}, dtype={self.dtype})"
@@ -112,7 +112,7 @@ class Gaussian(Measure):
                 "the kernel is infinite or NaN at some node of N(0, 2Σ), the law of x − y; one that is infinite at 0 "
                 f"needs a Gaussian of even order, which has no node there, got order={self.order}"
             )
-        return self.weights @ values
+        return weighted_sum(self.weights, values)
 
     def push(self, map: Callable) -> Gaussian:
         if not isinstance(map, AffineMap):

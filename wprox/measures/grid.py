@@ -26,6 +26,7 @@ from wprox._checks import (
     is_several,
 )
 from wprox._random import Seed, make_generator
+from wprox._sums import draw, weighted_sum
 from wprox.measures.base import Measure, moved_by
 from wprox.measures.particles import Particles
 
@@ -236,7 +237,7 @@ class Grid(Measure):
         if not bool(torch.isfinite(values).all()):  # a potential may be infinite where there is no mass
             empty = (self.weights == 0).reshape(-1, *[1] * (values.ndim - 1))
             values = torch.where(empty, torch.zeros_like(values), values)
-        return torch.tensordot(self.weights, values, dims=1)
+        return weighted_sum(self.weights, values)
 
     def convolve(self, k: Callable[[Tensor], Tensor], x: Tensor | None = None) -> Tensor:
         """(k ∗ ρ)(x_i) = Σ_j w_j k(x_i − x_j) at the support points, (n,), by FFT; elsewhere as a sum.
@@ -250,7 +251,7 @@ class Grid(Measure):
         return self.flatten(convolve(self.mass, kernel_spectrum(self, k)))
 
     def integrate_pairs(self, k: Callable[[Tensor], Tensor]) -> Tensor:
-        return self.weights @ self.convolve(k)
+        return weighted_sum(self.weights, self.convolve(k))
 
     def log_density(self) -> Tensor:
         return self.weights.log() - math.log(self.cell_volume)
@@ -284,7 +285,8 @@ class Grid(Measure):
 
     def mean_log_density(self) -> Tensor:
         # 0 log 0 = 0: empty cells count nothing
-        return torch.special.xlogy(self.weights, self.weights / self.cell_volume).sum()
+        mass = self.weights.double()
+        return torch.special.xlogy(mass, mass / self.cell_volume).sum().to(self.dtype)
 
     def push(self, map: Callable) -> Grid:
         """T#ρ on the same cells: the mass of each cell goes to the 2^d cells nearest to T(centre), linearly shared.
@@ -300,7 +302,7 @@ class Grid(Measure):
         """n independent draws, (n, d): a cell by its mass, then a point of the cell uniformly."""
         generator = make_generator(seed, self.device)
         check_memory(check_count(n, "n") * (2 * self.dim + 1), f"n = {n} draws")
-        cells = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        cells = draw(self.weights, n, generator)
         uniform = torch.rand(n, self.dim, generator=generator, dtype=self.dtype, device=self.device) - 0.5
         return self.points[cells] + uniform * self.points.new_tensor(self.cell_widths)
 
@@ -352,9 +354,9 @@ class Grid(Measure):
                 f"{int((total == 0).sum())} of {len(points)} points lie inside walls (cells where mask is true); "
                 "drop them or change the mask"
             )
-        mass = torch.zeros(math.prod(self.shape), dtype=weights.dtype, device=weights.device)
-        mass.index_add_(0, index.flatten(), (share / total * weights).flatten())
-        return self.flatten(mass.reshape(self.shape))
+        mass = torch.zeros(math.prod(self.shape), dtype=torch.float64, device=weights.device)
+        mass.index_add_(0, index.flatten(), (share / total * weights).flatten().double())
+        return self.flatten(mass.reshape(self.shape)).to(weights.dtype)
 
 
 def kernel_spectrum(grid: Grid, k: Callable[[Tensor], Tensor]) -> Tensor:

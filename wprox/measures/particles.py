@@ -23,6 +23,7 @@ from wprox._checks import (
     evaluate_one,
 )
 from wprox._random import Seed, make_generator, seeded
+from wprox._sums import draw, weighted_sum
 from wprox.measures.base import DensityUnknownError, Measure, images_of, moved_by, share_of, value_and_slope
 from wprox.measures.thinning import Thinning
 from wprox.pairs.distances import half_square_distances
@@ -113,7 +114,7 @@ class Particles(Measure):
     def mean_log_density(self) -> Tensor:
         if self.is_relative:
             assert self._log_density is not None
-            return self.weights @ self._log_density
+            return weighted_sum(self.weights, self._log_density)
         return super().mean_log_density()
 
     def relative(self) -> Particles:
@@ -194,8 +195,7 @@ class Particles(Measure):
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         generator = make_generator(seed, self.device)
         check_memory(check_count(n, "n") * (self.dim + 1), f"n = {n} draws")
-        index = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        return self.points[index]
+        return self.points[draw(self.weights, n, generator)]
 
     def _map(self, f: Callable[[Tensor], Tensor], weights: Tensor) -> Particles:
         """f of points and log-density, with other weights."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wprox._autograd import needed, run_again, uncut
 from wprox._checks import check_function, evaluate_one
+from wprox._sums import weighted_sum
 from wprox.kernels import EvenKernel, RadialKernel
 from wprox.pairs.functions import FunctionPotential, function_sum
 from wprox.pairs.radial import CrossSum, refuse_coinciding, self_sum
@@ -49,7 +50,7 @@ def pair_sum(
         return _pair_sum(k, points, weights, others, other_weights)
     if others is None or other_weights is None:
         return self_sum(k, partial(_pair_sum, k), points, weights)
-    return weights @ potential(k, points, others, other_weights)
+    return weighted_sum(weights, potential(k, points, others, other_weights))
 
 
 def potential(k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor, weights: Tensor) -> Tensor:
@@ -91,9 +92,9 @@ def batch_sum(k: Callable[[Tensor], Tensor], points: Tensor, weights: Tensor, si
         x, w = points[rows].reshape(batches, p, d), weights[rows].reshape(batches, p)
         i, j = torch.triu_indices(p, p, 1, device=points.device)
         values = evaluate_one(k, (x[:, i] - x[:, j]).reshape(-1, d), "the kernel").reshape(batches, len(i))
-        return 2 * (w[:, i] * w[:, j] * values).sum()
+        return 2 * (w[:, i] * w[:, j] * values).sum(dtype=torch.float64)
 
-    total, start = points.new_zeros(()), 0
+    total, start = points.new_zeros((), dtype=torch.float64), 0
     for p in sorted(set(sizes), reverse=True):
         at_once = max(1, _block_bytes(k, points) // (p * p * d * points.element_size()))
         left = sizes.count(p)
@@ -102,9 +103,10 @@ def batch_sum(k: Callable[[Tensor], Tensor], points: Tensor, weights: Tensor, si
             total = total + run_again(block, batches < count, points, weights, start, batches, p)
             start, left = start + batches * p, left - batches
     total = total / together
-    if getattr(k, "singular", False):
-        return total
-    return total + weights.square().sum() * evaluate_one(k, torch.zeros_like(points[:1]), "the kernel")[0]
+    if not getattr(k, "singular", False):
+        own = evaluate_one(k, torch.zeros_like(points[:1]), "the kernel")[0]
+        total = total + weights.double().square().sum() * own
+    return total.to(points)
 
 
 def _pair_sum(
@@ -119,15 +121,16 @@ def _pair_sum(
     y, v = (points, weights) if others is None or other_weights is None else (others, other_weights)
 
     def block(points: Tensor, weights: Tensor, y: Tensor, v: Tensor, rows: slice) -> Tensor:
-        return weights[rows] @ _rows(k, points, y, v, rows, itself)
+        return weighted_sum(weights[rows], _rows(k, points, y, v, rows, itself).double())
 
-    total = points.new_zeros(())  # a sum, not a list: small pieces between large temporaries scatter the heap
+    # a sum, not a list: small pieces between large temporaries scatter the heap
+    total = points.new_zeros((), dtype=torch.float64)
     blocks = _blocks(k, points, y)
     for rows in blocks:
         total = total + run_again(block, len(blocks) > 1, points, weights, y, v, rows)
     if itself and not bool(torch.isfinite(total.detach())):
         _explain(k, points)
-    return total
+    return total.to(points)
 
 
 def _rows(
@@ -142,7 +145,7 @@ def _rows(
         own = index[rows, None] == index
         z = torch.where(own[..., None], torch.ones_like(z), z)
     values = evaluate_one(k, z.reshape(-1, points.shape[1]), "the kernel").reshape(len(part), m)
-    return (values if own is None else values.masked_fill(own, 0)) @ weights
+    return weighted_sum(weights, (values if own is None else values.masked_fill(own, 0)).mT)
 
 
 def _blocks(k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor) -> list[slice]:

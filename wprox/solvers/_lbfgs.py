@@ -11,6 +11,7 @@ from torch import Tensor
 
 DECREASE, CURVATURE = 1e-4, 0.9  # c₁ and c₂ of the Wolfe conditions, as Nocedal and Wright advise for quasi-Newton
 NOISE = 1e-12  # of a value, relative to it: closer than that, two values are equal and the slopes decide
+STILL = 1e-14  # of a position, relative to it: a shift that moves nothing
 SEARCH_LIMIT = 40  # evaluations of one line search
 REACH = 1e3  # of a first trial, in steps of steepest descent: pairs that contradict each other may point astray
 PATIENCE = 100  # iterations at kinks in which the gradient must halve, or J fall by more than STALL of its descent
@@ -67,6 +68,7 @@ class Minimiser(Generic[P]):
         start: where to begin, evaluated and finite.
         solve: the initial metric's inverse.
         memory: the number of pairs kept.
+        noise: of values of J, relative to them.
 
     Attributes:
         point: the best point.
@@ -81,8 +83,9 @@ class Minimiser(Generic[P]):
         start: P,
         solve: Callable[[Tensor], Tensor],
         memory: int,
+        noise: float = NOISE,
     ) -> None:
-        self.evaluate, self.point, self.solve = evaluate, start, solve
+        self.evaluate, self.point, self.solve, self.noise = evaluate, start, solve, noise
         self.history = History(memory)
         self.outside: Tensor | None = None
         self.iterations = 0
@@ -102,6 +105,9 @@ class Minimiser(Generic[P]):
                 return False
             self.iterations += 1
             shift, change = found.position - self.point.position, found.gradient - self.point.gradient
+            if float(shift.norm()) <= STILL * float(found.position.norm()):  # rounding, which may go on for ever
+                self.point = found
+                return False
             self.history.add(shift, change)
             self.point = found
             length = float(shift.norm())
@@ -126,7 +132,7 @@ class Minimiser(Generic[P]):
         origin, start_slope = self.point, float(self.point.gradient @ direction)
         if not start_slope < 0:
             return None
-        noise = NOISE * abs(origin.value)
+        noise = self.noise * abs(origin.value)
         low: tuple[float, float, float] = (0.0, origin.value, start_slope)
         high: tuple[float, float, float] | None = None  # J′ is NaN where J is not finite
         best: P | None = None
@@ -139,15 +145,16 @@ class Minimiser(Generic[P]):
                 high = (length, math.inf, math.nan)
             else:
                 is_lower = trial.value <= origin.value + DECREASE * length * start_slope
-                is_flat = trial.value <= origin.value + noise and abs(slope) <= CURVATURE * -start_slope
-                if (is_lower or is_flat) and abs(slope) <= CURVATURE * -start_slope:
+                is_equal = abs(trial.value - origin.value) <= noise
+                if (is_lower or is_equal) and abs(slope) <= CURVATURE * -start_slope:
                     return trial
-                if not is_lower or trial.value > low[1]:
+                if not (is_lower or is_equal) or trial.value > low[1] + noise:
                     high = (length, trial.value, slope)
                 else:
                     if slope * ((math.inf if high is None else high[0]) - low[0]) >= 0:
                         high = low
-                    low, best = (length, trial.value, slope), trial
+                    low = (length, trial.value, slope)
+                    best = trial if is_lower else best
             if high is None:
                 length = 4 * length
             else:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wprox._checks import check_flag, check_non_negative
 from wprox._random import check_seed, make_generator, step_seed
+from wprox._sums import weighted_sum
 from wprox.functionals import Functional
 from wprox.functionals.base import terms_of
 from wprox.functionals.first_variation import gradient_of_field
@@ -141,7 +142,7 @@ class ExplicitEuler(Solver):
         is_convex = functional.modulus is not None and functional.modulus > 0
         if known is not None and not is_convex and bool(value > known.value):
             velocity, since_restart = torch.zeros_like(velocity), 0
-        cost = source.weights @ (new - source.points).square().sum(1)
+        cost = weighted_sum(source.weights, (new - source.points).square().sum(1))
         state = _State(functional, rho, value, velocity=velocity, since_restart=since_restart)
         return Solved(rho, cost, value=value, ending=Ending.EXPLICIT, iterations=1, state=state)
 
@@ -151,8 +152,8 @@ def _step_plain(functional: Functional, source: Measure, step_size: float, gradi
     rho, map, gradient = forward_step(functional, source, step_size, gradient)
     value = finite_value(functional, rho)
     following = gradient_at(functional, rho, source.points - step_size * gradient)
-    residual = math.sqrt(float(source.weights @ (following - gradient).square().sum(1)))
-    cost = step_size**2 * (source.weights @ gradient.square().sum(1))
+    residual = math.sqrt(float(weighted_sum(source.weights, (following - gradient).square().sum(1))))
+    cost = step_size**2 * weighted_sum(source.weights, gradient.square().sum(1))
     message = ""
     if residual**2 * step_size**2 > 4 * float(cost):
         rate = residual / math.sqrt(float(cost))

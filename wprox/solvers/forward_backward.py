@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._sums import weighted_sum
 from wprox.functionals import Functional
 from wprox.functionals.terms import Term, as_sum, terms_of_one_kind
 from wprox.maps import ComposedMap, TransportMap
@@ -97,7 +98,7 @@ class ForwardBackward(Solver):
             residual = inner.residual
             if residual is not None and explicit is not None and gradient is not None:
                 change = gradient_at(explicit, rho, images) - gradient
-                residual += math.sqrt(float(source.weights @ change.square().sum(1)))
+                residual += math.sqrt(float(weighted_sum(source.weights, change.square().sum(1))))
         message = inner.message
         if rho.is_relative and not middle.is_relative:
             message += "; the forward map of G is not known, so values are up to a constant of this step"
@@ -105,7 +106,7 @@ class ForwardBackward(Solver):
         known = [map for map in maps if map is not None]
         return Solved(
             measure=rho,
-            transport_cost=source.weights @ (images - source.points).square().sum(1),
+            transport_cost=weighted_sum(source.weights, (images - source.points).square().sum(1)),
             map=ComposedMap(known) if len(known) == len(maps) else None,
             value=value,
             residual=residual,

@@ -6,18 +6,21 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from wprox._checks import check_count, check_positive
-from wprox.functionals import Functional
 from wprox.functionals.quadratic import Quadratic, quadratic_at
 from wprox.maps import AffineMap
 from wprox.measures import Gaussian
+from wprox.solvers._lbfgs import NOISE, Minimiser
 from wprox.solvers.base import Ending, Solved, Solver
-from wprox.solvers.problem import Problem, StepFailedError
+from wprox.solvers.problem import Problem, StepFailedError, non_finite
 from wprox.transport.gaussian import bures_square
+
+MEMORY = 30  # pairs of L-BFGS
+STRETCH = 20.0  # the largest |log| of a factor by which a step may stretch or shrink: beyond, A is singular in float64
+FAR = 1e12  # how far a step may look for its minimum, in spreads of the start and of an explicit step
 
 
 class GaussianProx(Solver):
@@ -65,6 +68,7 @@ class GaussianProx(Solver):
     accepts = (Gaussian,)
     takes_anchor = True
     conversion = "fit one to its points, with Gaussian.from_samples(x)"
+    noise = NOISE  # of the values of F, relative to them
 
     def __init__(self, iterations: int = 1000, tolerance: float = 1e-7) -> None:
         self.iterations = check_count(iterations, "iterations")
@@ -76,14 +80,14 @@ class GaussianProx(Solver):
         assert isinstance(given, Gaussian)
         assert isinstance(problem.anchor, Gaussian)
         source = problem.anchor.to(torch.float64)
-        functional, step_size = problem.functional, problem.step_size
+        step_size = problem.step_size
         problem.value(source)  # says what is missing, where F does not apply
         problem.check_precision()
         quadratic = quadratic_at(problem.structure, source.loc)
         if quadratic is not None and quadratic.entropy >= 0:
             outcome = _closed_form(quadratic, source, step_size)
         else:
-            quadratic, outcome = None, self._best_gaussian(functional, source, step_size)
+            quadratic, outcome = None, self._best_gaussian(problem, source)
         loc, matrix = outcome.loc, outcome.matrix
         stretch = matrix - torch.eye(source.dim, dtype=torch.float64, device=source.device)
         cost = (loc - source.loc).square().sum() + (stretch @ source.covariance_matrix * stretch).sum()
@@ -96,50 +100,105 @@ class GaussianProx(Solver):
             rho, cost.to(given.dtype), map, None, residual, outcome.ending, outcome.message, outcome.iterations
         )
 
-    def _best_gaussian(self, functional: Functional, source: Gaussian, step_size: float) -> _Outcome:
-        """The minimum over m′ and A = exp(S), in coordinates in which the L² norm of a displacement is Euclidean."""
-        from scipy.optimize import minimize
+    def _best_gaussian(self, problem: Problem, source: Gaussian) -> _Outcome:
+        """The minimum over m′ and A = exp(S), by L-BFGS in the units of the start, in which it is as wide as 1."""
+        objective = _Objective(problem, source)
+        search = Minimiser(objective.evaluate, objective.origin(), lambda gradient: gradient, MEMORY, self.noise)
 
-        d, covariance = source.dim, source.covariance_matrix
-        variances, axes = torch.linalg.eigh(covariance)
-        lengths = ((variances[:, None] + variances) / 2).sqrt()  # |S|² = tr SΣS = Σ_ij S_ij² (σ_i² + σ_j²)/2
+        def is_done(trial: _Trial) -> bool:
+            return float(trial.gradient.norm()) <= self.tolerance
 
-        def unpack(parameters: Tensor) -> tuple[Tensor, Tensor]:
-            symmetric = parameters[d:].reshape(d, d)
-            symmetric = axes @ ((symmetric + symmetric.mT) / 2 / lengths) @ axes.mT
-            return source.loc + parameters[:d], torch.linalg.matrix_exp(symmetric)
-
-        def objective(array: np.ndarray) -> tuple[float, np.ndarray]:
-            with torch.enable_grad():
-                parameters = torch.from_numpy(array).to(source.loc).requires_grad_()
-                loc, matrix = unpack(parameters)
-                stretch = matrix - torch.eye(d).to(matrix)
-                cost = (loc - source.loc).square().sum() + (stretch @ covariance * stretch).sum()
-                rho = Gaussian(loc, matrix @ covariance @ matrix, source.order)
-                value = functional(rho) + cost / (2 * step_size)
-                (gradient,) = torch.autograd.grad(value, parameters)
-            return float(value.detach()), gradient.cpu().numpy()
-
-        spread = math.sqrt(float(variances.sum()))
-        goal = self.tolerance * spread / step_size
-        gtol = goal / math.sqrt(d + d * d)  # scipy compares the largest entry
-        options = {"maxiter": self.iterations, "maxfun": 4 * self.iterations, "maxcor": 30, "ftol": 0.0, "gtol": gtol}
-        try:
-            result = minimize(objective, np.zeros(d + d * d), jac=True, method="L-BFGS-B", options=options)
-        except ValueError as error:  # a covariance that is singular or not finite
-            raise StepFailedError(
-                f"the step left the Gaussians ({error}): the functional has no minimum near this one; is it bounded "
-                f"from below, and step_size = {step_size:g} short enough for it?"
-            ) from error
-        gradient_norm = float(np.linalg.norm(result.jac))
-        with torch.no_grad():
-            loc, matrix = unpack(torch.from_numpy(result.x).to(source.loc))
-            rho = Gaussian(loc, matrix @ covariance @ matrix, source.order)
-        message = f"the best Gaussian step; the norm of the gradient among Gaussians is {gradient_norm:.2g}"
+        descending = search.run(is_done, self.iterations)
+        ending = Ending.CONVERGED if is_done(search.point) else Ending.ITERATIONS
+        if not descending:
+            if objective.stretch(search.point.position) > STRETCH / 2:
+                raise StepFailedError(objective.runs_away)
+            ending = Ending.STALLED if search.stalled else Ending.NO_DESCENT
+        loc, matrix = objective.unpack(search.point.position)
+        norm = float(search.point.gradient.norm()) * objective.spread / problem.step_size
+        message = f"the best Gaussian step; the norm of the gradient among Gaussians is {norm:.2g}"
+        if not ending.is_success:
+            message += f": {ending.value}"
         if source.order is None:
             message += "; Step.residual needs Gaussian(..., order=k)"
-        ending = Ending.CONVERGED if gradient_norm <= goal else Ending.ITERATIONS
-        return _Outcome(loc, matrix, rho.covariance_matrix, ending, int(result.nit), message)
+        covariance = matrix @ source.covariance_matrix @ matrix
+        return _Outcome(loc, matrix, (covariance + covariance.mT) / 2, ending, search.iterations, message)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """J γ/s² and its gradient at a position, (d + d²,)."""
+
+    position: Tensor
+    value: float
+    gradient: Tensor
+
+
+class _Objective:
+    """J γ/s² over m′ and A = exp(S), where s² is the trace of Σ: coordinates in which the norm in L² is Euclidean.
+
+    Arguments:
+        problem: F and γ.
+        source: N(m, Σ), in float64.
+    """
+
+    def __init__(self, problem: Problem, source: Gaussian) -> None:
+        self.problem, self.source = problem, source
+        variances, self.axes = torch.linalg.eigh(source.covariance_matrix)
+        self.spread = math.sqrt(float(variances.sum()))
+        # |S|² = tr SΣS = Σ_ij S_ij² (σ_i² + σ_j²)/2
+        self.lengths = ((variances[:, None] + variances) / 2).sqrt() / self.spread
+        self.limit = math.inf
+        self.runs_away = (
+            "the step left the Gaussians: the functional has no minimum near this one; is it bounded from below, and "
+            f"step_size = {problem.step_size:g} short enough for it?"
+        )
+
+    def origin(self) -> _Trial:
+        """The start, checked."""
+        d = self.source.dim
+        trial = self.evaluate(self.source.loc.new_zeros(d + d * d))
+        if not (math.isfinite(trial.value) and bool(torch.isfinite(trial.gradient).all())):
+            raise StepFailedError(non_finite(self.problem.functional, self.source))
+        self.limit = FAR * (1 + float(trial.gradient.norm()))
+        return trial
+
+    def logarithm(self, position: Tensor) -> Tensor:
+        """S."""
+        d = self.source.dim
+        symmetric = position[d:].reshape(d, d)
+        return self.axes @ ((symmetric + symmetric.mT) / 2 / self.lengths) @ self.axes.mT
+
+    def stretch(self, position: Tensor) -> float:
+        """The largest |log| of an eigenvalue of A."""
+        return float(torch.linalg.eigvalsh(self.logarithm(position)).abs().max())
+
+    def unpack(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """m′ and A."""
+        shift = self.spread * position[: self.source.dim]
+        return self.source.loc + shift, torch.linalg.matrix_exp(self.logarithm(position))
+
+    def evaluate(self, position: Tensor) -> _Trial:
+        """J γ/s² and its gradient; +∞ where A is singular in floating point."""
+        if not float(position.norm()) <= self.limit:
+            raise StepFailedError(self.runs_away)
+        source, scale = self.source, self.problem.step_size / self.spread**2
+        outside = _Trial(position, math.inf, torch.full_like(position, math.nan))
+        if not self.stretch(position) <= STRETCH:
+            return outside
+        with torch.enable_grad():
+            parameters = position.detach().requires_grad_()
+            loc, matrix = self.unpack(parameters)
+            try:
+                rho = Gaussian(loc, matrix @ source.covariance_matrix @ matrix, source.order)
+            except ValueError:  # singular next to its largest eigenvalue
+                return outside
+            stretch = matrix - torch.eye(source.dim).to(matrix)
+            cost = parameters[: source.dim].square().sum()
+            cost = cost + (stretch @ (source.covariance_matrix / self.spread**2) * stretch).sum()
+            value = scale * self.problem.functional(rho) + cost / 2
+            (gradient,) = torch.autograd.grad(value, parameters)
+        return _Trial(position, float(value.detach()), gradient)
 
 
 @dataclass(frozen=True)

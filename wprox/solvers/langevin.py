@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wprox._checks import check_flag
 from wprox._random import check_seed, make_generator, step_seed
+from wprox._sums import weighted_sum
 from wprox.functionals import Functional
 from wprox.functionals.base import checked_value
 from wprox.functionals.structure import Structure
@@ -84,7 +85,7 @@ class Langevin(ParticleSolver):
             rise = self._log_ratio(smooth.structure(), source.points, points, gradient, there, step_size, temperature)
             accepted = uniform.log() < rise  # a proposal of no density, or NaN, is rejected
             points = torch.where(accepted[:, None], points, source.points)
-            message = f"accepted {float(source.weights @ accepted.to(source.weights)):.0%} of the moves"
+            message = f"accepted {float(weighted_sum(source.weights, accepted.to(source.weights))):.0%} of the moves"
         rho = source.at(points)
         value = self.value(problem.functional, rho)
         if not bool(torch.isfinite(value)):

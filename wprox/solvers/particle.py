@@ -64,7 +64,7 @@ class ParticleProx(ParticleSolver):
         blur: √ε of the entropic coupling, a length well below the spread of the particles; for "sinkhorn" only.
         iterations: the largest number of L-BFGS iterations.
         tolerance: the step has converged once ε ≤ tolerance · √C/γ, relative to the mean speed of the step,
-        absolute_tolerance: or once ε is at most this.
+        absolute_tolerance: or once ε is at most this, in spreads of the particles (a unit of time).
         memory: the number of pairs that L-BFGS keeps.
 
     Raises:
@@ -115,7 +115,7 @@ class ParticleProx(ParticleSolver):
         try:
             if self.coupling == "exact":
                 ending = self._alternate(objective, search)
-            elif not search.run(self._is_done(step_size), self.iterations):
+            elif not search.run(self._is_done(objective), self.iterations):
                 ending = Ending.STALLED if search.stalled else Ending.NO_DESCENT
         except KeyboardInterrupt:
             interrupted = True
@@ -124,7 +124,7 @@ class ParticleProx(ParticleSolver):
             best = objective.origin
         if search.outside is not None and best is objective.origin and ending is Ending.NO_DESCENT:
             raise StepFailedError(non_finite(problem.functional, objective.measure(search.outside)))
-        residual, goal = float(best.gradient.norm()), self._goal(best, step_size)
+        residual, goal = float(best.gradient.norm()), self._goal(best, objective)
         if interrupted or residual <= goal:
             ending = Ending.INTERRUPTED if interrupted else Ending.CONVERGED
         given = problem.measure.detach()
@@ -132,7 +132,8 @@ class ParticleProx(ParticleSolver):
         rho = given.at(targets.to(given.points))
         return Solved(
             measure=rho,
-            transport_cost=given.weights.new_tensor(best.cost),
+            # the debiased entropic cost is no bound of W₂²; what each particle moves is
+            transport_cost=problem.cost(rho) if self.coupling == "sinkhorn" else given.weights.new_tensor(best.cost),
             residual=residual,
             ending=ending,
             message=self._message(residual, goal, ending),
@@ -142,28 +143,28 @@ class ParticleProx(ParticleSolver):
 
     def _alternate(self, problem: _Objective, search: Minimiser[_Point]) -> Ending:
         """Minimise over particles and plans in turn; how that ended."""
-        gamma = problem.step_size
         coupling = ExactCoupling(problem.points, problem.weights)
-        descending, accepted = search.run(self._is_done(gamma), self.iterations), problem.origin
+        descending, accepted = search.run(self._is_done(problem), self.iterations), problem.origin
         for _ in range(PLANS):
             point = problem.couple(search.point, coupling)
             if point.value > accepted.value:
                 return Ending.NO_DESCENT
             problem.accepted = accepted = search.point = point
-            if self._is_done(gamma)(point) or search.iterations >= self.iterations:
+            if self._is_done(problem)(point) or search.iterations >= self.iterations:
                 return Ending.ITERATIONS
             if not descending:
                 return Ending.STALLED if search.stalled else Ending.NO_DESCENT
             tenth = float(point.gradient.norm()) / 10  # while the plan moves, more would be wasted
-            descending = search.run(self._is_done(gamma, tenth), self.iterations)
+            descending = search.run(self._is_done(problem, tenth), self.iterations)
         return Ending.PLAN
 
-    def _goal(self, point: _Point, step_size: float) -> float:
+    def _goal(self, point: _Point, objective: _Objective) -> float:
         """How large ε may be: relative to the mean speed √C/γ of the step."""
-        return max(self.tolerance * math.sqrt(max(point.cost, 0.0)) / step_size, self.absolute_tolerance)
+        speed = math.sqrt(max(point.cost, 0.0)) / objective.step_size
+        return max(self.tolerance * speed, self.absolute_tolerance * objective.spread)
 
-    def _is_done(self, step_size: float, enough: float = 0.0) -> Callable[[_Point], bool]:
-        return lambda point: float(point.gradient.norm()) <= max(self._goal(point, step_size) / 2, enough)
+    def _is_done(self, objective: _Objective, enough: float = 0.0) -> Callable[[_Point], bool]:
+        return lambda point: float(point.gradient.norm()) <= max(self._goal(point, objective) / 2, enough)
 
     def _message(self, residual: float, goal: float, ending: Ending) -> str:
         if ending is Ending.INTERRUPTED:
@@ -208,6 +209,8 @@ class _Objective:
         self.origin = self._origin()
         length = float((self.points * self.roots).norm()) + self.step_size * float(self.origin.gradient.norm())
         self.limit = FAR * length if length else math.inf
+        centred = self.start - self.weights @ self.start
+        self.spread = float((centred * self.roots).norm()) or self.step_size * float(self.origin.gradient.norm())
 
     def _origin(self) -> _Point:
         """J where the particles are, checked."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wprox._checks import as_values, check_count, check_positive
+from wprox._sums import weighted_sum
 from wprox.functionals.base import Functional, checked_value, require_functional, terms_of
 from wprox.functionals.structure import Structure
 from wprox.measures import DensityUnknownError, Measure
@@ -103,7 +104,7 @@ class Problem:
 
     def cost(self, rho: Measure) -> Tensor:
         """Σ_i w_i |y_i − a_i|² for a measure at points y, row by row those of the anchor."""
-        return self.anchor.weights @ (rho.points - self.anchor.points).square().sum(1)
+        return weighted_sum(self.anchor.weights, (rho.points - self.anchor.points).square().sum(1))
 
     def objective(self, rho: Measure, cost: Tensor) -> Tensor:
         """F(ρ) + cost/(2γ)."""
@@ -121,7 +122,8 @@ class Problem:
         except (DensityUnknownError, NotImplementedError):
             return None
         origins = self.anchor.points if origins is None else origins
-        return math.sqrt(float(rho.weights @ (gradient + (rho.points - origins) / self.step_size).square().sum(1)))
+        error = gradient + (rho.points - origins) / self.step_size
+        return math.sqrt(float(weighted_sum(rho.weights, error.square().sum(1))))
 
     def check_precision(self) -> None:
         """Raise `TypeError` where a potential at float64 points comes in lower precision, so that steps would stall."""

@@ -143,6 +143,25 @@ def starts() -> list[Measure]:
     ]
 
 
+def in_units(problem: KnownStep, rho: Measure, s: float) -> tuple[Functional, Measure] | None:
+    """F_s = s² F(·/s), and ρ under x ↦ s x; `None` for problems and measures that know no units."""
+    if problem.name == "Gaussian KL":
+        law = standard_normal(rho.dim)
+        functional = s**2 * KL(Gaussian(law.loc, s**2 * law.covariance_matrix))
+    elif problem.name in ("quadratic potential", "interaction"):  # quadratic in the points
+        functional = problem.functional(rho.dim)
+    else:
+        return None
+    if isinstance(rho, Gaussian):
+        return functional, Gaussian(s * rho.loc, s**2 * rho.covariance_matrix, rho.order)
+    if isinstance(rho, Grid):
+        return functional, Grid(rho.mass, [(s * low, s * high) for low, high in rho.bounds], rho.mask)
+    if isinstance(rho, KernelParticles):
+        bandwidth = None if rho.bandwidth is None else s * rho.bandwidth
+        return functional, KernelParticles(s * rho.points, rho.weights, bandwidth)
+    return functional, rho.at(s * rho.points)
+
+
 def moments(rho: Measure) -> tuple[Tensor, Tensor]:
     """The mean, (d,), and the covariance, (d, d)."""
     mean = rho.integrate(lambda x: x)

@@ -18,7 +18,7 @@ from wprox.maps import AffineMap
 from wprox.measures import Gaussian, Grid, Measure
 from wprox.metrics import w2
 from wprox.solvers import Ending, Problem, Solver, Step, StepFailedError
-from wprox.testing.examples import PROBLEMS, KnownStep, half_square, moments, standard_normal, starts
+from wprox.testing.examples import PROBLEMS, KnownStep, half_square, in_units, moments, standard_normal, starts
 from wprox.testing.laws import (
     Unasked,
     answer,
@@ -80,7 +80,7 @@ def check_solver(
         T(x) = x/(1 + γ) for |x|²/2,        m′ = m/(1 + γ) and (1 + γ)σ′² − σσ′ − γ = 0 for KL(· ‖ N(0, I)),
 
     unless the solver `is_proximal` no more, as explicit schemes are not; that an anchor of the transport cost counts,
-    or is refused; that the transport cost is no less than W₂²;
+    or is refused; that the transport cost is no less than W₂²; that the step in other units is the same one;
     that results come in the precision of the start, without a graph, with its weights where points move; that the
     start is left alone; that steps are counted, and say how long they took and how they ended. That what is no
     functional, and no step size, is refused with a sentence; and that a subclass with a value of its own is solved by
@@ -351,6 +351,20 @@ def anchor(case: Case) -> None:
     )
 
 
+def units(case: Case) -> None:
+    """The step of s² F(·/s) from ρ in other units, x ↦ s x, is s times that of F, over twenty decades."""
+    known = case.step.measure
+    for s in (1e-10, 1e10):
+        other = in_units(case.problem, case.given, s)
+        if other is None:
+            raise Unasked("the problem knows no units")
+        step = case.solver.step(other[0], case.solver.prepare(other[1]), case.problem.step_size)
+        names = (f"the step where the unit is {s:g}, over {s:g},", "the step")
+        require(step.converged == case.step.converged, f"where the unit is {s:g}, it ends so: {step.message}")
+        require_close(step.measure.points / s, known.points, names, AGREEMENT, AGREEMENT)
+        require_close(step.measure.weights, known.weights, names, AGREEMENT, AGREEMENT)
+
+
 def subclasses(case: Case) -> None:
     """A subclass with a value of its own is solved by that value, or refused; never taken for its parent.
 
@@ -389,6 +403,7 @@ GENERAL_LAWS = (
     step_sizes,
     what_is_no_functional,
     anchor,
+    units,
     subclasses,
 )
 

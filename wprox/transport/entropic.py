@@ -16,6 +16,7 @@ from wprox.transport.atoms import atoms, check_same_space
 from wprox.transport.gaussian import entropic_trace
 
 LOST = 1e-200  # a sum below this may soon underflow in Sinkhorn iterations on a kernel
+LEVEL_TOL, LEVEL_ITERATIONS = 1e-2, 20  # of the marginals at each level of ε on the way down, and the most iterations
 PLAIN, CYCLE = 20, 120  # Sinkhorn iterations that are not over-relaxed, of so many
 
 
@@ -32,16 +33,22 @@ def sinkhorn(p: Measure, q: Measure, blur: float, tol: float, iterations: int) -
     a, b = a / a.sum(), b / b.sum()  # which are 1: the derivatives are those of F(w / Σw)
     origin = (a @ x + b @ y).detach() / 2  # the cost is a difference of squares, which far from 0 would cancel
     x, y = x - origin, y - origin
-    terms = (
-        entropic_cost(x, a, y, b, epsilon, tol, iterations),
-        -entropic_cost(x, a, x, a, epsilon, tol, iterations, True) / 2,
-        -entropic_cost(y, b, y, b, epsilon, tol, iterations, True) / 2,
-    )
-    return torch.stack(terms).sum()
+    own = list[Tensor]()  # the potentials of both to themselves, which are those between them where they are one
+    of_p = entropic_cost(x, a, x, a, epsilon, tol, iterations, True, own)
+    of_q = entropic_cost(y, b, y, b, epsilon, tol, iterations, True, own)
+    return entropic_cost(x, a, y, b, epsilon, tol, iterations, False, own) - of_p / 2 - of_q / 2
 
 
 def entropic_cost(
-    x: Tensor, a: Tensor, y: Tensor, b: Tensor, epsilon: float, tol: float, iterations: int, symmetric: bool = False
+    x: Tensor,
+    a: Tensor,
+    y: Tensor,
+    b: Tensor,
+    epsilon: float,
+    tol: float,
+    iterations: int,
+    symmetric: bool = False,
+    own: list[Tensor] | None = None,
 ) -> Tensor:
     """OT_ε between weighted points, the dual value.
 
@@ -50,12 +57,19 @@ def entropic_cost(
 
     Arguments:
         symmetric: whether the two measures are one.
+        own: the potentials of the two measures to themselves: kept there, and tried between them.
     """
+    own = [] if own is None else own
     potentials: list[Tensor] = []
 
     def compute(needs: Needs, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         cost = _cost(x, y)
-        f, g = _all_potentials(cost, a, b, epsilon, tol, iterations, symmetric)
+        if symmetric or len(own) != 2 or not _solve(cost, a, b, epsilon, tol, *own):
+            f, g = _all_potentials(cost, a, b, epsilon, tol, iterations, symmetric)
+        else:
+            f, g = own
+        if symmetric:
+            own.append(f)
         potentials[:] = f, g
         excess = _exponent(f, g, cost, a, b, epsilon).expm1_()  # of the mass of the plan: 0 in sum over either side
         rows = excess @ b
@@ -152,15 +166,7 @@ def _potentials(
     plain for a while, then over-relaxed with the factor that is optimal for the rate observed (Lehmann, von Renesse,
     Sambale and Uschmajew 2022); averaged, where both marginals are one (Feydy 2020, section 3.3).
     """
-    g = torch.zeros_like(b)
-    level = max(float(cost.max()), epsilon)
-    while True:
-        f = -level * torch.logsumexp(b.log() + (g - cost) / level, 1)
-        g = (f + g) / 2 if symmetric else -level * torch.logsumexp(a.log() + (f - cost.mT) / level, 1)
-        if level == epsilon:
-            break
-        level = max(level / 4, epsilon)
-    f = g if symmetric else f
+    f, g = _annealed(cost, a, b, epsilon, symmetric)
     error, relaxation, errors, count = math.inf, 1.0, [math.inf], 0
     while not error <= tol and count < iterations:
         kernel = ((f[:, None] + g - cost) / epsilon).exp()
@@ -199,6 +205,33 @@ def _potentials(
             stacklevel=2,
         )
     return f, g
+
+
+def _solve(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, tol: float, f: Tensor, g: Tensor) -> bool:
+    """Whether potentials are those of OT_ε: the marginals of their plan are within the tolerance."""
+    plan = ((f[:, None] + g - cost) / epsilon).exp()
+    return float(a @ (plan @ b - 1).abs() + b @ (a @ plan - 1).abs()) <= tol
+
+
+def _annealed(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Potentials near those of OT_ε, from larger ε: each level is solved roughly before the next one starts.
+
+    Where points are far apart in blurs, their potentials hardly hear of each other at the last level alone.
+    """
+    f, g = torch.zeros_like(a), torch.zeros_like(b)
+    level = max(float(cost.max()), epsilon)
+    while True:
+        for _ in range(LEVEL_ITERATIONS):
+            before, f = f, -level * torch.logsumexp(b.log() + (g - cost) / level, 1)
+            if symmetric:
+                f = g = (f + g) / 2
+            else:
+                g = -level * torch.logsumexp(a.log() + (f - cost.mT) / level, 1)
+            if float(a @ ((before - f) / level).expm1().abs()) <= LEVEL_TOL:
+                break
+        if level == epsilon:
+            return f, g
+        level = max(level / 4, epsilon)
 
 
 def _gaussian_sinkhorn(p: Gaussian, q: Gaussian, epsilon: float) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 from wprox._autograd import Function
 from wprox.pairs.distances import half_square_distances
 
+LEVELS = 1e4  # times the median cost: where costs are cut off first
+
 
 class Plan(NamedTuple):
     """The entries P_ij > 0 of a plan, and the potential ψ of its second marginal.
@@ -48,31 +50,15 @@ class _ExactPlan(Function):
 
     @staticmethod
     def forward(x: Tensor, a: Tensor, y: Tensor, b: Tensor, num_itermax: int) -> tuple[Tensor, ...]:
-        import ot
-
         cost = half_square_distances(x, y).cpu()
         rows, columns = ((weights > 0).cpu() for weights in (a, b))
         if not (bool(rows.all()) and bool(columns.all())):
             cost = cost[rows][:, columns]
         first, second = (weights[kept.to(weights.device)].double().cpu() for weights, kept in ((a, rows), (b, columns)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # POT warns where it fails, which is an error here
-            array, log = ot.emd(
-                (first / first.sum()).numpy(),
-                (second / second.sum()).numpy(),
-                cost.numpy(),
-                numItermax=num_itermax,
-                log=True,
-            )
-        if log["warning"] is not None:
-            raise RuntimeError(
-                f"the network simplex did not find the optimal plan between {len(first)} and {len(second)} points "
-                f"({log['warning']}); raise num_itermax, which is {num_itermax}"
-            )
-        plan = torch.from_numpy(array)
+        plan, own = _optimal(cost, first / first.sum(), second / second.sum(), num_itermax)
         i, j = plan.nonzero(as_tuple=True)
         potential = torch.full_like(b, -math.inf, dtype=torch.float64, device="cpu")
-        potential[columns] = torch.from_numpy(log["v"])
+        potential[columns] = own
         where = rows.nonzero()[i, 0], columns.nonzero()[j, 0], plan[i, j], potential
         return tuple(part.to(x.device) for part in where)
 
@@ -83,3 +69,37 @@ class _ExactPlan(Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> tuple[None, ...]:
         return None, None, None, None, None
+
+
+def _optimal(cost: Tensor, a: Tensor, b: Tensor, num_itermax: int) -> tuple[Tensor, Tensor]:
+    """The optimal plan (n, m) and its second potential (m,), in units in which the costs that matter are about 1.
+
+    POT's tolerances are those of its largest cost, and of 1. What is subtracted from a row or a column changes no plan,
+    and the plan for costs that are cut off at a level is optimal for all that use nothing beyond it.
+    """
+    by_row = cost.amin(1, keepdim=True)
+    by_column = (cost - by_row).amin(0)
+    excess = cost - by_row - by_column
+    largest = float(excess.max())
+    if not largest > 0:
+        largest = 1.0
+    level = min(largest, LEVELS * float(excess.median())) or largest
+    while True:
+        plan, potential = _network_simplex((excess / level).clamp(max=1.0), a, b, num_itermax)
+        if level >= largest or not bool((excess[plan > 0] > level).any()):
+            return plan, by_column + level * potential
+        level = min(largest, LEVELS * level)
+
+
+def _network_simplex(cost: Tensor, a: Tensor, b: Tensor, num_itermax: int) -> tuple[Tensor, Tensor]:
+    import ot
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # POT warns where it fails, which is an error here
+        plan, log = ot.emd(a.numpy(), b.numpy(), cost.numpy(), numItermax=num_itermax, log=True)
+    if log["warning"] is not None:
+        raise RuntimeError(
+            f"the network simplex did not find the optimal plan between {len(a)} and {len(b)} points "
+            f"({log['warning']}); raise num_itermax, which is {num_itermax}"
+        )
+    return torch.from_numpy(plan), torch.from_numpy(log["v"])

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from wprox._checks import kind_of
 from wprox.functionals import KL
-from wprox.jko import jko_steps
 from wprox.measures import Gaussian, Particles
 from wprox.measures.laws import as_gaussian
 from wprox.solvers import GaussianProx, StepFailedError
 
-SCALE_STEPS = [0.1 * 16.0**k for k in range(8)]  # γ of the Gaussian that is fitted to the target: it may be far or wide
+FIRST, GROWTH = 0.1, 4.0  # γ of the Gaussian that is fitted, in the time to move by its spread
+MOST_FAILURES = 10  # steps that are too long for their solver, and are followed by shorter ones
+LONG, STILL = 16.0, 1e-2  # it has arrived where a step so much longer than its spread² moves it by so little of that
 
 
 class ScaledTarget:
@@ -78,18 +79,58 @@ def fitted_gaussian(functional: KL, dim: int, seed: int) -> Gaussian:
         dtype = covariance.dtype
     start = Gaussian(torch.zeros(dim).double(), torch.eye(dim).double())
     check_target(functional.log_target, start.sample(1000, seed).to(dtype))
-    in_double = functional if gaussian is not None else KL(lambda x: functional.log_target(x.to(dtype)).to(x))
+    in_double, solver = functional, GaussianProx()
+    if gaussian is None and not _computes_in_double(functional.log_target, start.points):
+        in_double, solver = KL(lambda x: functional.log_target(x.to(dtype)).to(x)), _CoarseProx(tolerance=1e-3)
     try:
-        *_, last = jko_steps(in_double, GaussianProx(), start, SCALE_STEPS, len(SCALE_STEPS))
+        fitted = _settled(in_double, solver, start)
     except (StepFailedError, ValueError) as error:  # the latter for a quadratic that has no minimum
         raise StepFailedError(
             f"no Gaussian could be fitted to the target ({error}); give one that covers it, as in "
             f"initial=Gaussian(torch.zeros({dim}), 16 * torch.eye({dim}))"
         ) from None
-    fitted = last.measure
-    assert isinstance(fitted, Gaussian)
     width = 1.0 if gaussian is not None else 1 + math.sqrt(2 / dim)
     return Gaussian(fitted.loc.to(dtype), width**2 * fitted.covariance_matrix.to(dtype))
+
+
+def _settled(functional: KL, solver: GaussianProx, rho: Gaussian) -> Gaussian:
+    """Where proximal steps of growing length take a Gaussian, whatever the units of the target."""
+    speed = math.sqrt(float(rho.weights @ functional.wasserstein_gradient(rho).square().sum(1)))
+    step_size = FIRST * _spread(rho) / speed if speed else FIRST
+    failures = 0
+    while step_size and failures < MOST_FAILURES:
+        try:
+            step = solver.step(functional, rho, step_size)
+        except StepFailedError:
+            failures, step_size = failures + 1, step_size / GROWTH**2
+            if failures == MOST_FAILURES:
+                raise
+            continue
+        assert isinstance(step.measure, Gaussian)
+        rho, spread = step.measure, _spread(step.measure)
+        if step_size >= LONG * spread**2 and math.sqrt(float(step.transport_cost)) <= STILL * spread:
+            break
+        failures += not step.converged
+        step_size *= GROWTH if step.converged else 1 / GROWTH
+    return rho
+
+
+def _spread(rho: Gaussian) -> float:
+    return math.sqrt(float(rho.covariance_matrix.trace()))
+
+
+class _CoarseProx(GaussianProx):
+    """Steps for targets that are rounded to float32."""
+
+    noise = 1e-6
+
+
+def _computes_in_double(log_target: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether a target at points in float64, (n, d), is computed in float64."""
+    try:
+        return checked(log_target(x), x).dtype == torch.float64
+    except (RuntimeError, TypeError, ValueError):
+        return False
 
 
 def check_target(log_target: Callable[[Tensor], Tensor], x: Tensor) -> None:

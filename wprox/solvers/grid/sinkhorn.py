@@ -12,17 +12,19 @@ from torch import Tensor
 
 from wprox._checks import check_choice, check_count, check_flag, check_length, check_positive
 from wprox.measures import Grid
-from wprox.solvers.base import Solved, Solver
+from wprox.solvers.base import Ending, Solved, Solver
 from wprox.solvers.grid.gibbs import Kernel
 from wprox.solvers.grid.scaling import ScalingIteration
 from wprox.solvers.grid.terms import GridTerms, sort_terms
 from wprox.solvers.grid.walls import HeatKernel, make_kernel
 from wprox.solvers.problem import Problem
+from wprox.transport.line import line_square
 
 DEBIAS = (None, "entropy", "sinkhorn")
 SMALLEST_BLUR = 0.25  # in cells: exp(−1/(2 · 0.25²)) = 3e-4 of the mass reaches a neighbour
 
 LONG_MOVE = 0.5  # the relative error of the transport cost by implicit heat flow, to first order, beyond which to warn
+ROUGHLY = 10.0  # times `tol`: the relative error of F that it leaves
 COARSEST_BLUR = 0.125  # of the longest side: where the blur of a first step starts
 ANNEALING_TOL, ANNEALING_ITERATIONS = 1e-2, 50  # of each larger blur
 
@@ -157,18 +159,38 @@ class SinkhornProx(Solver):
         cost = (2 * blur**2 * divergence).clamp(min=0.0)  # ≥ 0, but for rounding
         if isinstance(kernel, HeatKernel):
             _warn_of_long_moves(float(cost), blur, kernel.steps, max(grid.cell_widths))
+        end = grid.with_weights(solution.mass)
+        if grid.dim == 1 and grid.mask is None:
+            cost = line_square(grid, end)
         result = source.with_weights(solution.mass.to(source.dtype))
+        value = problem.functional(end)
+        ending, message = solution.ending, solution.message
+        if ending.is_success and self._has_risen(problem, float(value), blur):
+            ending = Ending.SMEARED
+            message = (
+                f"{ending.value}: step_size = {gamma:.3g} needs a blur of at most its root, {math.sqrt(gamma):.3g}, "
+                f"and cells no wider, and blur is {blur:.3g}; raise step_size, or refine the grid"
+            )
         return Solved(
             measure=result,
             transport_cost=cost.to(source.dtype),
-            value=problem.functional(grid.with_weights(solution.mass)).to(source.dtype),
-            ending=solution.ending,
-            message=solution.message,
+            value=value.to(source.dtype),
+            ending=ending,
+            message=message,
             iterations=solution.iterations,
             state=_State(
                 result, gamma, solution.log_scalings, own_target, solution.violation, blur, solution.log_domain
             ),
         )
+
+    def _has_risen(self, problem: Problem, value: float, blur: float) -> bool:
+        """Whether F is larger than at the start by more than `tol` explains."""
+        if problem.anchor is not problem.measure:
+            return False
+        before = float(problem.functional(problem.measure.to(torch.float64)))
+        share = blur**2 / problem.step_size  # of the entropy of the plan in the objective, next to F
+        scale = max(abs(before), abs(value)) + (share if share <= 1 else 0.0)
+        return value - before > ROUGHLY * self.tol * scale
 
     def _annealed(self, terms: GridTerms, grid: Grid, blur: float) -> Tensor | None:
         """Where to start without a step before: the potentials of larger blurs, halved down to the given one."""

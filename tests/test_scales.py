@@ -1,0 +1,165 @@
+"""Precision, scale and offset: against float64 and closed forms, over twenty decades."""
+
+import math
+
+import pytest
+import torch
+
+import wprox
+from wprox.metrics import energy_distance, mmd, sinkhorn_divergence, w2
+from wprox.solvers import Ending
+
+DECADES = (1e-10, 1e-5, 1e5, 1e10)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# --- sums and draws
+
+
+def test_a_million_particles_in_float32_sum_as_in_float64():
+    n = 1_000_000
+    x = normal(n, 1).float() + 1000
+    rho, truth = wprox.Particles(x, log_density=x[:, 0]), float(x.double().mean())
+    moved = rho.at(x + 1000)
+    problem = wprox.Problem(wprox.PotentialEnergy(lambda x: x[:, 0]), rho, 1.0)
+    for found, expected in (
+        (rho.integrate(lambda x: torch.ones_like(x[:, 0])), 1.0),
+        (wprox.PotentialEnergy(lambda x: x[:, 0])(rho), truth),
+        (rho.mean_log_density(), truth),
+        (problem.cost(moved), 1e6),
+        (wprox.Gaussian.from_samples(x).loc[0], truth),
+        (wprox.Gaussian.from_samples(x).covariance_matrix[0, 0], float(x.double().var(correction=0))),
+        (wprox.Grid.from_particles(rho.at(x - 1000), 4, [(-20.0, 20.0)]).weights.sum(), 1.0),
+    ):
+        assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+def test_draws_reach_small_weights_and_never_weights_of_zero():
+    small = torch.full((1000,), 1e-8)
+    weights = torch.cat((torch.tensor([0.0, 1 - 1e-5, 0.0]), small, torch.zeros(2)))
+    points = torch.arange(len(weights)).float()[:, None]
+    for rho in (wprox.Particles(points, weights), wprox.Grid(weights, [(0.0, float(len(weights)))])):
+        drawn = rho.sample(2_000_000, seed=0)[:, 0].floor()
+        assert set(drawn[drawn < 3].tolist()) == {1.0}
+        assert float(drawn.max()) < 1003
+        # Poisson of mean 20: outside of these once in 2e6 and in 1e5 seeds
+        assert 4 <= int((drawn >= 3).sum()) <= 43
+
+
+def test_more_than_2_to_the_24_atoms_can_be_drawn_from():
+    assert wprox.Grid(torch.ones(257, 256, 256), [(0, 1)] * 3).sample(3, seed=0).shape == (3, 3)
+
+
+@pytest.mark.parametrize("kernel", [None, wprox.kernels.Gaussian(), lambda z: torch.exp(-z.square().sum(-1))])
+def test_discrepancies_of_like_samples_in_float32_are_those_in_float64(kernel):
+    x = normal(500, 2).float()
+    for y in (x + 1e-4, x + 1e-3, x.flip(0)):
+        found = float(mmd(wprox.Particles(x), wprox.Particles(y), kernel))
+        truth = float(mmd(wprox.Particles(x.double()), wprox.Particles(y.double()), kernel))
+        assert found == pytest.approx(truth, rel=1e-3, abs=1e-12)
+        assert found >= -1e-12
+    assert float(energy_distance(wprox.Particles(x + 1000), wprox.Particles(x + 1000))) >= -1e-12
+
+
+def test_a_kernel_in_float32_keeps_its_precision():
+    matrix = torch.eye(2)
+    F = wprox.MMD(normal(20, 2).float(), kernel=lambda z: torch.exp(-(z @ matrix).square().sum(-1)))
+    assert F(wprox.Particles(normal(20, 2, seed=1).float())).dtype == torch.float32
+
+
+# --- distances in units
+
+
+@pytest.mark.parametrize("s", DECADES)
+def test_distances_scale(s):
+    x, y = normal(30, 2), normal(40, 2, seed=1) + 1
+    line = wprox.Quantiles.from_samples(x[:, 0], 20), wprox.Quantiles.from_samples(y[:, 0], 20)
+    law, other = (wprox.Gaussian.from_samples(z) for z in (x, y))
+    pairs = {
+        "plans": (wprox.Particles(x), wprox.Particles(y), lambda rho: rho.at(s * rho.points)),
+        "quantiles": (*line, lambda rho: wprox.Quantiles(s * rho.nodes)),
+        "line": (wprox.Particles(x[:, :1]), wprox.Particles(y[:, :1]), lambda rho: rho.at(s * rho.points)),
+        "Bures": (law, other, lambda rho: wprox.Gaussian(s * rho.loc, s**2 * rho.covariance_matrix)),
+    }
+    for name, (p, q, scaled) in pairs.items():
+        assert float(w2(scaled(p), scaled(q))) == pytest.approx(s * float(w2(p, q)), rel=1e-9), name
+    p, q, scaled = pairs["plans"]
+    found = float(sinkhorn_divergence(scaled(p), scaled(q), 0.5 * s))
+    assert found == pytest.approx(s**2 * float(sinkhorn_divergence(p, q, 0.5)), rel=1e-6)
+
+
+def test_far_points_leave_the_plan_of_the_others_exact():
+    x, y = normal(30, 2), normal(30, 2, seed=1)
+    near = float(w2(wprox.Particles(x[1:]), wprox.Particles(y[1:])))
+    x[0] = y[0] = 1e8
+    far = w2(wprox.Particles(x), wprox.Particles(y.flip(0)))
+    assert float(far) == pytest.approx(near * math.sqrt(29 / 30), rel=1e-9)
+
+
+@pytest.mark.parametrize("blur", [1.0, 0.1, 0.01, 0.001])
+def test_the_sinkhorn_divergence_of_a_measure_to_itself_is_zero_at_every_blur(blur):
+    x = normal(60, 2)
+    for y in (x, x.flip(0)):
+        assert abs(float(sinkhorn_divergence(wprox.Particles(x), wprox.Particles(y), blur))) <= 1e-12
+
+
+def test_the_sinkhorn_divergence_at_small_blur_is_half_of_w2_squared():
+    p, q = wprox.Particles(normal(60, 2)), wprox.Particles(normal(60, 2, seed=1) + 0.3)
+    assert float(sinkhorn_divergence(p, q, 1e-3)) == pytest.approx(float(w2(p, q)) ** 2 / 2, rel=1e-4)
+
+
+# --- steps
+
+
+def test_a_gaussian_step_from_where_the_functional_is_infinite_fails_with_a_sentence():
+    law = wprox.Gaussian(torch.zeros(2).double(), torch.eye(2).double())
+    with pytest.raises(wprox.StepFailedError, match="has left the domain"):
+        wprox.GaussianProx().step(wprox.KL(law) + wprox.Congestion(0.05), law, 0.2)
+
+
+def test_the_sampler_fits_its_start_in_units_of_the_target():
+    from wprox.models.sampler.target import fitted_gaussian
+
+    for s, m in ((1e-3, 0.0), (1e3, 1e5)):
+
+        def log_banana(x, s=s, m=m):
+            z = (x - m) / s
+            return -z[:, 0].square() / 2 - 2 * (z[:, 1] - z[:, 0].square() / 2).square()
+
+        fitted = fitted_gaussian(wprox.KL(log_banana), 2, seed=0)
+        deviations = fitted.covariance_matrix.diagonal().sqrt() / s  # twice those of the best Gaussian, (1/√2, 1/2)
+        assert torch.allclose(deviations, torch.tensor([math.sqrt(2), 1.0]), rtol=1e-2)
+
+
+def test_a_grid_step_far_shorter_than_blur_squared_does_not_say_that_it_converged():
+    x = (torch.arange(64).double() + 0.5) / 64
+    rho = wprox.Grid(((x - 0.5).abs() < 0.2).double() + 1e-12, [(0.0, 1.0)])
+    F = wprox.PotentialEnergy(lambda x: (x[:, 0] - 0.3) ** 2)
+    step = wprox.SinkhornProx().step(F, rho, 1e-8)
+    assert not step.converged
+    assert "needs a blur of at most" in step.message
+    assert float(step.transport_cost) >= float(w2(rho, step.measure)) ** 2 * (1 - 1e-9)
+    assert wprox.SinkhornProx().step(F, rho, 1e-2).converged
+
+
+def test_a_step_that_failed_is_no_arrival():
+    class Stuck(wprox.Solver):
+        def solve(self, problem, state):
+            return wprox.Solved(problem.measure, problem.cost(problem.measure), ending=Ending.NOT_CONVERGED)
+
+    F = wprox.PotentialEnergy(lambda x: x.square().sum(-1))
+    with pytest.warns(RuntimeWarning, match="did not converge"):
+        trajectory = wprox.jko(F, Stuck(), wprox.Particles([[1.0]]), 0.1, 3, tol=1e-3)
+    assert len(trajectory) == 3
+    assert not trajectory.converged
+
+
+def test_entropic_couplings_end_and_bound_the_distance_with_weights_below_rounding():
+    x, y = normal(12, 2), normal(8, 2, seed=1)
+    weights = torch.cat((torch.full((6,), 2.5e-31), torch.full((6,), 1 / 6))).double()
+    rho = wprox.Particles(x, weights)
+    step = wprox.ParticleProx("sinkhorn", blur=0.3, iterations=3).step(wprox.MMD(y), rho, 0.2)
+    assert float(step.transport_cost) >= float(w2(rho, step.measure)) ** 2 * (1 - 1e-9)
