@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from wprox._writing import claimed
 
 ENDINGS = (".csv", ".npy", ".parquet")
 MISSING = frozenset({"", "na", "n/a", "null", "none", "<na>"})
@@ -158,12 +161,10 @@ def default_columns(d: int) -> list[str]:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well and vanishes when it does not."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with claimed(path) as claim:
+        temporary = claim.work / path.name
         yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.replace(temporary, claim.path)
 
 
 def _read_csv(file: Path) -> Table:
@@ -189,7 +190,19 @@ def _read_csv(file: Path) -> Table:
     except csv.Error as error:
         raise ValueError(f"{file} is not a readable .csv file (line {reader.line_num}: {error})") from error
     _refuse_text(file, [f"{columns[j]!r} (row {row}: {cell!r})" for j, (cell, row) in sorted(text.items())])
+    _check_end(file)
     return Table(np.array(numbers, dtype=np.float64).reshape(n, len(columns)), columns)
+
+
+def _check_end(file: Path) -> None:
+    """A number of which the end is missing is a number as well: only the end of the line says that it is whole."""
+    with file.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        if stream.read() not in b"\r\n":
+            raise ValueError(
+                f"{file} is cut off: its last line has no end, so that its last number may lack digits; write the file "
+                "again, or add the end of the line where the number is whole"
+            )
 
 
 def _header(file: Path, cells: list[str]) -> list[str]:
@@ -244,11 +257,15 @@ def _parse_row(row: list[str], number: int, text: dict[int, tuple[str, int]]) ->
 
 def _read_npy(file: Path) -> Table:
     try:
+        _check_size(file)
         values = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged header makes numpy evaluate
         if "Object arrays" in str(error):
-            raise ValueError(f"{file} holds Python objects, not numbers; save a numeric array") from error
-        raise ValueError(f"{file} is not a readable .npy file (cut off, or not one at all): {error}") from error
+            raise ValueError(f"{file} holds Python objects, not numbers; save a numeric array") from None
+        said = str(error) or type(error).__name__
+        raise ValueError(f"{file} is not a readable .npy file (cut off, or not one at all): {said}") from None
     if not isinstance(values, np.ndarray):
         values.close()
         raise ValueError(f"{file} is an archive of several arrays; save the one array with numpy.save")
@@ -258,6 +275,20 @@ def _read_npy(file: Path) -> Table:
         hint = "; reshape a single feature to (n, 1)" if values.ndim == 1 else "; flatten each row to one vector"
         raise ValueError(f"{file} must have shape (n, d), got {values.shape}{hint}")
     return Table(values.astype(np.float64), default_columns(values.shape[1]))
+
+
+def _check_size(file: Path) -> None:
+    """Raise `ValueError` where an .npy file does not hold as many numbers as it says: they would be made first."""
+    with file.open("rb") as stream:
+        if stream.read(6) != np.lib.format.MAGIC_PREFIX:
+            return
+        stream.seek(0)
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        expected, there = math.prod(shape) * dtype.itemsize, file.stat().st_size - stream.tell()
+    if any(type(length) is not int or length < 0 for length in shape) or (expected != there and not dtype.hasobject):
+        raise ValueError(f"shape {shape} of {dtype} takes {expected} bytes, there are {there}")
 
 
 def _pandas(file: Path) -> Any:
@@ -272,8 +303,9 @@ def _read_parquet(file: Path) -> Table:
     pandas = _pandas(file)
     try:
         frame = pandas.read_parquet(file)
-    except ValueError as error:  # pyarrow.ArrowInvalid is one
-        raise ValueError(f"{file} is not a readable .parquet file (cut off, or not one at all): {error}") from error
+    except Exception as error:  # whatever damaged metadata make pyarrow and pandas do
+        said = str(error) or type(error).__name__
+        raise ValueError(f"{file} is not a readable .parquet file (cut off, or not one at all): {said}") from None
     columns = [str(name) for name in frame.columns]
     types = pandas.api.types
     text = [
