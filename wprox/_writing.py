@@ -187,7 +187,7 @@ def settle(folder: Path) -> None:
     for file in sorted(saved.iterdir()):
         _link(file, saving / file.name)
         os.replace(saving / file.name, folder / file.name)
-    saving.rmdir()
+    shutil.rmtree(saving)  # with names that stay where both were of one file already, as rename(2) has it
     os.rename(saved, saving)  # so that half of it is never taken for all
     shutil.rmtree(saving)
 
