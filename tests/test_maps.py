@@ -14,6 +14,7 @@ import torch
 
 import wprox
 from wprox._random import seeded
+from wprox.maps import RescaledMap
 from wprox.maps.base import apply_in_batches, invert_in_batches
 from wprox.testing import check_map
 from wprox.testing.laws import name_of
@@ -33,6 +34,7 @@ MAPS = {
     "ode": partial(wprox.ODEMap, hidden=(24, 24), tolerance=1e-10),
     "ode, shallow": partial(wprox.ODEMap, hidden=(32,), activation="softplus", method="midpoint", tolerance=1e-10),
     "ode, deep": partial(wprox.ODEMap, hidden=(8, 8, 8), activation="silu", exact_dim=1, tolerance=1e-10),
+    "rescaled": lambda dim: RescaledMap(wprox.SplineMap(dim, bins=4), torch.full((dim,), 2.0), 3.0),
     "composed": lambda dim: wprox.ComposedMap([wprox.AffineMap(dim), wprox.SplineMap(dim, bins=4)]),
 }
 EVERYWHERE = ["affine", "coupling", "autoregressive", "residual", "convex", "composed"]

@@ -288,12 +288,14 @@ def test_a_coarse_discretisation_is_refined_and_reported():
     x = torch.cat((cloud(300, (-2.0, 0.0), 0.1), cloud(300, (2.0, 0.0), 0.1)))
     rho, F = wprox.Particles(x), wprox.KL(standard_normal(2, torch.float32))
     options = {"steps": 1, "method": "heun", "hidden": (16, 16), "error": 0.0}
-    solver = wprox.NeuralProx("ode", options, iterations=40, gap_tolerance=0.02)
+    solver = wprox.NeuralProx("ode", options, iterations=40, gap_tolerance=0.02, standardise=False)
     step = solver.step(F, rho, 5.0, held_out=rho)
     assert "1 → 2 steps" in step.message
     assert step.map.steps > 1
     assert step.iterations > 40
-    hopeless = wprox.NeuralProx("ode", options, iterations=10, gap_tolerance=1e-9).step(F, rho, 5.0, held_out=rho)
+    hopeless = wprox.NeuralProx("ode", options, iterations=10, gap_tolerance=1e-9, standardise=False).step(
+        F, rho, 5.0, held_out=rho
+    )
     assert hopeless.map.steps == 8
     assert not hopeless.converged
     assert "the discretised objective is off by" in hopeless.message
@@ -308,7 +310,7 @@ def test_the_error_penalty_keeps_the_discretisation_true():
 
     def gap(error):
         solver = wprox.NeuralProx(
-            "ode", options | {"error": error}, iterations=80, learning_rate=1e-2, gap_tolerance=1e9
+            "ode", options | {"error": error}, iterations=80, learning_rate=1e-2, gap_tolerance=1e9, standardise=False
         )
         map = solver.step(F, rho, 5.0, held_out=rho).map
         with torch.no_grad():

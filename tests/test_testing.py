@@ -144,12 +144,25 @@ def parametric(p, cut):
     return broken(**call(lambda rho: spread(rho) * (p.detach() if cut else p).sum().to(rho.points)))
 
 
+class CountedTwice(torch.autograd.Function):
+    """The identity, but for its derivative where that is to be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 2 * slope if torch.is_grad_enabled() else slope
+
+
 P = torch.ones(1, dtype=F64, requires_grad=True)
 FUNCTIONALS = {
     "value": (
         broken(**call(lambda rho: spread(rho).double())),
         {"measures": [rho.to(torch.float32) for rho in starts()]},
     ),
+    "modes": (broken(**call(lambda rho: spread(rho) * (1 + torch.is_grad_enabled()))), {}),
     "representation": (broken(__repr__=lambda self: "two\nlines"), {}),
     "steps": (broken(at_step=lambda self, k: None), {}),
     "precision": (broken(**call(lambda rho: spread(rho) * (1 + (rho.dtype == torch.float32)))), {}),
@@ -165,6 +178,7 @@ FUNCTIONALS = {
         ),
         {"exempt": ["sums and multiples"]},
     ),
+    "gradient with a graph": (broken(**call(lambda rho: CountedTwice.apply(spread(rho)))), {}),
     "first variation in points": (broken(first_variation=lambda self, rho: half_square), {}),
     "gradient in weights": (broken(**call(lambda rho: rho.weights.detach() @ half_square(rho.points))), {}),
     "first variation in weights": (

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wprox._autograd import NO_BATCHES, is_batched
+
 StepSize = float | Sequence[float] | Callable[[int], float]
 
 
@@ -26,6 +28,8 @@ def as_floating(values: Any, name: str) -> Tensor:
         tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be an array of numbers, got {type(values).__name__}: {error}") from None
+    if is_batched(tensor):
+        raise TypeError(NO_BATCHES)
     if tensor.is_complex():
         raise TypeError(f"{name} must be real, got {tensor.dtype}")
     if not tensor.is_floating_point():
@@ -96,7 +100,7 @@ def as_weights(values: Any, like: Tensor) -> Tensor:
         raise ValueError(f"weights must have shape ({like.shape[0]},), one a point, got {tuple(weights.shape)}")
     if bool((weights < 0).any()):
         raise ValueError(f"weights must not be negative, the smallest is {float(weights.min()):g}")
-    total = float(weights.sum())
+    total = float(weights.detach().sum())
     if abs(total - 1) > 1e-4:
         raise ValueError(f"weights must sum to 1, they sum to {total:g}; divide them by their sum")
     return weights

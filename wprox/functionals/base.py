@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._autograd import HOW_CUT, elsewhere
+from wprox._modes import doors
 from wprox.functionals.first_variation import from_verbs, uses_density
 from wprox.functionals.structure import Rest, Structure
 from wprox.measures import DensityUnknownError, Measure, Particles
 
 DERIVED = ("first_variation", "wasserstein_gradient", "structure", "needs_density", "modulus")  # from the value
-SHIFT = 1e-3  # of the points, relative to the farthest: whether a value that carries no gradient is a constant
+
+
+DOORS = ("__call__", "first_variation", "wasserstein_gradient", "needs_density")
 
 
 class Functional(ABC):
@@ -52,6 +56,7 @@ class Functional(ABC):
         for name in DERIVED:
             if next(k for k, base in enumerate(lineage) if name in vars(base)) > value_from:
                 setattr(cls, name, vars(Functional)[name])
+        doors(cls, "__init__", *DOORS)
 
     @abstractmethod
     def __call__(self, rho: Measure) -> Tensor:
@@ -166,6 +171,9 @@ class Functional(ABC):
         return self + (-other)
 
 
+doors(Functional, *DOORS)
+
+
 class Sum(Functional):
     r"""A linear combination F = Σ_j c_j F_j; what `+` and `*` build.
 
@@ -239,19 +247,17 @@ def refuse_cut_off(functional: Functional, rho: Measure, value: Tensor) -> None:
     An indicator, 0 or +∞, is no such value.
     """
     points, log_density = rho.points.detach(), _density_or_none(rho)
-    noise = torch.randn(points.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(points)
-    elsewhere = points + SHIFT * (points.norm(dim=1).max() + 1) * noise
+    moved = elsewhere(points)
     with torch.no_grad():
         if rho.density_follows_points:
-            other = functional(rho.push(lambda _: elsewhere))
+            other = functional(rho.push(lambda _: moved))
         else:
-            other = functional(Particles(elsewhere, rho.weights.detach(), log_density))
+            other = functional(Particles(moved, rho.weights.detach(), log_density))
         gap = float((other - value).abs())
     if math.isfinite(gap) and gap > math.sqrt(torch.finfo(points.dtype).eps) * abs(float(value)):
         raise ValueError(
             f"{functional!r} is cut off from autograd: its value changes by {gap:.3g} when the points move, but "
-            "carries no gradient (is there a .detach(), .item(), float(...), NumPy or torch.no_grad() in it, or does "
-            "it count or round?); compute it with torch alone, or override wasserstein_gradient"
+            f"carries no gradient {HOW_CUT}; compute it with torch alone, or override wasserstein_gradient"
         )
 
 

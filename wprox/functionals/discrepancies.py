@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from wprox._autograd import is_transformed, needed, uncut
 from wprox._checks import check_count, evaluate
 from wprox._random import Seed
 from wprox.functionals.base import Functional
+from wprox.functionals.first_variation import has_other_leaves
 from wprox.kernels import InverseMultiquadric, RadialKernel, Riesz
 from wprox.kernels.base import as_even
 from wprox.measures import Gaussian, Measure
 from wprox.measures.laws import log_density_of, sampled
-from wprox.pairs.stein import SteinSum, stein_potential
+from wprox.pairs.stein import stein_diagonal, stein_potential, stein_sum
 from wprox.pairs.sums import has_parameters, potential
 
 
@@ -30,7 +32,8 @@ class MMD(Functional):
 
     Arguments:
         target: ν: a measure, samples (m, d), or a torch `Distribution` over R^d. Of distributions and of a
-            `wprox.Gaussian`, `n_samples` draws are taken.
+            `wprox.Gaussian`, `n_samples` draws are taken. The value is differentiable in tensors of measures and of
+            samples; where parameters of a distribution want a gradient, give draws that know it, `law.rsample((m,))`.
         kernel: k, a kernel of `wprox.kernels` or a function of differences (m, d) → (m,), even and conditionally
             positive definite; `wprox.kernels.Riesz(1)`, the energy distance, by default. It may be trained: the value
             is differentiable in tensors of its own that want a gradient.
@@ -68,7 +71,8 @@ class MMD(Functional):
         self.target = sampled(target, check_count(n_samples, "n_samples"), seed)
         self.unbiased = bool(unbiased)
         with torch.enable_grad():
-            self._trained = has_parameters(self.kernel, self.target.points)
+            trained = self.target.points.requires_grad or self.target.weights.requires_grad
+            self._trained = trained or has_parameters(self.kernel, self.target.points)
         with torch.no_grad():
             self._constant = self._target_pairs()
 
@@ -82,7 +86,7 @@ class MMD(Functional):
         return self._pairs(rho, self.unbiased) / 2 - cross + constant.to(rho.points) / 2
 
     def _target_pairs(self) -> Tensor:
-        """∬ k dν dν, which a kernel in training changes."""
+        """∬ k dν dν, which a kernel or a target in training changes."""
         return self._pairs(self.target, self.unbiased and self.target.is_empirical)
 
     def _embedding(self, x: Tensor) -> Tensor:
@@ -94,7 +98,7 @@ class MMD(Functional):
         pairs = rho.integrate_pairs(as_even(self.kernel))
         if not unbiased:
             return pairs
-        own = rho.weights.square().sum()
+        own = rho.diagonal
         if not float(own.detach()) < 1:
             raise ValueError("unbiased=True needs at least two particles with weight on either side, got one")
         at_zero = evaluate(self.kernel, torch.zeros_like(rho.points[:1]), "kernel")[0]
@@ -170,7 +174,9 @@ class KSD(Functional):
                 f"KSD is not differentiable in the parameters of its kernel, but {self.kernel} has some that want a "
                 "gradient: freeze them (requires_grad_(False)), or train the kernel with MMD"
             )
-        return SteinSum.apply(self.kernel, rho.points, self.score(rho.points), rho.weights) / 2
+        scores = self.score(rho.points)
+        total = stein_sum(self.kernel, rho.points, scores, rho.weights)
+        return rho.unbiased_pairs(total, stein_diagonal(self.kernel, scores)) / 2
 
     def needs_density(self, rho: Measure) -> bool:
         return False
@@ -178,27 +184,33 @@ class KSD(Functional):
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
         """∫ k_π(·, y) dρ(y)."""
         y, weights = rho.points.detach(), rho.weights.detach()
-        with torch.no_grad():
-            scores = self.score(y)
+        scores = self.score(y)
         return lambda x: stein_potential(self.kernel, x, self.score(x), y.to(x), scores.to(x), weights.to(x))
 
     def score(self, x: Tensor) -> Tensor:
         """∇ log π at points (n, d), (n, d), differentiable where x is."""
         if self._given_score is not None:
-            score = self._given_score(x)
+            score = uncut(self._given_score, "the score")(x)
             if score.shape != x.shape:
                 raise ValueError(f"the score must map {tuple(x.shape)} to its own shape, got {tuple(score.shape)}")
             return score.to(x)
-        wanted = torch.is_grad_enabled() and x.requires_grad
+        again, wanted = torch.is_grad_enabled(), any(needed(x))
+        if not wanted and is_transformed():  # where autograd takes no new leaves
+
+            def total(x: Tensor) -> Tensor:
+                return evaluate(self._log_target, x, "the log-density of the target").sum()
+
+            return torch.func.grad(total)(x)
         with torch.enable_grad():
-            points = x if wanted else x.detach().requires_grad_()
+            points = x if wanted else x.detach().clone().requires_grad_()
             value = evaluate(self._log_target, points, "the log-density of the target")
             if value.ndim != 1 or not value.requires_grad:
                 raise ValueError(
                     f"the log-density of the target must be a differentiable function (n, d) → (n,), it returned shape "
                     f"{tuple(value.shape)}{'' if value.requires_grad else ', which does not depend on x in torch'}"
                 )
-            (score,) = torch.autograd.grad(value.sum(), points, create_graph=wanted)
+            keep = wanted or (again and has_other_leaves(value, {id(points)}))  # tensors of the target
+            (score,) = torch.autograd.grad(value.sum(), points, create_graph=keep)
         return score
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from wprox._autograd import uncut
 from wprox.functionals.base import Functional
 from wprox.functionals.energies import PotentialEnergy
 from wprox.functionals.structure import Potential, Structure
@@ -48,7 +49,11 @@ class KL(Functional):
 
     def __call__(self, rho: Measure) -> Tensor:
         self._check_dim(rho.dim)
-        return rho.mean_log_density() - rho.integrate(self.log_target)
+        return rho.mean_log_density() - rho.integrate(self._watched_target)
+
+    def _watched_target(self, x: Tensor) -> Tensor:
+        """log π, which refuses to go without a gradient where one is wanted: that of the entropy alone is another."""
+        return uncut(self.log_target, self, "the log-density of ")(x)
 
     def _check_dim(self, dim: int) -> None:
         if self.dim is not None and dim != self.dim:
@@ -59,7 +64,7 @@ class KL(Functional):
 
         def potential(x: Tensor) -> Tensor:
             self._check_dim(x.shape[1])
-            return -self.log_target(x)
+            return -self._watched_target(x)
 
         potential.__name__ = f"-log {getattr(self.target, '__name__', type(self.target).__name__)}"
         term = PotentialEnergy(potential, self.modulus)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._autograd import uncut
 from wprox._checks import check_count, evaluate
 from wprox._random import check_seed
 from wprox.functionals.base import Functional, gradient_in_points
@@ -41,7 +42,7 @@ class PotentialEnergy(Functional):
         self.modulus = modulus
 
     def __call__(self, rho: Measure) -> Tensor:
-        return rho.integrate(self.potential)
+        return rho.integrate(uncut(self.potential, self))
 
     def structure(self) -> Structure:
         return Structure(potentials=(Potential(1.0, self.potential, self.law, self),))
@@ -50,7 +51,7 @@ class PotentialEnergy(Functional):
         return False
 
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
-        return lambda x: evaluate(self.potential, x, "potential")
+        return lambda x: evaluate(uncut(self.potential, self), x, "potential")
 
     def __repr__(self) -> str:
         return f"PotentialEnergy({_name(self.potential)})"
@@ -188,7 +189,8 @@ class InternalEnergy(Functional):
         def per_mass(density: Tensor) -> Tensor:
             # U(0) = 0, so that empty cells of a Grid count nothing; the inner `where` keeps 0/0 out of the gradient
             positive = torch.where(density > 0, density, torch.ones_like(density))
-            return torch.where(density > 0, self.energy(positive) / positive, torch.zeros_like(density))
+            energy = uncut(self.energy, self)(positive)
+            return torch.where(density > 0, energy / positive, torch.zeros_like(density))
 
         return rho.integrate_density(per_mass)
 
@@ -203,7 +205,10 @@ class InternalEnergy(Functional):
             return gradient_in_points(self, rho)
         with torch.enable_grad():
             density = rho.log_density().detach().exp().requires_grad_()
-            (slope,) = torch.autograd.grad(self.energy(density).sum(), density, create_graph=True)
+            energy = uncut(self.energy, self)(density)
+            if not energy.requires_grad:  # U is constant
+                return torch.zeros_like(rho.points)
+            (slope,) = torch.autograd.grad(energy.sum(), density, create_graph=True)
             if not slope.requires_grad:  # U is linear: a constant first variation
                 return torch.zeros_like(rho.points)
             (curvature,) = torch.autograd.grad(slope.sum(), density)

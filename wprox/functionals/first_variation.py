@@ -47,7 +47,7 @@ def from_verbs(functional: Callable[[Measure], Tensor], rho: Measure) -> Field:
                 f"the first variation of {functional!r} is known at the points of ρ only, since it reads rho.points or "
                 f"rho.weights; {ADVICE}"
             )
-        if not _has_parameters(value, {id(leaf) for leaf in (*leaves, *read)}):
+        if not has_other_leaves(value, {id(leaf) for leaf in (*leaves, *read)}):
             slopes = tuple(None if slope is None else slope.detach() for slope in slopes)
     wanted = [slope is not None for slope in slopes[: len(leaves)]]
 
@@ -199,8 +199,8 @@ class _Reflected:
         return self.k(-z)
 
 
-def _has_parameters(value: Tensor, own: set[int]) -> bool:
-    """Whether the graph of a value has leaves other than the recorder's: tensors of F that want a gradient."""
+def has_other_leaves(value: Tensor, own: set[int]) -> bool:
+    """Whether the graph of a value has leaves other than these, by their ids: tensors of F that want a gradient."""
     seen, waiting = set(), [value.grad_fn]
     while waiting:
         node = waiting.pop()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from wprox._autograd import uncut
 from wprox.measures import Measure
 
 
@@ -156,7 +157,7 @@ class Structure:
         """V = Σ c_j V_j at points (n, d), (n,)."""
         value = x.new_zeros(len(x))
         for piece in self.potentials:
-            value = value + piece.weight * piece.function(x)
+            value = value + piece.weight * uncut(piece.function, piece.name)(x)
         return value
 
     def potential_gradient(self, x: Tensor) -> Tensor:

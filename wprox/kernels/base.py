@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from wprox._autograd import uncut
 from wprox._checks import check_count
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class RadialKernel(ABC):
         """φ, φ′, …, up to `order`, at squared distances s; by automatic differentiation where not overridden."""
         with torch.enable_grad():
             points = s.detach().requires_grad_()
-            values = [self.profile(points)]
+            values = [uncut(self.profile, self, "the profile of ")(points) if order else self.profile(points)]
             for _ in range(order):
                 last = values[-1]
                 slope = None

@@ -6,6 +6,7 @@ from wprox.maps.convex import ConvexMap
 from wprox.maps.gradient_step import GradientStepMap
 from wprox.maps.monotone import MonotoneMap
 from wprox.maps.ode import ODEMap
+from wprox.maps.rescaled import RescaledMap
 from wprox.maps.residual import ResidualMap
 from wprox.maps.spline import SplineMap
 
@@ -17,6 +18,7 @@ __all__ = [
     "InverseError",
     "MonotoneMap",
     "ODEMap",
+    "RescaledMap",
     "ResidualMap",
     "SplineMap",
     "TransportMap",

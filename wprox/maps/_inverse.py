@@ -7,10 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from wprox._autograd import differentiable_once
 from wprox.maps.base import InverseError
 
 NEWTON_ITERATIONS = 200
 TOLERANCE = {torch.float64: 1e-10}
+ONCE = (
+    "inverses by Newton's method have first derivatives only; take a map whose inverse is a formula, such as "
+    "wprox.SplineMap, or write what you need with the map itself: at x = T⁻¹(y) in place of y"
+)
 LOW_PRECISION_TOLERANCE = 1e-4  # a sharp map is itself known no better in float32
 
 
@@ -77,8 +82,12 @@ def newton_inverse(
 
 
 def with_derivative(x: Tensor, evaluate: Callable[[Tensor], tuple[Tensor, Tensor]], y: Tensor) -> Tensor:
-    """T⁻¹(y) = x with the derivatives that the implicit function theorem gives: one Newton step with a graph."""
+    """T⁻¹(y) = x with the derivatives that the implicit function theorem gives: one Newton step with a graph.
+
+    These are the first ones; others are refused.
+    """
     if not torch.is_grad_enabled():
         return x
     value, jacobian = evaluate(x)
-    return x - torch.linalg.solve(jacobian.detach(), (value - y)[:, :, None])[:, :, 0]
+    step = torch.linalg.solve(jacobian.detach(), (value - y)[:, :, None])[:, :, 0]
+    return differentiable_once(x - step, ONCE)

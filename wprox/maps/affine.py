@@ -68,13 +68,26 @@ class AffineMap(TransportMap):
     @property
     def matrix(self) -> Tensor:
         """A, (d, d)."""
-        return _SymmetricExponential.apply(self._symmetric())[0]
+        return symmetric_exponential(self._symmetric())
+
+    def rescaled(self, loc: Tensor, scale: float) -> AffineMap:
+        """S ∘ T ∘ S⁻¹ with S(z) = m + s z, an affine map again: this one, where x is measured from m in units of s."""
+        map = AffineMap(self.dim).to(self.shift)
+        with torch.no_grad():
+            map.log_matrix.copy_(self.log_matrix)
+            map.shift.copy_(loc - loc @ self.matrix + scale * self.shift)
+        return map
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.addmm(self.shift, x, self.matrix), self.log_matrix.trace().expand(len(x))
 
     def inverse(self, y: Tensor) -> Tensor:
-        return (y - self.shift) @ _SymmetricExponential.apply(-self._symmetric())[0]
+        return (y - self.shift) @ symmetric_exponential(-self._symmetric())
+
+
+def symmetric_exponential(symmetric: Tensor) -> Tensor:
+    """exp(S) of a symmetric matrix, (d, d), differentiable."""
+    return _SymmetricExponential.apply(symmetric)[0]
 
 
 class _SymmetricExponential(torch.autograd.Function):

@@ -10,6 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from wprox._autograd import needed
+from wprox.maps.precision import frozen
+
 CHUNK_VALUES = 2**22  # numbers that an intermediate tensor may hold where no graph is kept
 
 
@@ -157,17 +160,25 @@ def describe(map: TransportMap) -> dict[str, Any]:
     return {"class": type(map).__name__, "config": map.config}
 
 
-@torch.no_grad()
 def apply_in_batches(map: TransportMap, x: Tensor, batch_size: int = 16384) -> tuple[Tensor, Tensor]:
-    """T(x) and its log-determinant without a graph, in memory bounded by the batch size."""
-    parts = [map(batch) for batch in x.split(batch_size)]
-    return torch.cat([y for y, _ in parts]), torch.cat([log_det for _, log_det in parts])
+    """T(x) and its log-determinant, in memory bounded by the batch size; with a graph in x alone where x wants one."""
+    map, wanted = _for(map, x)
+    with torch.set_grad_enabled(wanted):
+        parts = [map(batch) for batch in x.split(batch_size)]
+        return torch.cat([y for y, _ in parts]), torch.cat([log_det for _, log_det in parts])
 
 
-@torch.no_grad()
 def invert_in_batches(map: TransportMap, y: Tensor, batch_size: int = 16384) -> Tensor:
-    """T⁻¹(y) without a graph, in memory bounded by the batch size."""
-    return torch.cat([map.inverse(batch) for batch in y.split(batch_size)])
+    """T⁻¹(y), as `apply_in_batches` takes T(x)."""
+    map, wanted = _for(map, y)
+    with torch.set_grad_enabled(wanted):
+        return torch.cat([map.inverse(batch) for batch in y.split(batch_size)])
+
+
+def _for(map: TransportMap, x: Tensor) -> tuple[TransportMap, bool]:
+    """The map with which to evaluate points, and whether to keep a graph: it is to end at the points."""
+    (wanted,) = needed(x)
+    return (frozen(map) if wanted else map), wanted
 
 
 def in_chunks(apply: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, row_values: int) -> tuple[Tensor, Tensor]:

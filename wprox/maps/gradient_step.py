@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from wprox._checks import check_count, check_positive
-from wprox.maps._inverse import newton_inverse, tolerance_of
+from wprox._modes import in_any_mode
+from wprox.maps._inverse import newton_inverse, tolerance_of, with_derivative
 from wprox.maps.base import InverseError, TransportMap
 
 
@@ -68,10 +69,11 @@ class GradientStepMap(TransportMap):
     def inverse(self, y: Tensor) -> Tensor:
         return torch.cat([self._invert(batch) for batch in y.split(self.batch_size)])
 
-    @torch.no_grad()
     def _invert(self, y: Tensor) -> Tensor:
         try:
-            return newton_inverse(self._expand, y, tolerance_of(self.tolerance, y.dtype), "x − γ∇φ(x)")
+            with torch.no_grad():
+                x = newton_inverse(self._expand, y, tolerance_of(self.tolerance, y.dtype), "x − γ∇φ(x)")
+            return with_derivative(x, self._expand, y)
         except InverseError as error:
             raise InverseError(
                 f"{error}: the map may fold there; it is invertible for step_size below 1/L, L the largest eigenvalue "
@@ -79,6 +81,7 @@ class GradientStepMap(TransportMap):
                 error.residual,
             ) from None
 
+    @in_any_mode
     def _expand(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """T(x), (n, d), and ∇T(x), (n, d, d); with a graph where x has one."""
         keep = torch.is_grad_enabled() and x.requires_grad

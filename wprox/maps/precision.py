@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -27,19 +28,26 @@ def in_precision(module: Module, dtype: torch.dtype) -> Module:
     tensors = [*module.parameters(), *module.buffers()]
     if all(tensor.dtype == dtype for tensor in tensors if tensor.is_floating_point()):
         return module
-    return _cast(module, dtype, {})
+    return _cast(module, lambda tensor: tensor.to(dtype), {})
 
 
-def _cast(module: Any, dtype: torch.dtype, memo: dict[int, Any]) -> Any:
+def frozen(module: Module) -> Module:
+    """The module with parameters that want no gradient: itself where that is so, else a copy with the same numbers."""
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        return module
+    return _cast(module, lambda tensor: tensor, {}, freeze=True)
+
+
+def _cast(module: Any, convert: Callable[[Tensor], Tensor], memo: dict[int, Any], freeze: bool = False) -> Any:
     """A copy of a module; `memo` has the copy of each module and tensor by its id, as that of `copy.deepcopy`."""
     if id(module) in memo:
         return memo[id(module)]
     new = memo[id(module)] = module.__class__.__new__(module.__class__)
     state = dict(vars(module))
-    state["_parameters"] = {name: _converted(value, dtype, memo) for name, value in module._parameters.items()}
-    state["_buffers"] = {name: _converted(value, dtype, memo) for name, value in module._buffers.items()}
+    for kind in ("_parameters", "_buffers"):
+        state[kind] = {name: _converted(value, convert, memo, freeze) for name, value in state[kind].items()}
     state["_modules"] = {
-        name: None if part is None else _cast(part, dtype, memo) for name, part in module._modules.items()
+        name: None if part is None else _cast(part, convert, memo, freeze) for name, part in module._modules.items()
     }
     for name, value in state.items():
         if isinstance(value, list | dict | tuple) and value and name not in ("_parameters", "_buffers", "_modules"):
@@ -48,11 +56,13 @@ def _cast(module: Any, dtype: torch.dtype, memo: dict[int, Any]) -> Any:
     return new
 
 
-def _converted(tensor: Tensor | None, dtype: torch.dtype, memo: dict[int, Any]) -> Tensor | None:
+def _converted(
+    tensor: Tensor | None, convert: Callable[[Tensor], Tensor], memo: dict[int, Any], freeze: bool
+) -> Tensor | None:
     if tensor is None or id(tensor) in memo:
         return None if tensor is None else memo[id(tensor)]
-    new = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.clone()
+    new = convert(tensor.detach()) if tensor.is_floating_point() else tensor.clone()
     if isinstance(tensor, nn.Parameter):
-        new = nn.Parameter(new, tensor.requires_grad)
+        new = nn.Parameter(new, tensor.requires_grad and not freeze)
     memo[id(tensor)] = new
     return new

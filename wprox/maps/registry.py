@@ -15,6 +15,7 @@ from wprox.maps.affine import AffineMap
 from wprox.maps.base import ComposedMap, TransportMap
 from wprox.maps.convex import ConvexMap
 from wprox.maps.ode import ODEMap
+from wprox.maps.rescaled import RescaledMap
 from wprox.maps.residual import ResidualMap
 from wprox.maps.spline import SplineMap
 
@@ -32,6 +33,7 @@ REGISTRY: tuple[tuple[str | None, type[TransportMap]], ...] = (  # the name as i
     ("convex", ConvexMap),
     (None, AffineMap),
     (None, ComposedMap),
+    (None, RescaledMap),
 )
 MAPS: dict[str, type[TransportMap]] = {name: cls for name, cls in REGISTRY if name is not None}
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wprox._checks import evaluate
+from wprox._modes import in_any_mode
 from wprox._random import Seed
 from wprox.pairs.sums import pair_sum, potential
 
@@ -116,6 +117,22 @@ class Measure(ABC):
             ValueError: where two points coincide and the kernel is singular; it names them.
         """
         return pair_sum(k, self.points, self.weights)
+
+    @property
+    def diagonal(self) -> Tensor:
+        """Σ_i w_i², what the pairs i = j weigh in ρ ⊗ ρ."""
+        return self.weights.square().sum()
+
+    def unbiased_pairs(self, total: Tensor, own: Tensor) -> Tensor:
+        """What `integrate_pairs` makes of Σ_ij w_i w_j k(x_i, x_j), for kernels that are no functions of x − y.
+
+        It is that sum itself but for a minibatch, which estimates the sum over all particles it was drawn from.
+
+        Arguments:
+            total: the sum.
+            own: k(x_i, x_i), (n,).
+        """
+        return total
 
     def integrate_random_batches(self, k: Callable[[Tensor], Tensor], size: int, seed: int) -> Tensor:
         """An estimate of `integrate_pairs(k)` from the pairs inside random batches, for an even kernel.
@@ -238,6 +255,7 @@ class Measure(ABC):
         return result
 
 
+@in_any_mode
 def value_and_slope(f: Callable[[Tensor], Tensor], density: Tensor) -> tuple[Tensor, Tensor]:
     """f and f′ at densities (m,), with a graph in these and in tensors of f itself, as far as they want gradients."""
     value = f(density)

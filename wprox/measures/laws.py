@@ -97,9 +97,9 @@ def sampled(law: Any, n_samples: int, seed: Seed) -> Measure:
         log_density_of(law)  # refuses what is no law of vectors
         return Particles.from_distribution(law, n_samples, seed)
     if isinstance(law, Gaussian):  # its cubature points are no picture of it
-        return Particles(law.sample(n_samples, seed).detach())
+        return Particles(law.sample(n_samples, seed))
     if isinstance(law, Measure):
-        return law.detach()
+        return law
     if isinstance(law, str) or callable(law):
         raise TypeError(
             f"target must be a measure, samples (m, d) or a torch Distribution, got {type(law).__name__}; MMD needs "

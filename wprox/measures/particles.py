@@ -13,11 +13,12 @@ from wprox import kernels
 from wprox._checks import as_floating, as_points, as_weights, check_count, check_positive, evaluate
 from wprox._random import Seed, make_generator, seeded
 from wprox.measures.base import DensityUnknownError, Measure, value_and_slope
-from wprox.pairs.log_density import LogKernelSum, kernel_score
+from wprox.measures.thinning import Thinning
+from wprox.pairs.distances import half_square_distances
+from wprox.pairs.log_density import kernel_score, log_kernel_sum
 from wprox.pairs.sums import batch_sum, potential
 
 ROWS_AT_ONCE = 2**22  # numbers of kernel values that are formed at once away from the particles
-EXACT = "donot_use_mm_for_euclid_dist"
 
 
 class Particles(Measure):
@@ -41,6 +42,7 @@ class Particles(Measure):
     """
 
     is_empirical = True
+    thinning: Thinning | None = None  # of a minibatch, whose pairs count otherwise than its weights say
 
     def __init__(self, points: Any, weights: Any = None, log_density: Any = None) -> None:
         self.points = as_points(points, "points").clone()  # the caller's arrays may change
@@ -131,13 +133,48 @@ class Particles(Measure):
     def subset(self, index: Tensor | slice) -> Particles:
         """The particles at `index`, with weights scaled to sum to 1: a minibatch."""
         weights = self.weights[index]
-        return self._map(lambda values: values[index], weights / weights.sum())
+        result = self._map(lambda values: values[index], weights / weights.sum())
+        result.thinning = None
+        return result
+
+    def minibatch(self, rows: Tensor, weights: Tensor, together: float) -> Particles:
+        """Some particles in place of all, drawn without replacement: see `wprox.measures.thinning.Thinning`.
+
+        Arguments:
+            rows: the particles drawn.
+            weights: v, (m,), theirs in the minibatch.
+            together: q with E v_i v_j = q w_i w_j.
+        """
+        result = self.subset(rows)
+        result.weights = weights.to(self.weights)
+        result.thinning = Thinning(self.weights[rows], float(self.weights.square().sum()), together)
+        return result
+
+    @property
+    def diagonal(self) -> Tensor:
+        if self.thinning is not None:
+            return self.weights.new_tensor(self.thinning.diagonal)
+        return super().diagonal
+
+    def integrate_pairs(self, k: Callable[[Tensor], Tensor]) -> Tensor:
+        return self._of_the_whole(k, super().integrate_pairs(k))
 
     def integrate_random_batches(self, k: Callable[[Tensor], Tensor], size: int, seed: int) -> Tensor:
         if len(self) <= size:
             return self.integrate_pairs(k)
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(self.device)
-        return batch_sum(k, self.points[order], self.weights[order], size)
+        return self._of_the_whole(k, batch_sum(k, self.points[order], self.weights[order], size))
+
+    def unbiased_pairs(self, total: Tensor, own: Tensor) -> Tensor:
+        return total if self.thinning is None else self.thinning.pairs(total, self.weights, own)
+
+    def _of_the_whole(self, k: Callable[[Tensor], Tensor], total: Tensor) -> Tensor:
+        """A sum over pairs, of a minibatch that of the particles it was drawn from."""
+        if self.thinning is None:
+            return total
+        if getattr(k, "singular", False):
+            return self.thinning.pairs(total, self.weights, None)
+        return self.thinning.pairs(total, self.weights, evaluate(k, torch.zeros_like(self.points[:1]), "k")[0])
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         generator = make_generator(seed, self.device)
@@ -155,7 +192,7 @@ class Particles(Measure):
     def _replace(self, points: Tensor, log_density: Tensor | None = None, relative: bool = False) -> Particles:
         """The same weights at other points; skips the checks of the constructor, which inner loops need not repeat."""
         result = object.__new__(Particles)
-        result.points, result.weights = points, self.weights
+        result.points, result.weights, result.thinning = points, self.weights, self.thinning
         result._log_density, result.is_relative = log_density, relative
         return result
 
@@ -163,10 +200,10 @@ class Particles(Measure):
 class KernelParticles(Particles):
     r"""Weighted particles whose density is φ_H ∗ ρ = Σ_j w_j N(· ; x_j, H); made by `Particles.with_kernel_density`.
 
-    The density is a function of the particles: it moves with them (`push`), `log_density` is differentiable in the
-    points, and ∫ log(φ_H ∗ ρ) dρ is the blob energy of Carrillo, Craig and Patacchini (*A blob method for diffusion*,
-    Calc. Var. 2019), in place of the entropy, which particles do not have. Its Wasserstein gradient is that of the blob
-    energy itself,
+    The density is a function of the particles: it moves with them (`push`), `log_density` is differentiable in
+    points and weights, and ∫ log(φ_H ∗ ρ) dρ is the blob energy of Carrillo, Craig and Patacchini (*A blob method for
+    diffusion*, Calc. Var. 2019), in place of the entropy, which particles do not have. Its Wasserstein gradient is that
+    of the blob energy itself,
 
         ∇ log(φ_H ∗ ρ) + ∇ φ_H ∗ (ρ/(φ_H ∗ ρ)),
 
@@ -209,21 +246,24 @@ class KernelParticles(Particles):
         """f of H = f² Σ, where the bandwidth follows the particles."""
         if self.bandwidth is not None or self._factor is not None:
             return self._factor
-        n = 1 / float(self.weights.double().square().sum())
-        return (4 / ((self.dim + 2) * n)) ** (1 / (self.dim + 4))
+        return float(self._silverman(self.weights.detach().double()))
+
+    def _silverman(self, weights: Tensor) -> Tensor:
+        """Silverman's factor for n = 1/Σ w_i² particles, differentiable in the weights."""
+        return (4 / (self.dim + 2) * weights.square().sum()) ** (1 / (self.dim + 4))
 
     @property
     def density_known(self) -> bool:
         return True
 
     def log_density(self) -> Tensor:
-        """log (φ_H ∗ ρ)(x_i), (n,), differentiable in the points, H included; +∞ where H has become singular."""
+        """log (φ_H ∗ ρ)(x_i), (n,), differentiable in points and weights, H included; +∞ where H is singular."""
         points = self.points.double()
         scale_tril = self._scale_tril(points)
         if scale_tril is None:
             return torch.full_like(self.weights, math.inf)
         whitened, log_det = _whiten(points, self.weights.double(), scale_tril)
-        log_sums = LogKernelSum.apply(whitened, self.weights.double().detach())
+        log_sums = log_kernel_sum(whitened, self.weights.double())
         return (log_sums - log_det - self.dim / 2 * math.log(2 * math.pi)).to(self.points)
 
     def score(self) -> Tensor:
@@ -268,10 +308,7 @@ class KernelParticles(Particles):
         constant = scale_tril.diagonal().log().sum() + self.dim / 2 * math.log(2 * math.pi)
         log_weights = weights.log()
         rows = max(1, ROWS_AT_ONCE // len(z))
-        parts = [
-            torch.logsumexp(log_weights - torch.cdist(part, z, compute_mode=EXACT).square() / 2, 1)
-            for part in z_at.split(rows)
-        ]
+        parts = [torch.logsumexp(log_weights - half_square_distances(part, z), 1) for part in z_at.split(rows)]
         return (torch.cat(parts) - constant).to(x)
 
     def density_variation(self, x: Tensor, f: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -302,11 +339,11 @@ class KernelParticles(Particles):
         tiny = 1e-7 * covariance.detach().diagonal().sqrt()
         if int(info) or bool((scale_tril.detach().diagonal() <= tiny).any()):
             return None
-        return self.factor * scale_tril
+        return scale_tril * (self._silverman(weights) if self._factor is None else self._factor)
 
     def _replace(self, points: Tensor, log_density: Tensor | None = None, relative: bool = False) -> KernelParticles:
         result = object.__new__(KernelParticles)
-        result.points, result.weights = points, self.weights
+        result.points, result.weights, result.thinning = points, self.weights, self.thinning
         result._log_density, result.is_relative = None, False
         result.bandwidth, result._factor = self.bandwidth, self._factor
         return result

@@ -8,32 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox.pairs.radial import differentiable
+from wprox._autograd import Function, Needs, gradients_of, with_gradients
 
 UNEVEN = 1e-3  # of the largest value: W(z) and W(−z) of an even kernel differ by rounding only
 
 
-class FunctionSum(torch.autograd.Function):
+def function_sum(
+    k: Callable[[Tensor], Tensor], even: bool, side: int, plain: Callable[..., Tensor], points: Tensor, weights: Tensor
+) -> Tensor:
     """Σ_ij w_i w_j k(x_i − x_j), where autograd runs through one tile of pairs at a time, along with the value.
 
-    Second derivatives come from `by_autodiff(x, w)`, the same sum by automatic differentiation.
+    Derivatives of the gradient come from `plain(x, w)`, the same sum by automatic differentiation.
     """
 
-    @staticmethod
-    def forward(ctx: Any, tiles: Callable, by_autodiff: Callable, points: Tensor, weights: Tensor) -> Tensor:
-        total, *gradients = tiles(points, weights, *ctx.needs_input_grad[2:])
-        ctx.by_autodiff = by_autodiff
-        ctx.save_for_backward(points, weights, *gradients)
-        return total.to(points.dtype)
+    def compute(needs: Needs, points: Tensor, weights: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        total, by_points, by_weights = function_sums(k, even, side, points, weights, *needs)
+        return total, [by_points, by_weights]
 
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        points, weights, by_points, by_weights = ctx.saved_tensors
-        needs = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
-            return None, None, *differentiable(slope, ctx.by_autodiff, (points, weights), needs)
-        by_points, by_weights = (slope * by_points).to(points), (slope * by_weights).to(weights)
-        return None, None, by_points if needs[0] else None, by_weights if needs[1] else None
+    return with_gradients(compute, plain, points, weights)
 
 
 def function_sums(
@@ -84,17 +76,16 @@ def function_sums(
     return total, by_points.mT, by_weights
 
 
-class FunctionPotential(torch.autograd.Function):
+class FunctionPotential(Function):
     """Σ_j v_j k(x_i − y_j), (n,), and its gradient in x, tile by tile; y and v are given.
 
-    Second derivatives come from `by_autodiff(x)`, the same sums by automatic differentiation.
+    Derivatives of the gradient come from `plain(x)`, the same sums by automatic differentiation.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, k: Callable, by_autodiff: Callable, side: int, points: Tensor, others: Tensor, weights: Tensor
-    ) -> Tensor:
-        gradient = ctx.needs_input_grad[3]
+        k: Callable, plain: Callable, side: int, gradient: bool, points: Tensor, others: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
         x, y = points.detach().mT.contiguous(), others.detach().mT.contiguous()
         sums, field = points.new_zeros(len(points), dtype=torch.float64), torch.zeros_like(x, dtype=torch.float64)
         for a in range(0, len(points), side):
@@ -109,18 +100,26 @@ class FunctionPotential(torch.autograd.Function):
                     (slopes,) = torch.autograd.grad(values, differences, repeated, allow_unused=True)
                     if slopes is not None:
                         field[:, a : a + side] += slopes.mT.reshape(z.shape).sum(2)
-        ctx.by_autodiff = by_autodiff
-        ctx.save_for_backward(points, field.mT)
-        return sums.to(points.dtype)
+        return sums.to(points.dtype), field.mT.to(points)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        points, field = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            (by_points,) = torch.autograd.grad(ctx.by_autodiff(points), points, slope, create_graph=True)
-        else:
-            by_points = (slope[:, None] * field).to(points)
-        return None, None, None, by_points, None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.plain = inputs[1]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], inputs[4])
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        plain = ctx.plain
+
+        def compute(slope: Tensor, field: Tensor, points: Tensor) -> list[Tensor | None]:
+            return [None, None, slope[:, None] * field]
+
+        def contracted(slope: Tensor, _: Tensor, points: Tensor) -> Tensor:
+            return slope @ plain(points)
+
+        found = gradients_of(compute, contracted, (False, False, True), slope, *ctx.saved_tensors)
+        return None, None, None, None, found[2], None, None
 
 
 def _check_even(k: object, tile: Tensor) -> None:

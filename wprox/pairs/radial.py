@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._autograd import Function, Needs, gradients_of, with_gradients
 from wprox.kernels import RadialKernel
 from wprox.pairs.keops import keops_sums
 
@@ -166,68 +167,54 @@ def refuse_coinciding(kernel: object, points: Tensor) -> None:
         )
 
 
-class SelfSum(torch.autograd.Function):
+def self_sum(kernel: RadialKernel, plain: Callable[..., Tensor], points: Tensor, weights: Tensor) -> Tensor:
     """Σ_ij w_i w_j k(x_i − x_j); the gradient is computed along with the value.
 
-    Second derivatives, rarely wanted, come from `by_autodiff`, the same sum by automatic differentiation.
+    Derivatives of the gradient, rarely wanted, come from `plain`, the same sum in plain torch.
     """
 
-    @staticmethod
-    def forward(ctx: Any, kernel: RadialKernel, by_autodiff: Callable, points: Tensor, weights: Tensor) -> Tensor:
-        _, _, by_points, by_weights = ctx.needs_input_grad
-        total, field, potential = self_sums(kernel, points, weights, by_points, by_weights)
-        ctx.by_autodiff = by_autodiff
-        ctx.save_for_backward(points, weights, field, potential)
-        return total.to(points.dtype)
+    def compute(needs: Needs, points: Tensor, weights: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        total, field, potential = self_sums(kernel, points, weights, *needs)
+        by_points = None if field is None else 2 * weights[:, None] * field
+        return total, [by_points, None if potential is None else 2 * potential]
 
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        points, weights, field, potential = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return None, None, *differentiable(slope, ctx.by_autodiff, (points, weights), ctx.needs_input_grad[2:])
-        by_points = None if field is None else (2 * slope * weights[:, None] * field).to(points)
-        return None, None, by_points, None if potential is None else (2 * slope * potential).to(weights)
+    return with_gradients(compute, plain, points, weights)
 
 
-class CrossSum(torch.autograd.Function):
+class CrossSum(Function):
     """Σ_j v_j k(x_i − y_j), (n,); the gradient in x is computed along with the value, those in y and v when asked for.
 
-    Second derivatives come from `by_autodiff(x, w, y, v)`, Σ_ij w_i v_j k(x_i − y_j) by automatic differentiation.
+    Their derivatives come from `plain(x, w, y, v)`, Σ_ij w_i v_j k(x_i − y_j) in plain torch.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, kernel: RadialKernel, by_autodiff: Callable, points: Tensor, others: Tensor, weights: Tensor
-    ) -> Tensor:
-        potential, field = cross_sums(kernel, points, others, weights, ctx.needs_input_grad[2])
-        ctx.kernel, ctx.by_autodiff = kernel, by_autodiff
-        ctx.save_for_backward(points, others, weights, field)
-        return potential.to(points.dtype)
+        kernel: RadialKernel, plain: Callable, gradient: bool, points: Tensor, others: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        potential, field = cross_sums(kernel, points, others, weights, gradient)
+        return potential.to(points.dtype), points.new_empty(0) if field is None else field.to(points)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        points, others, weights, field = ctx.saved_tensors
-        needs = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.kernel, ctx.plain, _, *tensors = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], *tensors)
 
-            def contracted(points: Tensor, others: Tensor, weights: Tensor) -> Tensor:
-                return ctx.by_autodiff(points, slope, others, weights)
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        kernel, plain, needs = ctx.kernel, ctx.plain, ctx.needs_input_grad[3:]
 
-            one = torch.ones_like(weights[0])
-            return None, None, *differentiable(one, contracted, (points, others, weights), needs)
-        by_points = None if field is None else (slope[:, None] * field).to(points)
-        by_others = by_weights = None
-        if needs[1] or needs[2]:  # the kernel is even: the same sums with the roles exchanged
-            potential, other_field = cross_sums(ctx.kernel, others, points, slope, needs[1])
-            by_weights = potential.to(weights)
-            by_others = None if other_field is None else (weights[:, None] * other_field).to(others)
-        return None, None, by_points, by_others if needs[1] else None, by_weights if needs[2] else None
+        def compute(slope: Tensor, field: Tensor, points: Tensor, others: Tensor, weights: Tensor) -> list:
+            by_points = slope[:, None] * field if needs[0] else None
+            by_others = by_weights = None
+            if needs[1] or needs[2]:  # the kernel is even: the same sums with the roles exchanged
+                potential, other_field = cross_sums(kernel, others, points, slope, needs[1])
+                by_weights = potential.to(weights)
+                by_others = None if other_field is None else (weights[:, None] * other_field).to(others)
+            return [None, None, by_points, by_others, by_weights]
 
+        def contracted(slope: Tensor, _: Tensor, points: Tensor, others: Tensor, weights: Tensor) -> Tensor:
+            return plain(points, slope, others, weights)
 
-def differentiable(
-    slope: Tensor, f: Callable[..., Tensor], inputs: tuple[Tensor, ...], needs: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """slope · ∂f/∂inputs as a part of the graph."""
-    wanted = [value for value, need in zip(inputs, needs, strict=True) if need]
-    gradients = iter(torch.autograd.grad(slope * f(*inputs), wanted, create_graph=True, materialize_grads=True))
-    return [next(gradients) if need else None for need in needs]
+        found = gradients_of(compute, contracted, (False, False, *needs), slope, *ctx.saved_tensors)[2:]
+        return None, None, None, *(g if need else None for g, need in zip(found, needs, strict=True))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from wprox._autograd import Needs, with_gradients
 from wprox.kernels import RadialKernel
-from wprox.pairs.radial import Cloud, centre_of, derivatives, differentiable, squared_distances
+from wprox.pairs.radial import Cloud, centre_of, derivatives, squared_distances
 
 NUMBERS_AT_ONCE = 2**20  # of differences x − y that are formed at once away from the points
 
 
-class SteinSum(torch.autograd.Function):
+def stein_sum(kernel: RadialKernel, points: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
     r"""Σ_ij w_i w_j k_π(x_i, x_j) as a function of points x, scores s and weights w.
 
     For k(x, y) = φ(r), r = |z|², z = x − y, with G = ⟨s_x, s_y⟩ and D = ⟨s_x − s_y, z⟩:
@@ -23,24 +23,13 @@ class SteinSum(torch.autograd.Function):
         ∂k_π/∂x = C z − 2φ′ (s_x − s_y),   C = 2φ′ G − 4φ″ (D + d + 2) − 8 r φ‴,   ∂k_π/∂s_x = φ s_y − 2φ′ z
     """
 
-    @staticmethod
-    def forward(ctx: Any, kernel: RadialKernel, points: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
-        _, by_points, by_scores, by_weights = ctx.needs_input_grad
+    def compute(needs: Needs, points: Tensor, scores: Tensor, weights: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        by_points, by_scores, by_weights = needs
         total, fields, potential = _sums(kernel, points, scores, weights, by_points or by_scores, by_weights)
-        ctx.kernel = kernel
-        ctx.save_for_backward(points, scores, weights, potential, *fields)
-        return total.to(points.dtype)
+        gradients = [2 * weights[:, None] * field for field in fields] if fields else [None, None]
+        return total, [*gradients, None if potential is None else 2 * potential]
 
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        points, scores, weights, potential, *fields = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative may be wanted
-            inputs = points, scores, weights
-            return None, *differentiable(slope, partial(_by_autodiff, ctx.kernel), inputs, ctx.needs_input_grad[1:])
-        by_points, by_scores = (
-            ((2 * slope * weights[:, None] * f).to(weights) for f in fields) if fields else [None] * 2
-        )
-        return None, by_points, by_scores, None if potential is None else (2 * slope * potential).to(weights)
+    return with_gradients(compute, partial(_plain, kernel), points, scores, weights)
 
 
 def stein_potential(kernel: RadialKernel, x: Tensor, s: Tensor, y: Tensor, t: Tensor, weights: Tensor) -> Tensor:
@@ -48,6 +37,12 @@ def stein_potential(kernel: RadialKernel, x: Tensor, s: Tensor, y: Tensor, t: Te
     rows = max(1, NUMBERS_AT_ONCE // y.numel())
     parts = zip(x.split(rows), s.split(rows), strict=True)
     return torch.cat([_stein_values(kernel, part, scores, y, t) @ weights for part, scores in parts])
+
+
+def stein_diagonal(kernel: RadialKernel, scores: Tensor) -> Tensor:
+    """k_π(x_i, x_i) = φ(0) |s_i|² − 2 d φ′(0), (n,), with a graph in the scores, (n, d)."""
+    value, slope = derivatives(kernel, torch.zeros(1, 1, dtype=torch.float64, device=scores.device), 1, True)
+    return value.to(scores).squeeze() * scores.square().sum(1) - 2 * scores.shape[1] * slope.to(scores).squeeze()
 
 
 def _stein_values(kernel: RadialKernel, x: Tensor, s: Tensor, y: Tensor, t: Tensor) -> Tensor:
@@ -66,8 +61,8 @@ def _stein_values(kernel: RadialKernel, x: Tensor, s: Tensor, y: Tensor, t: Tens
     return profile[0] * (s @ t.mT) - 2 * profile[1] * shifted - 4 * r * profile[2]
 
 
-def _by_autodiff(kernel: RadialKernel, x: Tensor, s: Tensor, w: Tensor) -> Tensor:
-    """The same sum by automatic differentiation, all pairs at once."""
+def _plain(kernel: RadialKernel, x: Tensor, s: Tensor, w: Tensor) -> Tensor:
+    """The same sum in plain torch, all pairs at once."""
     return w @ _stein_values(kernel, x, s, x, s) @ w
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from wprox._autograd import needed, run_again, uncut
 from wprox._checks import evaluate
 from wprox.kernels import EvenKernel, RadialKernel
-from wprox.pairs.functions import FunctionPotential, FunctionSum, function_sums
-from wprox.pairs.radial import CrossSum, SelfSum, refuse_coinciding
+from wprox.pairs.functions import FunctionPotential, function_sum
+from wprox.pairs.radial import CrossSum, refuse_coinciding, self_sum
 
 PAIR_BLOCK_BYTES = 2**20  # differences x − y formed at once on a CPU; they, and the kernel's copies, stay in the cache
 PAIR_BLOCK_BYTES_GPU = 2**26
@@ -35,19 +34,21 @@ def pair_sum(
         if others is not None or has_parameters(k, points):
             return _pair_sum(k, points, weights, others, other_weights)
 
+        watched = uncut(k, k, "the kernel ")
+
         def checked(z: Tensor) -> Tensor:
-            return evaluate(k, z, "k")
+            return evaluate(watched, z, "k")
 
         checked.singular = getattr(k, "singular", False)  # type: ignore[attr-defined]
-        tiles = partial(function_sums, checked, isinstance(k, EvenKernel), _side(k, points))
-        total = FunctionSum.apply(tiles, partial(_pair_sum, k), points, weights)
+        even, plain = isinstance(k, EvenKernel), partial(_pair_sum, k)
+        total = function_sum(checked, even, _side(k, points), plain, points, weights)
         if not bool(torch.isfinite(total.detach())):
             _explain(k, points)
         return total
     if has_parameters(k, points):
         return _pair_sum(k, points, weights, others, other_weights)
     if others is None or other_weights is None:
-        return SelfSum.apply(k, partial(_pair_sum, k), points, weights)
+        return self_sum(k, partial(_pair_sum, k), points, weights)
     return weights @ potential(k, points, others, other_weights)
 
 
@@ -59,16 +60,19 @@ def potential(k: Callable[[Tensor], Tensor], points: Tensor, others: Tensor, wei
     if getattr(k, "singular", False):
         k = partial(_punctured, k)
     if isinstance(k, RadialKernel) and not has_parameters(k, points):
-        return CrossSum.apply(k, partial(_pair_sum, k), points, others, weights)
+        return CrossSum.apply(k, partial(_pair_sum, k), needed(points)[0], points, others, weights)[0]
 
     def by_autodiff(points: Tensor) -> Tensor:
         blocks = _blocks(k, points, others)
-        return torch.cat([_run(_rows, len(blocks) > 1, k, points, others, weights, rows, False) for rows in blocks])
+        return torch.cat(
+            [run_again(_rows, len(blocks) > 1, k, points, others, weights, rows, False) for rows in blocks]
+        )
 
     if others.requires_grad or weights.requires_grad or has_parameters(k, points):
         return by_autodiff(points)
-    checked = partial(_evaluate_kernel, k)
-    return FunctionPotential.apply(checked, by_autodiff, _side(k, points), points, others, weights)
+    checked = partial(_evaluate_kernel, uncut(k, k, "the kernel "))
+    side, gradient = _side(k, points), needed(points)[0]
+    return FunctionPotential.apply(checked, by_autodiff, side, gradient, points, others, weights)[0]
 
 
 def batch_sum(k: Callable[[Tensor], Tensor], points: Tensor, weights: Tensor, size: int) -> Tensor:
@@ -95,7 +99,7 @@ def batch_sum(k: Callable[[Tensor], Tensor], points: Tensor, weights: Tensor, si
         left = sizes.count(p)
         while left:
             batches = min(left, at_once)
-            total = total + _run(block, batches < count, points, weights, start, batches, p)
+            total = total + run_again(block, batches < count, points, weights, start, batches, p)
             start, left = start + batches * p, left - batches
     total = total / together
     if getattr(k, "singular", False):
@@ -120,7 +124,7 @@ def _pair_sum(
     total = points.new_zeros(())  # a sum, not a list: small pieces between large temporaries scatter the heap
     blocks = _blocks(k, points, y)
     for rows in blocks:
-        total = total + _run(block, len(blocks) > 1, points, weights, y, v, rows)
+        total = total + run_again(block, len(blocks) > 1, points, weights, y, v, rows)
     if itself and not bool(torch.isfinite(total.detach())):
         _explain(k, points)
     return total
@@ -171,12 +175,6 @@ def _evaluate_kernel(k: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
 def has_parameters(k: Callable[[Tensor], Tensor], points: Tensor) -> bool:
     """Whether the kernel has tensors of its own that want a gradient."""
     return torch.is_grad_enabled() and evaluate(k, torch.ones_like(points[:1]), "k").requires_grad
-
-
-def _run(f: Callable[..., Tensor], again: bool, *inputs: Any) -> Tensor:
-    """f(*inputs); where `again`, it runs once more in the backward pass of a gradient in place of keeping the graph."""
-    needed = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
-    return checkpoint(f, *inputs, use_reentrant=False) if again and needed else f(*inputs)
 
 
 def _explain(k: Callable[[Tensor], Tensor], points: Tensor) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._modes import doors
 from wprox.functionals import Functional
 from wprox.functionals.base import checked_value
 from wprox.maps import TransportMap
@@ -37,6 +38,14 @@ class Ending(Enum):
     )
     PLAN = "the plan between start and end was still changing"
     DISCRETISED = "the discretisation of training stayed too coarse: give the map more steps"
+    UNFOLLOWED = (
+        "the map follows the gradient of the functional at the particles only roughly: allow more iterations or a "
+        "larger map, or move particles one by one, with ParticleProx"
+    )
+    UNSHOWN = (
+        "no gain is shown by these particles: the functional is at its minimum as far as they tell; to tell more, give "
+        "more of them, or a larger step_size"
+    )
     UNSETTLED = "linearisation does not settle; raise iterations, or ease the problem with a smaller step_size"
     OUT_OF_REACH = "implicit heat flow does not reach where the mass should go; set heat_steps=None, or raise blur"
     OVERFLOW = "F times γ/blur² overflows, and μ is returned as it was; lower step_size or raise blur"
@@ -151,6 +160,10 @@ class Solver:
     conversion: str = "Particles(points) makes one"
     is_proximal: bool = True
     takes_anchor: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        doors(cls, "step", "ask", trains=True)
 
     def takes(self, measure: Measure) -> bool:
         """Whether the solver takes a measure as it is."""
@@ -275,6 +288,9 @@ class Solver:
         located = StepFailedError(f"step {index}: {error}{advice}")
         located.index = index
         return located
+
+
+doors(Solver, "step", "ask", trains=True)
 
 
 class ParticleSolver(Solver):

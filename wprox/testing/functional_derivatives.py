@@ -39,6 +39,35 @@ def gradient_without_a_graph(case: Case) -> None:
     require_close(again, gradient, ("∇F under torch.no_grad", "∇F"), 1e-6, case.rounding)
 
 
+def gradient_with_a_graph(case: Case) -> None:
+    """The derivative of F by points, on which weights depend too, is that of the value, with `create_graph` or not.
+
+    A formula of one's own for second derivatives must not count a path through the weights twice.
+    """
+    case.finite()
+    rho = case.rho
+    if not rho.movable or (rho.density_known and not rho.density_follows_points):
+        raise Unasked("the points do not move by themselves")
+    tilt = normal(rho.points, rho.dim, seed=case.seed + 6) / (1 + rho.points.abs().max())
+
+    def at(x: Tensor) -> Measure:
+        weights = rho.weights * ((x - rho.points) @ tilt).exp()
+        return reweighted(rho.at(x), weights / weights.sum())
+
+    direction = normal(rho.points, len(rho), rho.dim, seed=case.seed + 7)
+    difference = _difference(lambda t: case.value(at(rho.points + t * direction)), SHIFT)
+    for keep in (False, True):
+        with torch.enable_grad():
+            leaf = rho.points.detach().clone().requires_grad_()
+            value = answer(case.functional, at(leaf))
+            if not value.requires_grad:
+                raise Unasked("F does not change with the points")
+            (slope,) = torch.autograd.grad(value, leaf, create_graph=keep, materialize_grads=True)
+        names = (f"the derivative of F by points and weights with create_graph={keep}", "the difference quotient")
+        slope = slope.detach()
+        require_close((slope * direction).sum(), difference, names, case.rtol, _scale(case, slope, direction))
+
+
 def first_variation_in_points(case: Case) -> None:
     """∇ δF/δρ = ∇F at the points of ρ, and δF/δρ is a number a point at any points."""
     case.finite()
@@ -74,8 +103,8 @@ def gradient_in_weights(case: Case) -> None:
     """The derivative of F by the weights of ρ, along v − w, is that of the value."""
     case.finite()
     rho = case.rho
-    if not (rho.movable or isinstance(rho, Grid)) or rho.density_follows_points:
-        raise Unasked("the weights of this measure are not free, or its density does not differentiate in them")
+    if not (rho.movable or isinstance(rho, Grid)):
+        raise Unasked("the weights of this measure are not free")
     change = masses(len(rho), case.seed + 3).to(rho.weights) - rho.weights
     leaf = rho.weights.detach().clone().requires_grad_()
     value = case.functional(reweighted(rho, leaf))

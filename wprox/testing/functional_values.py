@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,22 @@ def value(case: Case) -> None:
     require(value.dtype == case.rho.dtype, f"F(ρ) is {value.dtype} for a measure in {case.rho.dtype}")
     require(value.device.type == case.rho.device.type, f"F(ρ) is on {value.device} for a measure on {case.rho.device}")
     require(not bool(torch.isnan(value)), "F(ρ) is NaN")
+
+
+def modes(case: Case) -> None:
+    """F(ρ) and ∇F are the same in every mode of torch: where gradients are on, off, and in inference mode."""
+    case.finite()
+    with torch.enable_grad():
+        expected, gradient = float(case.functional(case.rho).detach()), None
+        with suppress(Unasked, TypeError, ValueError):  # where it is refused, which other laws look at
+            gradient = answer(case.functional.wasserstein_gradient, case.rho)
+    for mode in (torch.no_grad, torch.inference_mode):
+        name = f"under torch.{mode.__name__}"
+        with mode():
+            require_close(case.functional(case.rho), expected, (f"F(ρ) {name}", "F(ρ)"), 1e-6, case.rounding)
+            if gradient is not None:
+                again = case.functional.wasserstein_gradient(case.rho)
+                require_close(again, gradient, (f"∇F {name}", "∇F"), 1e-6, case.rounding)
 
 
 def representation(case: Case) -> None:

@@ -17,6 +17,7 @@ from wprox.testing.laws import ask, check_names, check_sentence, require, shown
 
 LAWS = (
     values.value,
+    values.modes,
     values.representation,
     values.steps,
     values.precision,
@@ -25,8 +26,9 @@ LAWS = (
     values.sums_and_multiples,
     derivatives.gradient_in_points,
     derivatives.gradient_without_a_graph,
-    derivatives.first_variation_in_points,
     derivatives.gradient_in_weights,
+    derivatives.gradient_with_a_graph,
+    derivatives.first_variation_in_points,
     derivatives.first_variation_in_weights,
     derivatives.gradient_in_parameters,
     values.structure,
@@ -52,9 +54,10 @@ def check_functional(
 
         d/dt F((id + tξ)#ρ) = E_ρ⟨∇F, ξ⟩,        d/dt F((1 − t)ρ + tσ) = ∫ δF/δρ d(σ − ρ),
 
-    and ∇ δF/δρ = ∇_{W₂}F at the points; that the pieces F says it consists of add up to it; and where it has a modulus
-    λ, that it is λ-convex along straight lines between images of ρ under gradients of convex functions, which are
-    generalised geodesics (Ambrosio, Gigli and Savaré, *Gradient flows*, definition 9.2.2).
+    and ∇ δF/δρ = ∇_{W₂}F at the points, also with `create_graph=True` and where weights depend on points; that none of
+    it changes in `torch.no_grad` and `torch.inference_mode`; that the pieces F says it consists of add up to it; and
+    where it has a modulus λ, that it is λ-convex along straight lines between images of ρ under gradients of convex
+    functions, which are generalised geodesics (Ambrosio, Gigli and Savaré, *Gradient flows*, definition 9.2.2).
 
     A law that cannot be asked is left out: where F refuses a kind of measure, or its gradient there, with a
     `TypeError`, `ValueError` (a `DensityUnknownError` is one) or `NotImplementedError` that says why.

@@ -30,5 +30,11 @@ def atoms(rho: Measure) -> tuple[Tensor, Tensor]:
 
 def by_weights(weights: Tensor, potential: Tensor) -> Tensor:
     """0, with the derivative φ − ∫ φ dρ in the weights of ρ."""
-    potential = potential - weights.detach() @ potential
+    potential = potential.detach() - weights.detach() @ potential.detach()
     return (weights - weights.detach()) @ potential
+
+
+NO_SECOND = (
+    "where weights want a gradient, W₂ has no second derivatives: how Kantorovich's potentials change is not known; "
+    "take weights that want none, or the Sinkhorn divergence, which has all of them"
+)

@@ -8,9 +8,11 @@ import warnings
 import torch
 from torch import Tensor
 
+from wprox._autograd import Needs, with_gradients
 from wprox.measures import Gaussian, Measure
+from wprox.pairs.distances import half_square_distances
 from wprox.transport.atoms import atoms, check_same_space
-from wprox.transport.plans import half_square_distances
+from wprox.transport.gaussian import entropic_trace
 
 LOST = 1e-200  # a sum below this may soon underflow in Sinkhorn iterations on a kernel
 PLAIN, CYCLE = 20, 120  # Sinkhorn iterations that are not over-relaxed, of so many
@@ -27,18 +29,78 @@ def sinkhorn(p: Measure, q: Measure, blur: float, tol: float, iterations: int) -
     a, b = a / a.sum(), b / b.sum()  # which are 1: the derivatives are those of F(w / Σw)
     origin = (a @ x + b @ y).detach() / 2  # the cost is a difference of squares, which far from 0 would cancel
     x, y = x - origin, y - origin
-    terms = []
-    for factor, points, weights, others, masses in ((1.0, x, a, y, b), (-0.5, x, a, x, a), (-0.5, y, b, y, b)):
-        cost = (points.square().sum(1)[:, None] + others.square().sum(1)) / 2 - points @ others.mT
-        f, g = _all_potentials(cost.detach(), weights.detach(), masses.detach(), epsilon, tol, iterations, factor < 0)
-        # the dual value: stationary in f and g, so that its derivatives with f and g held fixed are those of OT
-        exponent = (f[:, None] + g - cost) / epsilon
-        if bool((weights == 0).any() & (masses == 0).any()):  # it has no meaning there, and may overflow
-            exponent = exponent.masked_fill((weights == 0)[:, None] & (masses == 0), -math.inf)
-        excess = weights @ (exponent.expm1_() @ masses)  # of the mass of the plan: 0, and more exact than a difference
-        terms.append(factor * (weights @ f + masses @ g - epsilon * excess))
-        del exponent  # n × n numbers
+    terms = (
+        entropic_cost(x, a, y, b, epsilon, tol, iterations),
+        -entropic_cost(x, a, x, a, epsilon, tol, iterations, True) / 2,
+        -entropic_cost(y, b, y, b, epsilon, tol, iterations, True) / 2,
+    )
     return torch.stack(terms).sum()
+
+
+def entropic_cost(
+    x: Tensor, a: Tensor, y: Tensor, b: Tensor, epsilon: float, tol: float, iterations: int, symmetric: bool = False
+) -> Tensor:
+    """OT_ε between weighted points, the dual value.
+
+    It is stationary in the potentials f and g, so that its derivatives with f and g held fixed are those of OT_ε; in
+    second derivatives f and g count as functions of points and weights.
+
+    Arguments:
+        symmetric: whether the two measures are one.
+    """
+    potentials: list[Tensor] = []
+
+    def compute(needs: Needs, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        cost = _cost(x, y)
+        f, g = _all_potentials(cost, a, b, epsilon, tol, iterations, symmetric)
+        potentials[:] = f, g
+        excess = _exponent(f, g, cost, a, b, epsilon).expm1_()  # of the mass of the plan: 0 in sum over either side
+        rows = excess @ b
+        value = a @ f + b @ g - epsilon * (a @ rows)
+        by_x, by_a, by_y, by_b = None, f - epsilon * rows, None, None
+        if needs[0]:  # Σ_j P_ij (x_i − y_j)
+            by_x = a[:, None] * ((rows + b.sum())[:, None] * x - excess @ (b[:, None] * y) - b @ y)
+        if symmetric:
+            by_y, by_b = by_x, by_a
+        elif needs[2] or needs[3]:
+            columns = a @ excess
+            by_b = g - epsilon * columns
+            by_y = b[:, None] * ((columns + a.sum())[:, None] * y - excess.mT @ (a[:, None] * x) - a @ x)
+        return value, [by_x, by_a, by_y, by_b]
+
+    def plain(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
+        cost = _cost(x, y)
+        f, g = _differentiable(potentials[0], potentials[1], cost, a, b, epsilon)
+        return a @ f + b @ g - epsilon * (a @ (_exponent(f, g, cost, a, b, epsilon).expm1() @ b))
+
+    return with_gradients(compute, plain, x, a, y, b)
+
+
+def _cost(x: Tensor, y: Tensor) -> Tensor:
+    return (x.square().sum(1)[:, None] + y.square().sum(1)) / 2 - x @ y.mT
+
+
+def _exponent(f: Tensor, g: Tensor, cost: Tensor, a: Tensor, b: Tensor, epsilon: float) -> Tensor:
+    """(f_i + g_j − C_ij)/ε; −∞ where neither has mass: there it has no meaning, and may overflow."""
+    exponent = (f[:, None] + g - cost) / epsilon
+    if bool((a == 0).any() & (b == 0).any()):
+        exponent = exponent.masked_fill((a == 0)[:, None] & (b == 0), -math.inf)
+    return exponent
+
+
+def _differentiable(f: Tensor, g: Tensor, cost: Tensor, a: Tensor, b: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """f and g as functions of cost and weights: a step of Newton's method, whose residuals have a graph.
+
+    They solve f = −ε log Σ_j b_j exp((g_j − C_·j)/ε) and its mirror image, whose linear part is I on its diagonal and
+    the conditional laws of the plan beside it; constants move between f and g freely.
+    """
+    f, g = f.detach(), g.detach()
+    ratio = _exponent(f, g, cost, a, b, epsilon).exp()
+    of_f, of_g = -epsilon * (ratio @ b).log(), -epsilon * (a @ ratio).log()
+    given_x, given_y = ratio.detach() * b.detach(), ratio.detach().mT * a.detach()
+    system = torch.eye(len(a)).to(a) - given_x @ given_y + a.detach()
+    by_f = torch.linalg.solve(system, of_f - given_x @ of_g)
+    return f + by_f, g + of_g - given_y @ by_f
 
 
 def potentials_of(
@@ -142,9 +204,6 @@ def _gaussian_sinkhorn(p: Gaussian, q: Gaussian, epsilon: float) -> Tensor:
         (rho.loc.to(p.device, torch.float64), rho.scale_tril.to(p.device, torch.float64)) for rho in (p, q)
     )
 
-    def bures(left: Tensor, right: Tensor) -> Tensor:  # of twice the transport cost, without what debiasing cancels
-        roots = (4 * torch.linalg.svdvals(left.mT @ right).square() + epsilon**2).sqrt()
-        return -(roots - epsilon * (roots + epsilon).log()).sum()
-
-    gap = bures(first, second) - (bures(first, first) + bures(second, second)) / 2
+    gap = entropic_trace(first, second, epsilon)  # without what debiasing cancels
+    gap = gap - (entropic_trace(first, first, epsilon) + entropic_trace(second, second, epsilon)) / 2
     return ((m - other).square().sum() + gap) / 2

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from wprox._autograd import differentiable_once, needed
 from wprox._random import make_generator
 from wprox.measures import Gaussian, Measure, Quantiles
-from wprox.transport.atoms import atoms, by_weights, check_same_space
+from wprox.transport.atoms import NO_SECOND, atoms, by_weights, check_same_space
 
 GAUSSIAN_NODES = 2000  # of the quantiles that stand for a Gaussian of the line next to particles
 
@@ -41,10 +42,15 @@ class QuantileFunctions(NamedTuple):
         high = low if self.high is self.low else self.high[k : k + 1]
         return QuantileFunctions(self.levels[k : k + 1], low, high, self.weights)
 
+    @property
+    def is_atomic(self) -> bool:
+        """Whether all pieces are of one value."""
+        return self.high is self.low
+
     def at(self, piece: Tensor, level: Tensor) -> Tensor:
         """The values at levels (L, m) of the given pieces (L, m)."""
         low = self.low.gather(1, piece)
-        if self.high is self.low:
+        if self.is_atomic:
             return low
         begins = torch.nn.functional.pad(self.levels[:, :-1], (1, 0)).gather(1, piece)
         fraction = (level - begins) / (self.levels.gather(1, piece) - begins)
@@ -86,8 +92,11 @@ def sliced_square(p: Measure, q: Measure, directions: Tensor) -> Tensor:
 
 def _square(functions: QuantileFunctions, others: QuantileFunctions) -> Tensor:
     """W₂² of pairs of laws of the line, (L,); a trapezoidal sum over all levels at which a piece ends."""
-    levels = functions.levels
-    if levels.shape == others.levels.shape and torch.equal(levels, others.levels):
+    is_atomic = functions.is_atomic and others.is_atomic
+    if is_atomic:  # their levels count through potentials, which know what to do where levels meet
+        functions, others = (law._replace(levels=law.levels.detach()) for law in (functions, others))
+    levels, moves = functions.levels, any(needed(functions.levels, others.levels))
+    if not moves and levels.shape == others.levels.shape and torch.equal(levels, others.levels):
         widths = torch.diff(levels, prepend=levels.new_zeros(len(levels), 1))
         low, high = functions.low - others.low, functions.high - others.high
     else:
@@ -96,18 +105,24 @@ def _square(functions: QuantileFunctions, others: QuantileFunctions) -> Tensor:
         middles, widths = (starts + ends) / 2, ends - starts
         pieces = torch.searchsorted(levels, middles), torch.searchsorted(others.levels, middles)
         low = functions.at(pieces[0], starts) - others.at(pieces[1], starts)
-        atomic = functions.high is functions.low and others.high is others.low
-        high = low if atomic else functions.at(pieces[0], ends) - others.at(pieces[1], ends)
+        high = low if is_atomic else functions.at(pieces[0], ends) - others.at(pieces[1], ends)
     square = (widths * (low.square() + high.square())).sum(1) / 2
-    order, weights = functions.order, functions.weights
-    if order is None or not weights.requires_grad:
+    if not is_atomic or not any(needed(functions.weights, others.weights)):
         return square
+    return differentiable_once(square + _by_weights(functions, others) + _by_weights(others, functions), NO_SECOND)
+
+
+def _by_weights(functions: QuantileFunctions, others: QuantileFunctions) -> Tensor:
+    """0, (L,), with the derivatives of W₂² of pairs of laws of the line in the weights of the first."""
+    levels, order, weights = functions.levels, functions.order, functions.weights
+    if order is None or not any(needed(weights)):
+        return levels.new_zeros(len(levels))
     with torch.no_grad():  # φ′ = x − y, where y is the value of the other quantile function at the level of the gap
         values, steps = functions.low, functions.low.diff(dim=1)
         slopes = (values[:, 1:] + values[:, :-1]) / 2 - others.middle(levels[:, :-1])
         potential = torch.nn.functional.pad((2 * steps * slopes).cumsum(1), (1, 0))
         potential = torch.zeros_like(potential).scatter(1, order, potential)
-    return square + torch.stack([by_weights(weights, row) for row in potential])
+    return torch.stack([by_weights(weights, row) for row in potential])
 
 
 def as_quantile_functions(rho: Measure, other: Measure | None = None) -> QuantileFunctions:
@@ -124,7 +139,7 @@ def as_quantile_functions(rho: Measure, other: Measure | None = None) -> Quantil
 def project(points: Tensor, weights: Tensor, directions: Tensor) -> QuantileFunctions:
     """The quantile functions of projections of particles."""
     values, order = (directions @ points.mT).sort(1)
-    levels = weights.detach()[order].cumsum(1)
+    levels = weights[order].cumsum(1)
     return QuantileFunctions(levels / levels[:, -1:], values, values, weights, order)
 
 

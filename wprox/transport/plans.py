@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from wprox._autograd import Function
+from wprox.pairs.distances import half_square_distances
 
 
 class Plan(NamedTuple):
@@ -37,9 +40,16 @@ def exact_plan(x: Tensor, a: Tensor, y: Tensor, b: Tensor, num_itermax: int = 10
     Raises:
         RuntimeError: where these are not enough.
     """
-    import ot
+    return Plan(*_ExactPlan.apply(x, a, y, b, num_itermax))
 
-    with torch.no_grad():
+
+class _ExactPlan(Function):
+    """The network simplex on numbers: torch hands it no tensors that wear a transform of torch.func."""
+
+    @staticmethod
+    def forward(x: Tensor, a: Tensor, y: Tensor, b: Tensor, num_itermax: int) -> tuple[Tensor, ...]:
+        import ot
+
         cost = half_square_distances(x, y).cpu()
         rows, columns = ((weights > 0).cpu() for weights in (a, b))
         if not (bool(rows.all()) and bool(columns.all())):
@@ -64,9 +74,12 @@ def exact_plan(x: Tensor, a: Tensor, y: Tensor, b: Tensor, num_itermax: int = 10
         potential = torch.full_like(b, -math.inf, dtype=torch.float64, device="cpu")
         potential[columns] = torch.from_numpy(log["v"])
         where = rows.nonzero()[i, 0], columns.nonzero()[j, 0], plan[i, j], potential
-        return Plan(*(part.to(x.device) for part in where))
+        return tuple(part.to(x.device) for part in where)
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output)
 
-def half_square_distances(x: Tensor, y: Tensor) -> Tensor:
-    """½|x_i − y_j|², (n, m) in float64, without cancellation far from the origin."""
-    return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist").square() / 2
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> tuple[None, ...]:
+        return None, None, None, None, None

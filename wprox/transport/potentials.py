@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from wprox.measures import Gaussian, Measure, Quantiles
+from wprox.pairs.distances import half_square_distances
 from wprox.transport.atoms import atoms, check_same_space
 from wprox.transport.entropic import entropic_transform, potentials_of
 from wprox.transport.line import QuantileFunctions, as_quantile_functions, project
-from wprox.transport.plans import exact_plan, half_square_distances
+from wprox.transport.plans import exact_plan
 
 Field = Callable[[Tensor], Tensor]
 NUMBERS_AT_ONCE = 2**22  # of distances that are formed at once

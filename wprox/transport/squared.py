@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
+from wprox._autograd import differentiable_once, needed
 from wprox.measures import Gaussian, Measure, Quantiles
 from wprox.measures.laws import as_gaussian
-from wprox.transport.atoms import atoms, by_weights, check_same_space
+from wprox.pairs.distances import half_square_distances
+from wprox.transport.atoms import NO_SECOND, atoms, by_weights, check_same_space
 from wprox.transport.gaussian import bures_square
 from wprox.transport.line import line_square
-from wprox.transport.plans import exact_plan, half_square_distances
+from wprox.transport.plans import exact_plan
 
 
 def half_square(p: Measure, q: Measure, num_itermax: int = 10**6) -> Tensor:
@@ -24,11 +26,13 @@ def half_square(p: Measure, q: Measure, num_itermax: int = 10**6) -> Tensor:
     (x, a), (y, b) = atoms(p), atoms(q)
     rows, columns, mass, potential = exact_plan(x, a, y, b, num_itermax)
     value = mass @ (x[rows] - y[columns]).square().sum(1) / 2
-    if not a.requires_grad:
+    if not any(needed(a, b)):
         return value
-    with torch.no_grad():  # the c-transform, which is right where ρ has no mass as well
-        first = (half_square_distances(x, y.to(x)) - potential).amin(1)
-    return value + by_weights(a, first)
+    with torch.no_grad():  # c-transforms, which are right where there is no mass as well
+        distances = half_square_distances(x, y.to(x))
+        first = (distances - potential).amin(1)
+        second = (distances - first[:, None]).amin(0)
+    return differentiable_once(value + by_weights(a, first) + by_weights(b.to(a), second), NO_SECOND)
 
 
 def as_measure_like(q: Measure | Distribution, p: Measure) -> Measure | None:

@@ -22,7 +22,7 @@ def as_table(X: Any, name: str) -> tuple[Tensor, list[str] | None]:
         if text:
             raise TypeError(f"{name} has columns that are not numbers: {', '.join(text)}; encode or drop them")
         X = X.to_numpy(dtype=float, copy=True)  # a frame's own array may be read-only
-    return as_points(X, name).detach(), columns
+    return as_points(X, name), columns
 
 
 def in_order(X: Any, name: str, fitted: Sequence[str] | None) -> Tensor:

@@ -12,6 +12,7 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
 from wprox._checks import StepSize, as_points, check_count, check_fraction
+from wprox._modes import doors
 from wprox._random import Seed, check_seed, make_generator
 from wprox.maps import TransportMap
 from wprox.maps.registry import MapFactory, check_map_classes
@@ -172,11 +173,11 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         X, columns = as_table(X, "X")
         generator = make_generator(check_seed(self.seed))
         preprocessing = self._new_preprocessing().fit(X, columns)
-        X = preprocessing.check(X)
+        X = preprocessing.check(X).detach()
         if validation is None:
             rows, held_out = hold_out(X, fraction, generator)
         else:
-            held_out = preprocessing.check(in_order(validation, "validation", columns), "validation")
+            held_out = preprocessing.check(in_order(validation, "validation", columns), "validation").detach()
             rows = X
         settings = FlowSettings.of(self.get_params(deep=False), TableSize(len(rows), preprocessing.dim))
         solver = block_solver(settings)  # which checks the map
@@ -249,6 +250,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
         For integer data it is the mean over eight draws of the dequantisation noise, a lower bound of log P(x) in
         expectation; a row's noise depends on the row only. For smoothed data it is the density of the smoothed law.
+
+        Where X is a tensor that wants a gradient, log p carries one, and so serves as the target of `KL` and `KSD`.
         """
         return self._density.log_prob(self._checked(X))
 
@@ -298,7 +301,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         Raises:
             ValueError: for fewer than 40 rows.
         """
-        X = self._checked(X)
+        X = self._checked(X).detach()
         seed = self.seed if seed is None else seed
         # one draw a row: several of one row on both sides of the critic's split would show it what it must not see
         path = self._density.images(self.preprocessing_.forward(X, make_generator(seed))[0].double())
@@ -386,3 +389,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         flow._dtype = getattr(torch, config["dtype"])
         flow._name_features(config["columns"])
         return flow
+
+
+doors(JKOFlow, "fit", "refine", trains=True)
+doors(JKOFlow, "log_prob", "transform", "inverse_transform", "latents", "certificate", "sample", "load")

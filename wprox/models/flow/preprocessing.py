@@ -144,7 +144,7 @@ class Preprocessing:
         """
         generator = torch.Generator(device=x.device).manual_seed(0)
         key, spread = torch.rand(2, self.dim, generator=generator, dtype=torch.float64, device=x.device)
-        hashed = (x[:, self.kept].double() @ (1 + key)) % 1
+        hashed = (x[:, self.kept].detach().double() @ (1 + key)) % 1
         shift = (hashed[:, None] * (1e4 + 1e5 * spread)) % 1
         lattice = torch.arange(draws, device=x.device)[:, None] * (key + spread)
         return ((shift + lattice[:, None]) % 1).to(x)

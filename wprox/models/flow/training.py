@@ -19,7 +19,7 @@ from wprox.models.flow.data import FlowData
 from wprox.models.flow.settings import FlowSettings
 from wprox.models.state import State, map_of, map_part, pack, unpack
 from wprox.models.step_sizes import equal_moves
-from wprox.solvers import NeuralProx
+from wprox.solvers import Ending, NeuralProx
 
 CHECK_EVERY = 25  # iterations between two looks at the held-out objective
 LOOKS = 80  # in fine-tuning, at most: a look at 20,000 rows costs as much as three iterations
@@ -70,6 +70,7 @@ def block_solver(settings: FlowSettings, **changes: Any) -> NeuralProx:
         "check_every": CHECK_EVERY,
         "seed": settings.seed,
         "progress": settings.progress,
+        "standardise": False,  # the table is, and so is what the blocks make of it
     }
     return NeuralProx(**(arguments | changes))
 
@@ -177,7 +178,7 @@ def trained_blocks(solver: NeuralProx, settings: FlowSettings, data: FlowData) -
                 "message": step.message,
             }
             yield Block(step.map, step.step_size, entry)
-            if not (step.converged or step.interrupted):
+            if step.ending is Ending.DISCRETISED:
                 _warn_discretised(f"block {number}", step.message)
             bar.update()
             bar.set_postfix_str(f"held-out NLL {objective + data.offset:.3f}")

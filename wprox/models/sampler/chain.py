@@ -134,9 +134,11 @@ class Chain:
                 log_factors = log_factors + layer.log_factor(self.log_target(x) - log_maps - log_factors)
         return log_factors.exp()
 
-    @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-density at points (n, d), (n,): back through the maps, then forward through all layers."""
+        """The log-density at points (n, d), (n,): back through the maps, then forward through all layers.
+
+        It has a graph where x wants a gradient.
+        """
         changes: list[Tensor] = []  # log-determinants of maps; for a rejection step the points where it applies
         for layer in reversed(self.layers):
             if isinstance(layer, TransportMap):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from wprox._checks import StepSize, as_points, check_count
+from wprox._modes import doors
 from wprox._random import Seed, check_seed, make_generator
 from wprox.functionals import KL
 from wprox.maps import TransportMap
@@ -235,6 +236,8 @@ class JKOSampler:
     def log_prob(self, x: Any) -> Tensor:
         """The log-density of what `sample` draws, (n,), in nats: exact but for rejection rates, which are estimates.
 
+        Where x is a tensor that wants a gradient, it carries one.
+
         Raises:
             InverseError: at points that the forward steps do not reach, as far as their inverse is found.
         """
@@ -274,7 +277,7 @@ class JKOSampler:
         return log_normalizer(log_weights, self._chain(torch.float64).masses(n, generator, particles.points))
 
     def _log_ratio(self, x: Any) -> Tensor:
-        x = as_points(x, "x", self.dim)
+        x = as_points(x, "x", self.dim).detach()
         log_prob = self.log_prob(x)
         with torch.no_grad():
             points = x.to(self.initial_.dtype)
@@ -364,3 +367,8 @@ class JKOSampler:
         check_dimensions((layer for layer in sampler.layers_ if isinstance(layer, TransportMap)), sampler.dim)
         sampler.history_, sampler.interrupted_ = config["history"], config["interrupted"]
         return sampler
+
+
+doors(JKOSampler, "run", "correct", trains=True)
+doors(JKOSampler, "__init__", "sample", "log_prob", "importance_weights", "effective_sample_size", "log_normalizer")
+doors(JKOSampler, "load")

@@ -84,6 +84,7 @@ class SamplerSettings:
             "learning_rate": self.learning_rate,
             "seed": self.seed + 7919 * index,
             "progress": self.progress,
+            "standardise": False,  # the chain is in units of its target
         }
         return NeuralProx(self.map, options, **(arguments | changes))
 

@@ -12,7 +12,7 @@ from wprox.functionals import Functional
 from wprox.maps import TransportMap
 from wprox.measures import Particles
 from wprox.measures.laws import as_gaussian
-from wprox.solvers.neural.training import Outcome, Training, batch_of, train
+from wprox.solvers.neural.training import Outcome, Training, train
 
 VALIDATION_ROWS = 4096
 LOOKS = 10
@@ -151,7 +151,7 @@ def match_flow(
     every = max(1, iterations // LOOKS)
     return train(
         map,
-        lambda rows: loss(batch_of(training, rows)),
+        lambda batch: loss(batch.of(training)),
         held_out,
         training.weights,
         replace(

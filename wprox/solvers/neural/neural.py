@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +13,20 @@ from torch import Tensor
 from wprox._checks import check_count, check_fraction, check_non_negative, check_positive
 from wprox._random import check_seed, seeded, step_seed
 from wprox.functionals import Functional
-from wprox.maps import TransportMap
-from wprox.maps.base import apply_in_batches
+from wprox.maps import AffineMap, ComposedMap, TransportMap
 from wprox.maps.registry import MapFactory, map_factory
 from wprox.measures import Gaussian, Measure, Particles
 from wprox.solvers.base import Ending, ParticleSolver, Solved
+from wprox.solvers.neural.affine_start import EVIDENCE, AffineStart, affine_start
+from wprox.solvers.neural.batches import Batch
 from wprox.solvers.neural.flow_matching import match_flow, relaxation
-from wprox.solvers.neural.training import Outcome, Training, batch_of, saved_bytes_per_row, train
+from wprox.solvers.neural.parts import Part, folded, split
+from wprox.solvers.neural.task import CONVERSION, Task, as_particles, push
+from wprox.solvers.neural.training import Outcome, Training, saved_bytes_per_row, train
 from wprox.solvers.problem import Problem, StepFailedError
 
 REFINEMENTS = 3  # of a discretisation in one training, at most
+LOOK_AT = 4  # minibatches of particles, at most, for the affine start, and for looks where nothing is held out
 FRESH_HELD_OUT = 8192  # draws of a Gaussian on which `fine_tune` decides which state is best
 
 
@@ -37,6 +41,22 @@ class NeuralProx(ParticleSolver):
     once, at the end of the step, so memory does not grow with the number of earlier steps. Entropy and KL need no
     density of μ: they are minimised up to the constant ∫ log μ dμ, and `Step.value` is reported up to it
     (`step.measure.is_relative`); functionals that need the density itself raise `DensityUnknownError`.
+
+    The particles set the units: networks see standardised coordinates, and the objective counts in s²/γ with s² the
+    mean variance, so that a step is the same in every unit of the data. The map starts as the best affine one, found by
+    L-BFGS. For functionals that follow each particle (potentials, interactions, discrepancies, distances) all particles
+    are trained on, and the step has `converged` where the residual ε = ‖∇F(ρ) + (id − T⁻¹)/γ‖ is at most a quarter of
+    the step's length over γ: for convex F it then lacks at most a sixteenth of what it gains, since F + W₂²/(2γ) is
+    1/γ-convex. Entropy, KL and other functionals of the density see the law of the particles by these alone, and few of
+    them tell little about many parameters: the affine family (shifts, scalings, scalings of the axes, all) is the one
+    that gains most on blocks of particles it was not fitted to, and the network is kept where it gains more than a
+    standard error on the held-out ones. The step has `converged` where a gain of two standard errors is shown and the
+    objective no longer fell at the end of training.
+
+    Minibatches are drawn without replacement, so that no particle meets its own copy. They estimate integrals and sums
+    over pairs without bias, hence potentials, interactions, entropies, internal energies, KL, MMD and KSD. The
+    distances to a target (`SquaredWasserstein`, `SinkhornDivergence`, `SlicedWasserstein`) are convex along mixtures,
+    and larger in the mean on minibatches, the more so the smaller these are; kernel densities are biased as well.
 
     Some maps are trained with an error of discretisation (`ODEMap`). After training, the held-out objective is
     computed with and without it; where the two differ by more than `gap_tolerance`, the discretisation is refined and
@@ -54,7 +74,8 @@ class NeuralProx(ParticleSolver):
         clip: gradients of a larger norm are scaled down to it.
         check_every: iterations between two looks at the held-out objective.
         patience: looks without improvement after which the step stops.
-        validation_fraction: the part of the particles held out, where `step` is given no held-out measure.
+        validation_fraction: the part of the particles held out, where `step` is given no held-out measure and F is one
+            of the density.
         warm_start: start from the previous step's map in place of the identity.
         flow_matching: iterations of a start by flow matching, for maps that are flows (`ODEMap`) and the functional
             KL(· ‖ N(m, Σ)): their velocity is first regressed on straight lines from x to its Ornstein–Uhlenbeck
@@ -64,6 +85,9 @@ class NeuralProx(ParticleSolver):
             it, relative to what training lowers the objective by, where that is more.
         seed: of the initial parameters, the held-out split and the minibatches; each step derives its own.
         progress: show a progress bar a step.
+        standardise: train in units of the particles and start from the best affine map (`AffineMap` itself, and maps
+            that are started by flow matching, are trained as they are); `False` where the particles are in standard
+            units, as those of flows are.
 
     Raises:
         StepFailedError: where the objective is not finite; it names the step, the iteration and what to change.
@@ -78,7 +102,7 @@ class NeuralProx(ParticleSolver):
         True
     """
 
-    conversion = "draw some, as in gaussian.to_particles(10_000, seed=0)"
+    conversion = CONVERSION
     takes_anchor = True
 
     def __init__(
@@ -98,6 +122,7 @@ class NeuralProx(ParticleSolver):
         gap_tolerance: float = 0.01,
         seed: int = 0,
         progress: bool = False,
+        standardise: bool = True,
     ) -> None:
         self.factory = map_factory(map, map_options)
         self.training = Training(
@@ -115,90 +140,59 @@ class NeuralProx(ParticleSolver):
         self.gap_tolerance = check_positive(gap_tolerance, "gap_tolerance")
         self.seed = check_seed(seed)
         self.progress = progress
+        self.standardise = bool(standardise)
 
     def prepare(self, measure: Measure) -> Particles:
         """The particles, with the density counted relative to their own where it is unknown."""
-        return _as_particles(super().prepare(measure))
+        return as_particles(super().prepare(measure))
 
     def solve(self, problem: Problem, state: Any) -> Solved:
         source = problem.measure
         assert isinstance(source, Particles)
         seed = step_seed(self.seed, problem.index)
         generator = torch.Generator().manual_seed(seed)
-        training, validation = self._training_and_validation(problem, generator)
-        map = self._initial_map(source, state, seed)
-
-        def objective(rho: Particles, origins: Tensor) -> Tensor:
-            return problem.objective(rho, rho.weights @ (rho.points - origins).square().sum(1))
-
-        def batch_objective(rows: Tensor) -> Tensor:
-            return objective(batch_of(training.measure, rows).push(map), training.origins[rows])
-
+        is_new = not (self.warm_start and isinstance(state, TransportMap) and state.dim == source.dim)
+        standardise = self.standardise and not self.flow_matching
+        task = Task.of(problem, standardise, self.validation_fraction, LOOK_AT * self.training.batch_size, generator)
         with seeded(seed + 1, source.device):  # dropout draws from the default generator
             try:
-                outcome, pushed_held_out = self._start(problem, map, training, validation, generator), None
-                if outcome is None or not outcome.interrupted:  # Ctrl-C in the start ends the step as well
-                    outcome, pushed_held_out = self._train(
-                        map,
-                        batch_objective,
-                        lambda rho: objective(rho, validation.origins),
-                        training.measure,
-                        validation.measure,
-                        self.training,
-                        generator,
-                        f"step {problem.index}",
-                    )
+                map, is_shown = self._initial_map(task, None if is_new else state, seed, generator)
+                outcome, pushed_held_out, is_better = self._trained(task, map, generator)
             except StepFailedError as error:
                 error.index = problem.index  # the message says it
                 raise
-        rho = push(map, source)
+        map = folded(map)
+        rho, value, cost = self._result(problem, map)
+        if standardise and not float(value + cost / (2 * problem.step_size)) <= task.energy * task.at_rest(task.whole):
+            map, pushed_held_out, is_better, is_shown = self._new_map(source, seed), None, False, False
+            rho, value, cost = self._result(problem, map)
         if problem.held_out is None:
             pushed_held_out = None
         elif pushed_held_out is None:
-            pushed_held_out = push(map, validation.measure)
-        ending = Ending.CONVERGED if outcome.converged else Ending.DISCRETISED
+            pushed_held_out = push(map, task.validation.measure)
+        residual = problem.residual(rho) if task.is_followed else None
+        ending = task.ending(outcome, is_shown or is_better, cost, residual)
+        told = [outcome.message, "" if ending.is_success or ending is Ending.INTERRUPTED else ending.value]
+        told += ["values are up to the constant ∫ log μ dμ" if rho.is_relative else ""]
         return Solved(
             measure=rho,
-            transport_cost=problem.cost(rho),
+            transport_cost=cost,
             map=map,
-            ending=Ending.INTERRUPTED if outcome.interrupted else ending,
-            message=outcome.message + ("; values are up to the constant ∫ log μ dμ" if rho.is_relative else ""),
+            value=value,
+            residual=residual,
+            ending=ending,
+            message="; ".join(part for part in told if part),
             iterations=outcome.iterations,
             held_out=pushed_held_out,
             state=map,
         )
 
-    def _training_and_validation(self, problem: Problem, generator: torch.Generator) -> tuple[_Part, _Part]:
-        """What is trained on and what is held out: draws given for it, or a part of the measure."""
-        source, anchors = problem.measure, problem.anchor.points.detach()
-        assert isinstance(source, Particles)
-        if problem.held_out is None:
-            return tuple(  # type: ignore[return-value]
-                _Part(source.subset(rows), anchors[rows])
-                for rows in _split(source, self.validation_fraction, generator)
-            )
-        if problem.anchor is not problem.measure:
-            raise ValueError("where the transport cost of held-out draws counts from is not known: give none")
-        held_out = _as_particles(problem.held_out, "held_out")
-        return _Part(source, anchors), _Part(held_out, held_out.points)
-
-    def _start(
-        self, problem: Problem, map: TransportMap, training: _Part, validation: _Part, generator: torch.Generator
-    ) -> Outcome | None:
-        """The start by flow matching, where there is one."""
-        if not self.flow_matching:
-            return None
-        return match_flow(
-            map,
-            relaxation(problem.functional, problem.step_size, problem.measure.points),
-            training.measure,
-            validation.measure,
-            self.flow_matching,
-            self.training,
-            generator,
-            f"step {problem.index}",
-            self.progress,
-        )
+    @torch.no_grad()
+    def _result(self, problem: Problem, map: TransportMap) -> tuple[Particles, Tensor, Tensor]:
+        """T#μ, its value, and the transport cost."""
+        assert isinstance(problem.measure, Particles)
+        rho = push(map, problem.measure)
+        return rho, self.value(problem.functional, rho), problem.cost(rho)
 
     def fine_tune(
         self,
@@ -226,21 +220,25 @@ class NeuralProx(ParticleSolver):
             training = measure.to_particles(self.training.batch_size, generator)
             validation = measure.to_particles(FRESH_HELD_OUT, generator) if held_out is None else held_out
         elif held_out is None:
-            given = _as_particles(measure)
-            training, validation = (given.subset(rows) for rows in _split(given, self.validation_fraction, generator))
+            given = as_particles(measure)
+            parts = split(Part(given, given.points), self.validation_fraction, generator)
+            training, validation = (part.measure for part in parts)
         else:
-            training, validation = _as_particles(measure), held_out
-        validation = _as_particles(validation, "held_out")
+            training, validation = as_particles(measure), held_out
+        validation = as_particles(validation, "held_out")
 
-        def batch_objective(rows: Tensor) -> Tensor:
+        def batch_objective(batch: Batch) -> Tensor:
             if isinstance(measure, Gaussian):
-                return functional(measure.to_particles(len(rows), generator).push(map))
-            return functional(batch_of(training, rows).push(map))
+                return functional(measure.to_particles(len(batch.rows), generator).push(map))
+            return functional(batch.of(training).push(map))
 
-        probe = torch.arange(min(len(training), 64))
+        def probed(rows: Tensor) -> Tensor:
+            return functional(training.subset(rows).push(map))
+
+        probe = training.weights.nonzero()[:64, 0]
         with seeded(step_seed(self.seed, 2**20) + 1, training.device):
             try:
-                row_bytes = max(1.0, saved_bytes_per_row(map.train(), batch_objective, probe))
+                row_bytes = max(1.0, saved_bytes_per_row(map.train(), probed, probe))
             finally:  # Ctrl-C must not leave a map that draws dropout and partitions
                 map.eval()
             settings = replace(
@@ -258,24 +256,108 @@ class NeuralProx(ParticleSolver):
             )
             return outcome
 
+    def _initial_map(
+        self, task: Task, state: object, seed: int, generator: torch.Generator
+    ) -> tuple[TransportMap, bool]:
+        """The map that training starts from, and whether the particles show that it gains."""
+        source, units = task.source, task.units
+        if isinstance(state, TransportMap):
+            map = copy.deepcopy(state).to(dtype=source.dtype, device=source.device)
+            return (map if units is None else units.unfolded(map)), False
+        map = self._new_map(source, seed)
+        if units is None:
+            return map, False
+        start = AffineStart(None, False)
+        if not isinstance(map, AffineMap):  # which is trained as it is
+            part = task.whole.sample(LOOK_AT * self.training.batch_size, generator)
+            start = affine_start(task.objective, part, units, not task.is_followed, generator)
+        return units.applied(map if start.map is None else ComposedMap([map, start.map])), start.is_shown
+
+    def _new_map(self, source: Particles, seed: int) -> TransportMap:
+        """An identity, as the factory gives it."""
+        with seeded(seed):
+            map = self.factory(source.dim)
+        if not isinstance(map, TransportMap):
+            raise TypeError(f"the map factory must return a TransportMap, got {type(map).__name__}")
+        if map.dim != source.dim:
+            raise ValueError(
+                f"the map factory returned a map of dimension {map.dim} for points of dimension {source.dim}"
+            )
+        # a copy, since a factory may give the same map for every step
+        return copy.deepcopy(map).to(dtype=source.dtype, device=source.device)
+
+    def _trained(
+        self, task: Task, map: TransportMap, generator: torch.Generator
+    ) -> tuple[Outcome, Particles | None, bool]:
+        """Train the map; the validation measure pushed by it, where known, and whether it is shown to be better."""
+        training, validation, pushed = task.training, task.validation, None
+        before, start = push(map, validation.measure), copy.deepcopy(map.state_dict())
+
+        def batch_objective(batch: Batch) -> Tensor:
+            return task.objective(batch.of(training.measure).push(map), training.origins[batch.rows])
+
+        outcome = self._start(task, map, generator)
+        if outcome is None or not outcome.interrupted:  # Ctrl-C in the start ends the step as well
+            outcome, pushed = self._train(
+                map,
+                batch_objective,
+                lambda rho: task.objective(rho, validation.origins),
+                training.measure,
+                validation.measure,
+                self.training,
+                generator,
+                f"step {task.problem.index}",
+                task.energy,
+                task.at_rest(validation) if task.units is not None else None,
+            )
+        is_better = outcome.best_iteration > 0
+        if is_better and task.units is not None and not task.is_followed and not outcome.interrupted:
+            pushed = push(map, validation.measure) if pushed is None else pushed
+            gain, error = task.gain(before, pushed, generator)
+            is_better = gain > EVIDENCE * error
+            if not gain > error:
+                map.load_state_dict(start)
+                pushed = None
+        return outcome, pushed, is_better
+
+    def _start(self, task: Task, map: TransportMap, generator: torch.Generator) -> Outcome | None:
+        """The start by flow matching, where there is one."""
+        if not self.flow_matching:
+            return None
+        problem = task.problem
+        return match_flow(
+            map,
+            relaxation(problem.functional, problem.step_size, problem.measure.points),
+            task.training.measure,
+            task.validation.measure,
+            self.flow_matching,
+            self.training,
+            generator,
+            f"step {problem.index}",
+            self.progress,
+        )
+
     def _train(
         self,
         map: TransportMap,
-        batch_objective: Callable[[Tensor], Tensor],
+        batch_objective: Callable[[Batch], Tensor],
         held_out_objective: Callable[[Particles], Tensor],
         training: Particles,
         validation: Particles,
         settings: Training,
         generator: torch.Generator,
         describe: str,
+        energy: float = 1.0,
+        origin: float | None = None,
     ) -> tuple[Outcome, Particles | None]:
         """`train`, and again with a finer discretisation where it is too coarse to be trusted.
 
-        The second result is the validation measure pushed by the exact map, where that has been computed.
+        Objectives, and `origin`, are in units of `energy`. The second result is the validation
+        measure pushed by the exact map, where that has been computed.
         """
 
-        def penalised(rows: Tensor) -> Tensor:
-            objective, penalty = batch_objective(rows), map.penalty()
+        def penalised(batch: Batch) -> Tensor:
+            objective, penalty = batch_objective(batch), map.penalty()
             return objective if penalty is None else objective + penalty
 
         def look() -> float:
@@ -287,9 +369,9 @@ class NeuralProx(ParticleSolver):
             with torch.no_grad():
                 rho = push(map, validation)
                 objective = float(held_out_objective(rho))
-            return rho, objective, self.gap_tolerance * max(1.0, 0.01 * (outcome.initial - objective))
+            return rho, objective, self.gap_tolerance * max(1 / energy, 0.01 * (outcome.initial - objective))
 
-        outcome = train(map, penalised, look, training.weights, settings, generator, describe, self.progress)
+        outcome = train(map, penalised, look, training.weights, settings, generator, describe, self.progress, origin)
         if not map.is_discretised:
             return outcome, None
         note = ""
@@ -297,7 +379,7 @@ class NeuralProx(ParticleSolver):
         for _ in range(REFINEMENTS):
             if (gap := abs(outcome.objective - objective)) <= tolerance or outcome.interrupted:
                 break
-            note += f"; the discretised objective was off by {gap:.2g}: {map.refine()}"
+            note += f"; the discretised objective was off by {gap * energy:.2g}: {map.refine()}"
             # an iteration costs twice as much now, and a trained state must not be lost to a large rate
             again = replace(
                 settings, iterations=max(1, settings.iterations // 4), learning_rate=0.3 * settings.learning_rate
@@ -314,57 +396,6 @@ class NeuralProx(ParticleSolver):
             )
             rho, objective, tolerance = exact()
         gap = abs(outcome.objective - objective)
-        note += f"; the discretised objective is off by {gap:.1g}"
+        note += f"; the discretised objective is off by {gap * energy:.1g}"
         # the objective that is reported is the true one
         return replace(outcome, objective=objective, converged=gap <= tolerance, note=note), rho
-
-    def _initial_map(self, source: Particles, state: object, seed: int) -> TransportMap:
-        if self.warm_start and isinstance(state, TransportMap) and state.dim == source.dim:
-            return copy.deepcopy(state).to(dtype=source.dtype, device=source.device)
-        with seeded(seed):
-            map = self.factory(source.dim)
-        if not isinstance(map, TransportMap):
-            raise TypeError(f"the map factory must return a TransportMap, got {type(map).__name__}")
-        if map.dim != source.dim:
-            raise ValueError(
-                f"the map factory returned a map of dimension {map.dim} for points of dimension {source.dim}"
-            )
-        # a copy, since a factory may give the same map for every step
-        return copy.deepcopy(map).to(dtype=source.dtype, device=source.device)
-
-
-def push(map: TransportMap, measure: Particles) -> Particles:
-    """T#μ without a graph, in bounded memory."""
-    return measure.push(lambda x: apply_in_batches(map, x))
-
-
-class _Part(NamedTuple):
-    """Particles to train on or to look at, and the points (n, d) from which the transport cost of each counts."""
-
-    measure: Particles
-    origins: Tensor
-
-
-def _as_particles(measure: Measure, name: str = "measure") -> Particles:
-    if not isinstance(measure, Measure) or not measure.movable:
-        raise TypeError(f"NeuralProx needs Particles as {name}, got {type(measure).__name__}; {NeuralProx.conversion}")
-    if not isinstance(measure, Particles):  # of a class of somebody's own: what networks need of it
-        known = measure.density_known and not measure.density_follows_points
-        measure = Particles(measure.points, measure.weights, measure.log_density() if known else None)
-    if measure.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"NeuralProx trains in float32 or float64, got {name} in {measure.dtype}; convert its points")
-    return measure.detach().relative()
-
-
-def _split(measure: Particles, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The rows to train on and the rows held out."""
-    carriers = measure.weights.nonzero()[:, 0]  # a part without mass would have no objective
-    n = len(carriers)
-    held = round(n * fraction)
-    if held < 1 or held >= n:
-        raise ValueError(
-            f"cannot hold out {fraction:g} of {n} particles with mass: both parts need at least one; "
-            "give more particles or change validation_fraction"
-        )
-    order = carriers[torch.randperm(n, generator=generator).to(measure.device)]
-    return order[held:], order[:held]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from wprox.measures import Particles
+from wprox.solvers.neural.batches import Batch, Batches
 from wprox.solvers.problem import StepFailedError
 
+SETTLED, LATE, FEW_LOOKS = 0.05, 0.6, 4  # a training is settled whose last 40 % gained no more than a twentieth
 FUSED = ("cpu", "cuda")  # where AdamW is one operation; for CPUs from torch 2.4 on
 
 
@@ -45,7 +46,7 @@ class Outcome:
     """How a training ended: `objective` is the best held-out one, whose state the module is left in.
 
     `initial` is the one before the first iteration. `converged` is false where the discretisation of training stayed
-    too coarse; `note` says what was done about it.
+    too coarse; `note` says what was done about it. `settled` is whether the objective no longer fell at the end.
     """
 
     objective: float
@@ -55,6 +56,7 @@ class Outcome:
     interrupted: bool
     converged: bool = True
     note: str = ""
+    settled: bool = True
 
     @property
     def message(self) -> str:
@@ -67,23 +69,24 @@ class Outcome:
 
 def train(
     module: nn.Module,
-    batch_objective: Callable[[Tensor], Tensor],
+    batch_objective: Callable[[Batch], Tensor],
     held_out_objective: Callable[[], float],
     weights: Tensor,
     settings: Training,
     generator: torch.Generator,
     describe: str,
     progress: bool = False,
+    origin: float | None = None,
 ) -> Outcome:
     """Minimise an objective over a module's parameters and leave the module in its best held-out state.
 
     Arguments:
         module: what is trained; put into evaluation mode at the end.
-        batch_objective: the objective of the minibatch of the given row indices, (batch,) → scalar.
+        batch_objective: the objective of a minibatch, a scalar.
         held_out_objective: the objective on points that are not trained on.
-        weights: (n,), of the rows. A minibatch holds rows drawn in proportion to them, so that its rows count equally;
-            all rows in order where `batch_size` is n or more.
+        weights: (n,), of the rows that minibatches are drawn from.
         describe: what is trained, for errors and the progress bar ("step 3").
+        origin: the objective that gains count from; that before the first iteration by default.
 
     Raises:
         StepFailedError: where the objective or its gradient is not finite.
@@ -95,7 +98,6 @@ def train(
         weight_decay=settings.weight_decay,
         fused=all(parameter.device.type in FUSED for parameter in parameters),
     )
-    device = parameters[0].device
     best = initial = _held_out(module, held_out_objective)
     best_iteration, best_state = 0, copy.deepcopy(module.state_dict())
     if not math.isfinite(best):
@@ -103,16 +105,16 @@ def train(
             f"{describe}: the held-out objective is {best} before the first iteration; check that the functional is "
             "finite at the points of the measure"
         )
-    even = bool((weights == weights[0]).all())
+    batches = Batches(weights, settings.batch_size, generator)
     waited, iteration, interrupted = 0, 0, False
+    looks = [(0, best)]  # the best objective up to an iteration
     bar = tqdm(total=settings.iterations, desc=describe, disable=not progress, leave=False, delay=0.5)
     try:
-        while iteration < settings.iterations and waited < settings.patience:
+        while iteration < settings.iterations and waited < settings.patience and not _is_idle(looks, settings):
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _schedule(iteration / settings.iterations)
-            rows = _minibatch(weights, even, settings.batch_size, generator).to(device)
             module.train()
-            objective = batch_objective(rows)
+            objective = batch_objective(batches.draw())
             optimizer.zero_grad(set_to_none=True)
             if objective.requires_grad:
                 objective.backward()
@@ -127,6 +129,7 @@ def train(
                 if value < best:
                     best, best_iteration, best_state = value, iteration, copy.deepcopy(module.state_dict())
                     waited = 0
+                looks.append((iteration, best))
                 bar.set_postfix_str(f"objective {best:.4f}")
     except KeyboardInterrupt:
         interrupted = True
@@ -134,7 +137,8 @@ def train(
         bar.close()
         module.load_state_dict(best_state)
         module.eval()
-    return Outcome(best, initial, iteration, best_iteration, interrupted)
+    settled = _is_settled(looks, initial if origin is None else origin, settings, waited)
+    return Outcome(best, initial, iteration, best_iteration, interrupted, settled=settled)
 
 
 def _check_finite(objective: float, norm: float, where: str, settings: Training) -> None:
@@ -146,26 +150,31 @@ def _check_finite(objective: float, norm: float, where: str, settings: Training)
         )
 
 
+def _is_idle(looks: list[tuple[int, float]], settings: Training) -> bool:
+    """Whether half of the iterations have brought nothing better than the start."""
+    iteration, best = looks[-1]
+    return len(looks) > FEW_LOOKS and 2 * iteration >= settings.iterations and best >= looks[0][1]
+
+
+def _is_settled(looks: list[tuple[int, float]], origin: float, settings: Training, waited: int) -> bool:
+    """Whether the objective no longer fell when training ended: by patience, or slowly at the end of all iterations.
+
+    Over the last 40 % the rate falls to 0, so that they count for a fifth of all: what gained more than a twentieth in
+    them would have gained on.
+    """
+    last, best = looks[-1]
+    if waited >= max(settings.patience, 2) or _is_idle(looks, settings):
+        return True
+    if len(looks) <= FEW_LOOKS:
+        return False
+    early = min(value for iteration, value in looks if iteration <= LATE * last)
+    return early - best <= SETTLED * (origin - best)
+
+
 def _held_out(module: nn.Module, objective: Callable[[], float]) -> float:
     module.eval()
     with torch.no_grad():
         return float(objective())
-
-
-def _minibatch(weights: Tensor, even: bool, batch_size: int, generator: torch.Generator) -> Tensor:
-    if len(weights) <= batch_size:
-        return torch.arange(len(weights))
-    if even:
-        return torch.randint(len(weights), (batch_size,), generator=generator)
-    return torch.multinomial(weights.to(generator.device), batch_size, replacement=True, generator=generator)
-
-
-def batch_of(measure: Particles, rows: Tensor) -> Particles:
-    """The minibatch at the rows that `train` drew: fewer than all are drawn by weight, and then count equally."""
-    batch = measure.subset(rows)
-    if len(rows) < len(measure):
-        batch.weights = torch.full_like(batch.weights, 1 / len(rows))
-    return batch
 
 
 def _schedule(fraction: float, warmup: float = 0.05) -> float:

@@ -1,0 +1,139 @@
+"""What steps of NeuralProx find of the exact decrease, in all units, and what they say of it."""
+
+import pytest
+import torch
+from test_neural_prox import AFFINE, Constant, cloud, fast, half_square, standard_normal
+
+import wprox
+from wprox.maps import RescaledMap
+from wprox.solvers import Ending
+
+F64 = torch.float64
+
+
+def draws(n, dim, seed=0, dtype=torch.float32):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
+
+
+def double_well(x):
+    return (x.square() - 1).square().sum(-1) / 4
+
+
+def decrease(functional, solver, particles, gamma):
+    step = solver.step(functional, particles, gamma)
+    return step, float(solver.value(functional, solver.prepare(particles)) - step.value)
+
+
+# --- as exact as the particles allow
+
+
+@pytest.mark.parametrize(("dim", "gamma"), [(1, 0.01), (2, 0.05), (8, 1.0)])
+def test_a_step_of_few_particles_finds_the_exact_decrease(dim, gamma):
+    """500 draws: F over them varies by a twentieth of the decrease, and a fifth is allowed."""
+    start, wide = standard_normal(dim, torch.float32), wprox.Gaussian(torch.zeros(dim), 4 * torch.eye(dim))
+    F = wprox.KL(wide)
+    exact = float(F(start) - wprox.GaussianProx().step(F, start, gamma).value)
+    solver = wprox.NeuralProx(iterations=100)
+    step, found = decrease(F, solver, wprox.Particles(draws(500, dim)), gamma)
+    assert found == pytest.approx(exact, rel=0.2)
+    assert step.converged
+
+
+@pytest.mark.parametrize(
+    "functional",
+    [wprox.PotentialEnergy(double_well), wprox.MMD(1 + 1.5 * draws(200, 2, seed=1)), wprox.KSD(standard_normal(2))],
+    ids=["potential", "MMD", "KSD"],
+)
+def test_functionals_of_particles_fall_as_for_free_particles(functional):
+    particles = wprox.Particles(1 + draws(200, 2))
+    exact = float(functional(particles) - wprox.ParticleProx().step(functional, particles, 0.2).value)
+    step, found = decrease(functional, wprox.NeuralProx(iterations=100), particles, 0.2)
+    assert found == pytest.approx(exact, rel=0.05)
+    assert step.residual == pytest.approx(wprox.Problem(functional, particles, 0.2).residual(step.measure))
+
+
+def test_few_particles_are_fitted_by_few_parameters():
+    """A shift by ½ of N(0, I) in eight dimensions: 200 draws tell nothing of the 36 numbers of a matrix."""
+    x = draws(200, 8, dtype=F64) + torch.eye(8, dtype=F64)[0]
+    step = wprox.NeuralProx(iterations=20).step(wprox.KL(standard_normal(8)), wprox.Particles(x), 1.0)
+    jacobian = torch.autograd.functional.jacobian(lambda z: step.map(z[None])[0][0], torch.zeros(8, dtype=F64))
+    assert torch.allclose(jacobian, jacobian[0, 0] * torch.eye(8, dtype=F64), atol=1e-6)
+    assert float(step.map(x)[0].mean(0)[0]) == pytest.approx(float(x.mean(0)[0]) / 2, abs=0.05)
+
+
+# --- and said
+
+
+def test_where_nothing_is_gained_the_step_says_so():
+    F, start = wprox.KL(standard_normal(2)), wprox.Particles(draws(200, 2, dtype=F64))
+    with pytest.warns(RuntimeWarning, match="no gain is shown by these particles.*give more"):
+        trajectory = wprox.jko(F, wprox.NeuralProx(iterations=20), start, 0.1, 1)
+    assert trajectory.steps[0].ending is Ending.UNSHOWN
+    assert not trajectory.steps[0].converged
+    assert float(trajectory.values[1]) <= float(trajectory.values[0])
+
+
+@pytest.mark.parametrize("map", [wprox.AffineMap, "spline"])
+@pytest.mark.parametrize("functional", [wprox.PotentialEnergy(double_well), wprox.KL(standard_normal(2))])
+def test_one_iteration_is_not_enough_to_have_converged(map, functional):
+    step = wprox.NeuralProx(map, iterations=1).step(functional, wprox.Particles(2 + draws(200, 2, dtype=F64)), 0.5)
+    if map is wprox.AffineMap or functional.needs_density(step.measure):
+        assert step.ending is Ending.ITERATIONS
+        assert "allow more of them" in step.message
+
+
+def test_a_map_that_cannot_follow_the_gradient_says_so():
+    """The step of cos 3x moves particles to and fro, which an affine map does not."""
+    F = wprox.PotentialEnergy(lambda x: (3 * x).cos().sum(-1))
+    step = wprox.NeuralProx(**AFFINE).step(F, wprox.Particles(draws(200, 1, dtype=F64)), 0.1)
+    assert step.ending in (Ending.UNFOLLOWED, Ending.ITERATIONS)
+    assert not step.converged
+
+
+def test_fine_tuning_that_gains_nothing_stops_half_way():
+    solver = fast(iterations=80, patience=80)
+    outcome = solver.fine_tune(wprox.AffineMap(2).double(), Constant(1.0), wprox.Particles(cloud(100, 2)))
+    assert (outcome.iterations, outcome.best_iteration) == (40, 0)
+
+
+# --- in all units
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1e3, 1e9])
+@pytest.mark.parametrize("map", [wprox.AffineMap, "spline"])
+def test_a_step_is_the_same_in_all_units(map, scale):
+    x = draws(100, 2, dtype=F64) * torch.tensor([0.5, 1.0], dtype=F64) + 2
+    solver = wprox.NeuralProx(map, iterations=10)
+
+    def points(s):
+        eye = s**2 * torch.eye(2, dtype=F64)
+        law = wprox.KL(wprox.Gaussian(torch.zeros(2, dtype=F64), eye))
+        well = wprox.PotentialEnergy(lambda x: s**2 * double_well(x / s))
+        start = wprox.Particles(s * x)
+        return [solver.step(F, start, g).measure.points / s for F, g in ((law, s**2), (well, 0.3))]
+
+    for found, expected in zip(points(scale), points(1.0), strict=True):
+        assert float((expected - x).abs().max()) > 0.01
+        assert torch.allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_an_affine_map_in_other_units_is_an_affine_map():
+    map = wprox.AffineMap.from_matrix(torch.tensor([[2.0, 0.5], [0.5, 1.0]]).double(), [0.3, -0.2])
+    loc, x = torch.tensor([3.0, -1.0]).double(), draws(5, 2, dtype=F64)
+    rescaled = RescaledMap(map, loc, 10.0)
+    for one, other in zip(rescaled(x), map.rescaled(loc, 10.0)(x), strict=True):
+        assert torch.allclose(one, other)
+    assert torch.allclose(rescaled.inverse(rescaled(x)[0]), x)
+    with pytest.raises(ValueError, match=r"loc must have shape \(2,\)"):
+        RescaledMap(map, torch.zeros(3))
+    with pytest.raises(ValueError, match="scale must be positive"):
+        RescaledMap(map, loc, 0.0)
+
+
+def test_a_warm_start_goes_on_in_the_units_of_the_particles():
+    F, x = wprox.PotentialEnergy(half_square), 1e3 * draws(100, 2, dtype=F64) + 2e3
+    solver = wprox.NeuralProx(**AFFINE, warm_start=True)
+    first = solver.step(F, wprox.Particles(x), 1.0)
+    again = wprox.NeuralProx(wprox.AffineMap, iterations=1, learning_rate=1e-9, warm_start=True)
+    second = again.step(F, wprox.Particles(x), 1.0, previous=first)
+    assert torch.allclose(second.measure.points, first.measure.points, atol=1e-3)

@@ -1,0 +1,193 @@
+"""The affine start of a neural step: the best affine map, of as many parameters as the particles bear."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wprox.maps import AffineMap
+from wprox.maps.affine import symmetric_exponential
+from wprox.measures import Particles
+from wprox.solvers._lbfgs import Minimiser
+from wprox.solvers.neural.parts import Part, Units
+
+ITERATIONS, FEW, MEMORY = 60, 6, 20  # of L-BFGS; few from where a fit to almost the same particles ended
+ROUNDING = 10.0  # of an objective, in units of its precision
+GOAL, ROUGH_GOAL = 1e-4, 1e-2  # of what a fit gains, the part that it may leave
+LARGEST_LOG = 40.0  # of a stretch; further out is outside of the domain
+EVIDENCE = 2.0  # standard errors by which a gain must be above 0 to be shown
+
+Objective = Callable[[Particles, Tensor], Tensor]  # of T#μ and the points from which its transport cost counts
+
+
+class AffineStart(NamedTuple):
+    """The affine map in standardised coordinates, `None` where it is the identity, and whether its gain is shown."""
+
+    map: AffineMap | None
+    is_shown: bool
+
+
+class _Point(NamedTuple):
+    position: Tensor
+    value: float
+    gradient: Tensor
+
+
+@dataclass(frozen=True)
+class _Family:
+    r"""T(z) = exp(S) z + b with S = 0, a multiple of I, diagonal, or any symmetric matrix; each has those before it.
+
+    Attributes:
+        dim: d.
+        kind: 1 for b alone, 2, 3, 4 for the S above.
+    """
+
+    dim: int
+    kind: int
+
+    def unpack(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """b, (d,), and S, (d, d)."""
+        d = self.dim
+        shift, rest = position[:d], position[d:]
+        if self.kind == 1:
+            return shift, position.new_zeros(d, d)
+        if self.kind == 2:
+            return shift, (rest / math.sqrt(d)) * torch.eye(d).to(position)
+        matrix = torch.diag(rest[:d])
+        if self.kind == 4:
+            i, j = torch.triu_indices(d, d, 1)
+            matrix = matrix.index_put((torch.cat((i, j)), torch.cat((j, i))), rest[d:].repeat(2) / math.sqrt(2))
+        return shift, matrix
+
+    def pack(self, shift: Tensor, matrix: Tensor) -> Tensor:
+        """The position of a map of this family, or of one before it."""
+        diagonal = matrix.diagonal()
+        i, j = torch.triu_indices(self.dim, self.dim, 1)
+        of_kind = {1: [], 2: [diagonal.sum()[None] / math.sqrt(self.dim)], 3: [diagonal]}
+        return torch.cat([shift, *of_kind.get(self.kind, [diagonal, math.sqrt(2) * matrix[i, j]])])
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """F(T#μ) + cost/(2γ) in units of s²/γ, of affine maps in standardised coordinates."""
+
+    objective: Objective
+    part: Part
+    units: Units
+
+    def value(self, shift: Tensor, matrix: Tensor) -> Tensor:
+        measure = self.part.measure
+        z = (measure.points - self.units.loc) / self.units.scale
+        stretch, b = symmetric_exponential(matrix).to(z), shift.to(z)
+        y = self.units.loc + self.units.scale * torch.addmm(b, z, stretch)
+        pushed = measure.push(lambda _: (y, matrix.trace().to(z).expand(len(z))))
+        return self.objective(pushed, self.part.origins)
+
+    def minimise(self, family: _Family, start: Tensor, goal: float, iterations: int) -> Tensor:
+        """The best position of a family, from another."""
+        rounding = ROUNDING * torch.finfo(self.part.measure.dtype).eps
+
+        def evaluate(position: Tensor) -> _Point:
+            given = position.detach().requires_grad_()
+            matrix = family.unpack(given)[1]
+            if not float(matrix.detach().abs().max()) < LARGEST_LOG:  # NaN included
+                return _Point(position, math.inf, torch.full_like(position, math.nan))
+            with torch.enable_grad():
+                value = self.value(*family.unpack(given)).double()
+                slope = torch.autograd.grad(value, given)[0] if value.requires_grad else torch.zeros_like(position)
+            return _Point(position, float(value.detach()), slope)
+
+        first = evaluate(start)
+        if not (math.isfinite(first.value) and bool(torch.isfinite(first.gradient).all())):
+            return start
+        search = Minimiser(evaluate, first, lambda v: v, MEMORY)
+        origin = evaluate(torch.zeros_like(start)).value
+
+        def is_done(point: _Point) -> bool:
+            # the cost alone makes J 1-convex in standardised coordinates: |∇J|²/2 bounds what is left to gain
+            left = float(point.gradient.square().sum())
+            return left <= max(goal * (origin - point.value), rounding * abs(origin))
+
+        search.run(is_done, iterations)
+        return search.point.position
+
+
+def affine_start(
+    objective: Objective, part: Part, units: Units, overfits: bool, generator: torch.Generator
+) -> AffineStart:
+    r"""The affine map T(z) = exp(S) z + b that minimises the objective, in standardised coordinates.
+
+    Where the objective follows each particle, all affine maps compete. Where it knows the law of the particles by
+    them alone, as entropy and KL do, few particles tell little about many parameters: the families of shifts, of
+    scalings, of scalings of the axes and of all are fitted without a block of particles, each in turn, and compared on
+    it with standing still; the family of the greatest mean gain is fitted to all. Its gain is shown where it is above 0
+    by twice its standard error over the blocks.
+
+    Arguments:
+        objective: in units of s²/γ.
+        part: the particles.
+        units: the coordinates.
+        overfits: whether the objective knows the law of the particles by them alone.
+        generator: of the blocks.
+    """
+    fit, d = _Fit(objective, part, units), units.loc.shape[0]
+    shift, matrix = (torch.zeros(size, dtype=torch.float64, device=units.loc.device) for size in ((d,), (d, d)))
+    best, is_shown = (shift, matrix), True
+    kinds = [4] if not overfits else range(1, 5 if _has_spread(part, units) else 2)
+    blocks = part.blocks(generator) if overfits else []
+    most = 0.0
+    for kind in kinds:
+        if kind in (2, 3) and d == 1:  # they are all of the line
+            continue
+        family = _Family(d, kind)
+        shift, matrix = family.unpack(fit.minimise(family, family.pack(shift, matrix), GOAL, ITERATIONS))
+        if not overfits:
+            best = shift, matrix
+            continue
+        mean, error = _held_out_gain(fit, family, family.pack(shift, matrix), blocks)
+        if kind == kinds[0] or mean > most:
+            is_shown = mean > EVIDENCE * error
+        if mean > most:
+            most, best = mean, (shift, matrix)
+    shift, matrix = best
+    if max(float(shift.abs().max()), float(matrix.abs().max())) <= 4 * torch.finfo(units.loc.dtype).eps:
+        return AffineStart(None, is_shown and not overfits)
+    map = AffineMap(d).to(units.loc)
+    with torch.no_grad():
+        map.log_matrix.copy_(matrix)
+        map.shift.copy_(shift)
+    return AffineStart(map, is_shown)
+
+
+def _held_out_gain(fit: _Fit, family: _Family, start: Tensor, blocks: list[Tensor]) -> tuple[float, float]:
+    """The mean gain over standing still on blocks that the fit did not see, and its standard error."""
+    gains = []
+    zero = family.pack(*(torch.zeros_like(part) for part in family.unpack(start)))
+    for k, block in enumerate(blocks):
+        others = torch.cat([rows for j, rows in enumerate(blocks) if j != k])
+        found = _Fit(fit.objective, fit.part.subset(others), fit.units).minimise(family, start, ROUGH_GOAL, FEW)
+        unseen = _Fit(fit.objective, fit.part.subset(block), fit.units)
+        with torch.no_grad():
+            gains.append(float(unseen.value(*family.unpack(zero)) - unseen.value(*family.unpack(found))))
+    return mean_and_error(gains, [float(fit.part.measure.weights[block].sum()) for block in blocks])
+
+
+def mean_and_error(values: list[float], masses: list[float]) -> tuple[float, float]:
+    """The mean of values that were found independently, weighted by masses, and its standard error."""
+    found, weights = (torch.tensor(numbers, dtype=torch.float64) for numbers in (values, masses))
+    found = found * (weights / weights.mean())
+    return float(found.mean()), float(found.std()) / math.sqrt(len(found))
+
+
+def _has_spread(part: Part, units: Units) -> bool:
+    """Whether the particles spread in all directions: else a log-determinant has no minimum over matrices."""
+    weights = part.measure.weights.double()
+    z = ((part.measure.points - units.loc) / units.scale).double()
+    z = z - weights @ z
+    least = float(torch.linalg.eigvalsh((z * weights[:, None]).mT @ z).min())
+    return least > 1e-6 and int((weights > 0).sum()) > z.shape[1] + 1
