@@ -154,9 +154,7 @@ def use_model(folder: Path) -> None:
         assert flow.log_prob(rows).shape == (3,)
         flow.transform(rows)
     except ValueError as error:
-        if "outside their bounds" not in str(
-            error
-        ):  # which another number in the tensors of the bounds may say rightly
+        if "outside their bounds" not in str(error):  # which other bounds may say rightly
             raise
 
 
