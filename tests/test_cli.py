@@ -278,6 +278,12 @@ def test_folders_that_are_no_models(fitted, tmp_path, command, monkeypatch):
     assert refused(run(name, "broken", *rest), "damaged")
 
 
+FITTED = (
+    '{"data": {"file": "x", "rows": %s, "training_rows": 1, "held_out_rows": 1, "columns": [], "constant_columns": []}'
+    ', "held_out": [{"model": "x", "nll": %s, "bits_per_dim": 1, "setting": %s}]}'
+)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -288,6 +294,12 @@ def test_folders_that_are_no_models(fitted, tmp_path, command, monkeypatch):
         '{"data": {"columns": 5}}',
         '{"held_out": [{"model": "x"}]}',
         '{"held_out": 3}',
+        "[" * 100_000,
+        "9" * 5000,
+        FITTED % ('"x"', "1.0", '"x"'),
+        FITTED % ("3", '"x"', '"x"'),
+        FITTED % ("3", "1.0", "4"),
+        FITTED % ("3", "1.0", '"\\ud800"'),
     ],
 )
 def test_damaged_metrics(fitted, tmp_path, content):

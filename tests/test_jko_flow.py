@@ -27,6 +27,7 @@ from wprox import JKOFlow
 from wprox.models.flow import training
 from wprox.models.flow.settings import FlowSettings, TableSize
 from wprox.models.flow.training import joint_solver
+from wprox.models.folders import checksum
 from wprox.models.step_sizes import equal_moves
 
 FORMAT_1 = Path(__file__).parent / "data" / "format_1_flow"
@@ -727,8 +728,11 @@ def _truncate(folder):
 
 
 def _rewrite(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """Changes of what config.json says, with a checksum that fits."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    if config["format"] == 2:
+        config["sha256"] = checksum(config, (folder / "model.safetensors").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(

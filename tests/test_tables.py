@@ -86,6 +86,7 @@ def test_parquet_writes_names_that_repeat(tmp_path):
         ("a,b\n1,2\n3,\n,NaN\n", "3 NaN or infinite entries, the first at row 2, column 'b'"),
         ("a,b\n1,2\n-inf,4\n", "1 NaN or infinite entry, the first at row 2, column 'a'"),
         ("a\n1\n\n", "1 NaN or infinite entry, the first at row 2, column 'a'"),
+        ("a,b\n1,2\n1.25,1234", "is cut off: its last line has no end"),
     ],
 )
 def test_bad_csv(tmp_path, text, message):
@@ -130,6 +131,24 @@ def test_truncated_binary_files(tmp_path, ending, keep):
     file.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
     with pytest.raises(ValueError, match="not a readable"):
         read_table(file)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("(1000000000000, 3)", "takes 24000000000000 bytes, there are 72"),
+        ("(True, 9)", r"shape \(True, 9\)"),
+        ("(3, 2)", "takes 48 bytes, there are 72"),
+        ("(3, 3", "not a readable"),
+    ],
+)
+def test_npy_whose_header_is_damaged(tmp_path, shape, message):
+    file = tmp_path / "table.npy"
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    file.write_bytes(b"\x93NUMPY\x01\x00v\x00" + header.encode() + bytes(72))
+    with pytest.raises(ValueError, match=message) as error:
+        read_table(file)
+    assert str(file) in str(error.value)
 
 
 def test_npy_that_is_an_archive(tmp_path):

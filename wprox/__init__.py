@@ -5,6 +5,7 @@ Each public name is one line here. The models, which need scikit-learn, are impo
 
 from typing import TYPE_CHECKING
 
+from wprox import _interruptions as _interruptions
 from wprox import kernels as kernels
 from wprox import metrics as metrics
 from wprox import stein as stein

@@ -10,9 +10,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from wprox.app.fitting import INTERRUPTED, FitOptions, fit_table
+from wprox._interruptions import SENTENCE, interruptions
+from wprox.app.fitting import FitOptions, fit_table
 from wprox.app.report import bits, columns_of, counted, listed, names_of, read_metrics, results_table, show
 from wprox.app.tables import Table, check_output, read_table, write_table
+from wprox.maps import InverseError
 from wprox.models.flow.jko_flow import JKOFlow
 
 BAD_INPUT = 2
@@ -50,6 +52,7 @@ Baselines = Annotated[
 
 def main() -> None:
     """The entry point of `wprox`."""
+    interruptions.listen()
     app(prog_name="wprox")
 
 
@@ -145,6 +148,7 @@ def score(
 def info(folder: Folder) -> None:
     """Say what the model in FOLDER is: its data, blocks and held-out likelihood."""
     with _plain_errors():
+        from rich.markup import escape
         from rich.table import Table as RichTable
 
         flow = JKOFlow.load(folder)
@@ -163,7 +167,7 @@ def info(folder: Folder) -> None:
         table = RichTable("block", "step size", "validation NLL (nats)", "transport cost", "iterations", "seconds")
         for entry in flow.history_:
             table.add_row(
-                str(entry["block"]),
+                escape(str(entry["block"])),
                 f"{entry['step_size']:g}" if "step_size" in entry else "",
                 f"{entry['held_out_nll']:.4f}",
                 f"{entry['transport_cost']:.4g}" if "transport_cost" in entry else "",
@@ -195,13 +199,15 @@ def _likelihood(log_prob: np.ndarray, dim: int) -> str:
 def _plain_errors() -> Iterator[None]:
     """Bad input ends the program with one sentence on stderr and exit code 2, Ctrl-C with exit code 130."""
     try:
-        yield
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        typer.echo(f"wprox: {error}", err=True)
-        raise typer.Exit(BAD_INPUT) from None
+        with interruptions.raised():
+            yield
+    except (ValueError, TypeError, ImportError, OSError, MemoryError, InverseError, FloatingPointError) as error:
+        interrupted = interruptions.received is not None  # an import that was says so in its own way
+        typer.echo(SENTENCE if interrupted else f"wprox: {error}", err=True)
+        raise typer.Exit(interruptions.exit_code if interrupted else BAD_INPUT) from None
     except KeyboardInterrupt:
-        typer.echo("wprox: interrupted", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        typer.echo(SENTENCE, err=True)
+        raise typer.Exit(interruptions.exit_code) from None
 
 
 def _matched(table: Table, data: Path, flow: JKOFlow, folder: Path) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import warnings
@@ -16,19 +15,25 @@ import numpy as np
 import torch
 import typer
 
+from wprox._interruptions import SENTENCE, interruptions
 from wprox._version import __version__
-from wprox.app.report import METRICS, counted, listed, model_result, results_table, say, show, write_metrics
-from wprox.app.tables import Table, read_table, replacing
+from wprox.app.output import FitFolder
+from wprox.app.report import METRICS, counted, listed, metrics_text, model_result, results_table, say, show
+from wprox.app.tables import Table, read_table
 from wprox.models.flow.jko_flow import JKOFlow
+from wprox.models.folders import CONFIG, TENSORS
 from wprox.solvers import StepFailedError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from wprox.app.baselines import Baseline
 
-FAILED, INTERRUPTED = 1, 130
+FAILED = 1
 VALIDATION_FRACTION = 0.1  # of the rows that are not held out: for early stopping and the baselines' settings
 DRAWN_SAMPLES = 3_000
 SAMPLES, TRAJECTORY = "samples.png", "trajectory.png"
+FILES = (CONFIG, TENSORS, METRICS, SAMPLES, TRAJECTORY)
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,18 @@ def fit_table(options: FitOptions) -> None:
         ValueError, TypeError, ImportError, OSError: for what cannot be read, trained on or written.
         typer.Exit: where training failed or was interrupted, after what there is was written.
     """
-    start = time.perf_counter()
-    out, quiet = options.out, options.quiet
-    _check_folder(out, options.overwrite)
+    with FitFolder(options.out, options.overwrite, FILES) as folder:
+        try:
+            _fit(options, folder)
+        except KeyboardInterrupt:
+            if folder.place is None:
+                raise
+            typer.echo(f"{SENTENCE}; {folder.place} has the model", err=True)
+            raise typer.Exit(interruptions.exit_code) from None
+
+
+def _fit(options: FitOptions, folder: FitFolder) -> None:
+    start, quiet = time.perf_counter(), options.quiet
     table = read_table(options.data)
     _check_entries(table, options.data, options.integer, options.bounds)
     rows = _split(table.values, options.data, options.held_out, options.seed)
@@ -99,34 +113,66 @@ def fit_table(options: FitOptions) -> None:
     if constant:
         say(f"left out, for they do not vary in the training rows: {listed(constant)}", quiet)
 
-    flow = _train(rows, options)
+    flow, failed = _train(rows, options)
     if table.named:
         flow.feature_names_in_ = np.array(table.columns, dtype=object)
-    for name in (METRICS, SAMPLES, TRAJECTORY):  # of an earlier model
-        (out / name).unlink(missing_ok=True)
-    flow.save(out, overwrite=True)
     metrics = _metrics_of(flow, rows, table, constant, options)
-    write_metrics(out, metrics)  # so that Ctrl-C during the comparison leaves the names of the columns, too
-    if options.baselines and not flow.interrupted_:
+    _write(flow, rows, table.columns, metrics, folder, finished=not (failed or flow.interrupted_))
+    if options.baselines and not (failed or flow.interrupted_):
         for baseline in _baselines(rows, options):
             result = model_result(baseline.name, baseline.setting, baseline.nll, flow.preprocessing_.dim)
             metrics["held_out"].append(result | {"seconds": baseline.seconds})
     metrics["seconds"] = time.perf_counter() - start
-    write_metrics(out, metrics)
-    _draw(flow, rows.test, table.columns, out)
+    folder.replace(METRICS, metrics_text(metrics))
     if not quiet:
         show(results_table(metrics["held_out"], len(rows.test)))
-    if flow.interrupted_:
-        what = counted(len(flow.blocks_), "block")
-        typer.echo(f"wprox: interrupted; {out} has what was trained so far, {what}", err=True)
-        raise typer.Exit(INTERRUPTED)
-    say(f"wrote {out} in {metrics['seconds']:.0f} s; next: wprox sample {out} -n 1000 --out samples.csv", quiet)
+    _say_where(flow, folder, failed)
+    place = folder.place
+    say(f"wrote {place} in {metrics['seconds']:.0f} s; next: wprox sample {place} -n 1000 --out samples.csv", quiet)
+
+
+def _write(
+    flow: JKOFlow, rows: Rows, columns: Sequence[str], metrics: dict[str, Any], folder: FitFolder, finished: bool
+) -> None:
+    """Write the flow, metrics.json and pictures; the flow also where its likelihood or pictures cannot be made."""
+    pictures: dict[str, Figure] = {}
+
+    def write(new: Path) -> None:
+        flow.save(new)
+        (new / METRICS).write_text(metrics_text(metrics), encoding="utf-8")
+        for name, figure in pictures.items():
+            figure.savefig(new / name)
+
+    setting = counted(len(flow.blocks_), "block")
+    setting += f", data smoothed by {flow.smoothing:g}" if flow.smoothing else ""
+    try:
+        nll = -flow.score(rows.test)
+        metrics["held_out"].append(model_result("JKO flow", setting, nll, flow.preprocessing_.dim))
+        pictures |= _pictures(flow, rows.test, columns)
+    finally:
+        folder.write(write, finished)
+
+
+def _say_where(flow: JKOFlow, folder: FitFolder, failed: bool) -> None:
+    """Say where the model is, and end the program where that is not all there is to say."""
+    what = counted(len(flow.blocks_), "block")
+    if folder.trouble:
+        typer.echo(
+            f"wprox: {folder.out} could not be written ({folder.trouble}); the model is in {folder.place}", err=True
+        )
+    elif folder.place != folder.out:
+        what += f"; {folder.out} keeps the model that it had"
+    if failed:
+        typer.echo(f"wprox: {folder.place} has what was trained before, {what}", err=True)
+    elif flow.interrupted_:
+        typer.echo(f"{SENTENCE}; {folder.place} has what was trained so far, {what}", err=True)
+        raise typer.Exit(interruptions.exit_code)
+    if failed or folder.trouble:
+        raise typer.Exit(FAILED)
 
 
 def _metrics_of(flow: JKOFlow, rows: Rows, table: Table, constant: list[str], options: FitOptions) -> dict[str, Any]:
     """What metrics.json says of a flow, before it is compared with others."""
-    setting = counted(len(flow.blocks_), "block")
-    setting += f", data smoothed by {options.smoothing:g}" if options.smoothing else ""
     return {
         "wprox": __version__,
         "data": {
@@ -140,20 +186,9 @@ def _metrics_of(flow: JKOFlow, rows: Rows, table: Table, constant: list[str], op
         },
         "seed": options.seed,
         "interrupted": flow.interrupted_,
-        "held_out": [model_result("JKO flow", setting, -flow.score(rows.test), flow.preprocessing_.dim)],
+        "held_out": [],
         "blocks": flow.history_,
     }
-
-
-def _check_folder(out: Path, overwrite: bool) -> None:
-    """Say before the training, not after it, that the model cannot be written."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file, not a folder; choose another name")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ValueError(f"{out} exists already and is not empty; choose another folder or add --overwrite")
-    nearest = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(f"{out} cannot be made: {nearest} is not a folder that you may write to")
 
 
 def _check_entries(table: Table, data: Path, integer: bool, bounds: tuple[float, float] | None) -> None:
@@ -213,7 +248,8 @@ def _constant_columns(train: np.ndarray, table: Table, data: Path, drop: bool) -
     return constant
 
 
-def _train(rows: Rows, options: FitOptions) -> JKOFlow:
+def _train(rows: Rows, options: FitOptions) -> tuple[JKOFlow, bool]:
+    """The trained flow, and whether its training failed after some blocks."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
         import_module("threadpoolctl").threadpool_limits(options.threads)  # numpy's; it comes with scikit-learn
@@ -221,18 +257,17 @@ def _train(rows: Rows, options: FitOptions) -> JKOFlow:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="interrupted", category=RuntimeWarning)  # said at the end
-            return flow.fit(torch.as_tensor(rows.train), validation=torch.as_tensor(rows.validation))
+            return flow.fit(torch.as_tensor(rows.train), validation=torch.as_tensor(rows.validation)), False
     except StepFailedError as error:
         typer.echo(f"wprox: {error}", err=True)
-        if getattr(flow, "blocks_", None):
-            flow.save(options.out, overwrite=True)
-            what = counted(len(flow.blocks_), "block")
-            typer.echo(f"wprox: {options.out} has what was trained before, {what}", err=True)
-        raise typer.Exit(FAILED) from None
+        if not getattr(flow, "blocks_", None):
+            raise typer.Exit(FAILED) from None
+        return flow, True
 
 
 def _baselines(rows: Rows, options: FitOptions) -> list[Baseline]:
-    from wprox.app.baselines import fit_baselines
+    with interruptions.held():
+        from wprox.app.baselines import fit_baselines
 
     return fit_baselines(
         *rows,
@@ -243,10 +278,9 @@ def _baselines(rows: Rows, options: FitOptions) -> list[Baseline]:
     )
 
 
-def _draw(flow: JKOFlow, rows: np.ndarray, columns: Sequence[str], out: Path) -> None:
-    from wprox.plot import plot_flow, plot_samples
+def _pictures(flow: JKOFlow, rows: np.ndarray, columns: Sequence[str]) -> dict[str, Figure]:
+    with interruptions.held():
+        from wprox.plot import plot_flow, plot_samples
 
     generated = flow.sample(DRAWN_SAMPLES, seed=0).numpy()
-    for name, figure in ((SAMPLES, plot_samples(rows, generated, columns)), (TRAJECTORY, plot_flow(flow, rows))):
-        with replacing(out / name) as file:
-            figure.savefig(file)
+    return {SAMPLES: plot_samples(rows, generated, columns), TRAJECTORY: plot_flow(flow, rows)}

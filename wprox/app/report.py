@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from wprox.app.tables import default_columns, replacing
+from wprox._interruptions import interruptions
+from wprox._writing import current
+from wprox.app.tables import default_columns
+from wprox.models.json_files import is_count, is_list, is_number, is_text, read_json
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -28,15 +31,15 @@ def say(text: str, quiet: bool) -> None:
 
 def show(table: RichTable) -> None:
     """A table on stdout."""
-    from rich.console import Console
+    with interruptions.held():
+        from rich.console import Console
 
     Console().print(table)
 
 
-def write_metrics(out: Path, metrics: dict[str, Any]) -> None:
-    """metrics.json, in one move."""
-    with replacing(out / METRICS) as file:
-        file.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+def metrics_text(metrics: dict[str, Any]) -> str:
+    """What metrics.json holds."""
+    return json.dumps(metrics, indent=2) + "\n"
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
@@ -45,30 +48,34 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: for a file that was not written by `wprox fit`.
     """
-    file = folder / METRICS
+    file = current(folder) / METRICS
     if not file.is_file():
         return {}
-    try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is damaged, it is not JSON: {error}; delete it, or fit the model again") from None
-    data = metrics.get("data", {}) if isinstance(metrics, dict) else None
-    fitted = {"file", "rows", "training_rows", "held_out_rows", "columns", "constant_columns"}
-    results = metrics.get("held_out", []) if isinstance(metrics, dict) else None
+    metrics = read_json(file, "delete it, or fit the model again")
+    said = metrics if isinstance(metrics, dict) else {"data": None}
+    data, results = said.get("data", {}), said.get("held_out", [])
     if (
         not isinstance(data, dict)
-        or not isinstance(results, list)
-        or (data and not fitted <= set(data))
+        or (data and not _are(data, FITTED))
         or (results and not data)
-        or not all({"model", "nll", "bits_per_dim", "setting"} <= set(result) for result in results)
-        or not all(isinstance(column, str) for column in _listable(data.get("columns", [])))
+        or not is_list(results, lambda result: isinstance(result, dict) and _are(result, RESULT))
     ):
         raise ValueError(f"{file} is damaged or was not written by wprox; delete it, or fit the model again")
-    return metrics
+    return said
 
 
-def _listable(value: object) -> list:
-    return value if isinstance(value, list) else [value]
+def _are(said: dict[str, Any], kinds: Mapping[str, Callable[[Any], bool]]) -> bool:
+    """Whether all that is asked for is there, and of its kind."""
+    return all(name in said and kind(said[name]) for name, kind in kinds.items())
+
+
+def _names(value: Any) -> bool:
+    return is_list(value, is_text)
+
+
+FITTED = {"file": is_text, "columns": _names, "constant_columns": _names}
+FITTED |= {name: is_count for name in ("rows", "training_rows", "held_out_rows")}
+RESULT = {"model": is_text, "setting": is_text, "nll": is_number, "bits_per_dim": is_number}
 
 
 def columns_of(flow: JKOFlow, folder: Path) -> list[str]:
@@ -101,19 +108,21 @@ def bits(nll: float, dim: int) -> float:
 
 def results_table(results: list[dict[str, Any]], rows: int) -> RichTable:
     """Models and their likelihoods, the best in bold."""
-    from rich.table import Table as RichTable
+    with interruptions.held():
+        from rich.markup import escape
+        from rich.table import Table as RichTable
 
     table = RichTable("model", title=f"Negative log-likelihood of {rows:,} held-out rows (lower is better)")
     table.add_column("nats a row", justify="right")
     table.add_column("bits/dim", justify="right")
     table.add_column("setting", style="dim")
-    best = min(result["nll"] for result in results)
+    best = min((result["nll"] for result in results), default=None)
     for result in results:
         table.add_row(
-            result["model"],
+            escape(result["model"]),
             f"{result['nll']:.3f}",
             f"{result['bits_per_dim']:.3f}",
-            result["setting"],
+            escape(result["setting"]),
             style="bold" if result["nll"] == best else None,
         )
     return table

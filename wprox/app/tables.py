@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 import warnings
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from wprox._arrays import as_plain
+from wprox._writing import claimed
 
 ENDINGS = (".csv", ".npy", ".parquet")
 UNSAFE = '",;\t\r\n\ufeff'  # in names: separators, and what programs take for the ends of lines and files
@@ -174,12 +176,10 @@ def default_columns(d: int) -> list[str]:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well and vanishes when it does not."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with claimed(path) as claim:
+        temporary = claim.work / path.name
         yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.replace(temporary, claim.path)
 
 
 def _read_csv(file: Path) -> Table:
@@ -206,6 +206,7 @@ def _read_csv(file: Path) -> Table:
     except csv.Error as error:
         raise ValueError(f"{file} is not a readable .csv file (line {reader.line_num}: {error})") from error
     _refuse_text(file, [f"{columns[j]!r} (row {row}: {cell!r})" for j, (cell, row) in sorted(text.items())])
+    _check_end(file)
     return Table(np.array(numbers, dtype=np.float64).reshape(n, len(columns)), columns)
 
 
@@ -219,6 +220,17 @@ def _first_lines(stream: Iterable[str]) -> list[str]:
         if not blank and quotes % 2 == 0:
             break
     return lines
+
+
+def _check_end(file: Path) -> None:
+    """A number of which the end is missing is a number as well: only the end of the line says that it is whole."""
+    with file.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        if stream.read() not in b"\r\n":
+            raise ValueError(
+                f"{file} is cut off: its last line has no end, so that its last number may lack digits; write the file "
+                "again, or add the end of the line where the number is whole"
+            )
 
 
 def _header(file: Path, cells: list[str], text: str) -> list[str]:
@@ -288,10 +300,13 @@ def _parse_row(row: list[str], number: int, text: dict[int, tuple[str, int]]) ->
 
 def _read_npy(file: Path) -> Table:
     try:
-        objects = _holds_objects(file)
+        objects = _check_npy(file)
         values = None if objects else np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError) as error:
-        raise ValueError(f"{file} is not a readable .npy file (cut off, or not one at all): {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # whatever a damaged header makes numpy evaluate
+        said = str(error) or type(error).__name__
+        raise ValueError(f"{file} is not a readable .npy file (cut off, or not one at all): {said}") from None
     if values is None:
         raise ValueError(f"{file} holds Python objects, not numbers; save a numeric array")
     if not isinstance(values, np.ndarray):
@@ -305,16 +320,23 @@ def _read_npy(file: Path) -> Table:
     return Table(values.astype(np.float64, copy=False), default_columns(values.shape[1]), named=False)
 
 
-def _holds_objects(file: Path) -> bool:
-    """Whether the header of an .npy file says that pickled objects follow."""
-    formats = np.lib.format
-    readers = {(1, 0): formats.read_array_header_1_0, (2, 0): formats.read_array_header_2_0}
+def _check_npy(file: Path) -> bool:
+    """Whether an .npy file says that pickled objects follow.
+
+    Raises:
+        ValueError: where it does not hold as many numbers as it says: they would be made first.
+    """
     with file.open("rb") as stream:
-        if stream.read(len(formats.MAGIC_PREFIX)) != formats.MAGIC_PREFIX:
+        if stream.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
             return False  # an archive, or what `numpy.load` refuses
         stream.seek(0)
-        read = readers.get(formats.read_magic(stream))
-        return read is not None and read(stream)[2].hasobject
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        expected, there = math.prod(shape) * dtype.itemsize, file.stat().st_size - stream.tell()
+    if any(type(length) is not int or length < 0 for length in shape) or (expected != there and not dtype.hasobject):
+        raise ValueError(f"shape {shape} of {dtype} takes {expected} bytes, there are {there}")
+    return bool(dtype.hasobject)
 
 
 def _pandas(file: Path) -> Any:
@@ -329,8 +351,9 @@ def _read_parquet(file: Path) -> Table:
     pandas = _pandas(file)
     try:
         frame = pandas.read_parquet(file)
-    except ValueError as error:  # pyarrow.ArrowInvalid is one
-        raise ValueError(f"{file} is not a readable .parquet file (cut off, or not one at all): {error}") from error
+    except Exception as error:  # whatever damaged metadata make pyarrow and pandas do
+        said = str(error) or type(error).__name__
+        raise ValueError(f"{file} is not a readable .parquet file (cut off, or not one at all): {said}") from None
     columns = [str(name) for name in frame.columns]
     types = pandas.api.types
     text = [

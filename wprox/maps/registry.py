@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from wprox._checks import described, is_several, kind_of
 from wprox.maps.affine import AffineMap
@@ -17,6 +20,11 @@ from wprox.maps.ode import ODEMap
 from wprox.maps.rescaled import RescaledMap
 from wprox.maps.residual import ResidualMap
 from wprox.maps.spline import SplineMap
+
+
+class UnknownMapError(ValueError):
+    """A description of a map whose class is not known."""
+
 
 MapFactory = Callable[[int], TransportMap]
 
@@ -101,7 +109,7 @@ def rebuild(description: dict[str, Any], map_classes: Sequence[type[TransportMap
         map_classes: classes beside those of wprox.
 
     Raises:
-        ValueError: for a class that is neither.
+        UnknownMapError: for a class that is neither.
 
     Example:
         >>> import wprox
@@ -114,7 +122,64 @@ def rebuild(description: dict[str, Any], map_classes: Sequence[type[TransportMap
     known = {cls.__name__: cls for _, cls in REGISTRY} | {cls.__name__: cls for cls in map_classes}
     name = description["class"]
     if name not in known:
-        raise ValueError(
+        raise UnknownMapError(
             f"a map is of class {name}, which wprox does not know; give it as load(folder, ..., map_classes=[{name}])"
         )
     return known[name].from_config(description["config"], lambda part: rebuild(part, map_classes))
+
+
+class Allowance(TorchFunctionMode):
+    """Inside, torch makes so many numbers and no more: a description of a few letters can ask for gigabytes of them.
+
+    Arguments:
+        numbers: in tensors that are made.
+        calls: of functions of torch.
+
+    Raises:
+        ValueError: (inside) before more are made.
+
+    Example:
+        >>> from wprox.maps.registry import Allowance, rebuild
+        >>> with Allowance(1_000_000, 1000):
+        ...     rebuild({"class": "AffineMap", "config": {"dim": 1_000_000}})
+        Traceback (most recent call last):
+        ...
+        ValueError: a map has more parameters than there are
+    """
+
+    def __init__(self, numbers: int, calls: int) -> None:
+        super().__init__()
+        self.numbers, self.calls = numbers, calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.calls -= 1
+        self.numbers -= _made(func, args)
+        if min(self.calls, self.numbers) < 0:
+            raise ValueError("a map has more parameters than there are")
+        return func(*args, **kwargs)
+
+
+_SIZED = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn}
+_SIZED |= {Tensor.new_empty, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full}
+_REPEATED = {Tensor.repeat, Tensor.repeat_interleave}
+_COUNTED = {torch.arange, torch.linspace, torch.randperm}
+
+
+def _made(func: Callable[..., Any], args: Sequence[Any]) -> int:
+    """How many numbers a function of torch makes, at most; 0 where it makes no more than it was given."""
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    sizes = [
+        size for arg in args for size in (arg if isinstance(arg, tuple | list) else [arg]) if isinstance(size, int)
+    ]
+    if func in _COUNTED:
+        return max(sizes, default=0)
+    if func is torch.eye:
+        return math.prod(sizes * (3 - len(sizes)))
+    if func in _SIZED or func in _REPEATED:
+        return math.prod(sizes) * (tensors[0].numel() if func in _REPEATED else 1)
+    shapes = {tensor.shape for tensor in tensors}
+    try:
+        return math.prod(torch.broadcast_shapes(*shapes)) if len(shapes) > 1 else 0
+    except RuntimeError:  # no operation entry by entry
+        return sum(tensor.numel() for tensor in tensors)

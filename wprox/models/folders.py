@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
 from wprox._checks import check_flag, check_path
 from wprox._version import __version__
-from wprox.models.state import State, StateError
+from wprox._writing import claimed, current
+from wprox.maps.registry import UnknownMapError
+from wprox.models.json_files import read_json, shown
+from wprox.models.state import State
 
-FORMAT = 1
+FORMAT = 2  # 1 had a checksum of the tensors alone; it is read
 CONFIG, TENSORS = "config.json", "model.safetensors"
+LONGEST = 300  # letters of another library's message that one of ours cites
 
 
 def save_folder(folder: str | Path, model: str, state: State, overwrite: bool = False) -> None:
-    """Write a model folder: a reader sees the old model or the new one.
+    """Write a model folder: a reader sees the old model or the new one, whatever ends this process on the way.
 
-    A new folder appears in one move. With `overwrite`, the two files of an existing folder are replaced one after the
-    other (its other files stay); config.json holds the checksum of the tensors, so that mixed saves are refused.
+    How that is done is in `wprox._writing`. With `overwrite`, other files of an existing folder stay.
 
     Arguments:
         folder: the folder.
@@ -37,7 +36,8 @@ def save_folder(folder: str | Path, model: str, state: State, overwrite: bool = 
         overwrite: whether an existing folder may be written into.
 
     Raises:
-        ValueError: where the folder exists and `overwrite` is not set.
+        ValueError: where the folder exists and `overwrite` is not set, where another process writes it, and where it
+            cannot be written.
     """
     folder = check_path(folder, "folder")
     check_flag(overwrite, "overwrite")
@@ -45,24 +45,38 @@ def save_folder(folder: str | Path, model: str, state: State, overwrite: bool = 
         raise ValueError(f"{folder} exists already; choose another folder or set overwrite=True (--overwrite)")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, not a folder; choose another name")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-    packed = safetensors.torch.save(tensors)
-    head = {"format": FORMAT, "wprox": __version__, "sha256": hashlib.sha256(packed).hexdigest(), "model": model}
-    content = head | state.config
-    text = json.dumps(content, indent=2, default=_plain) + "\n"
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        (staging / TENSORS).write_bytes(packed)
-        (staging / CONFIG).write_text(text, encoding="utf-8")
-        staging.chmod(0o755)
-        if folder.exists() and any(folder.iterdir()):
-            for name in (TENSORS, CONFIG):
-                os.replace(staging / name, folder / name)
-        else:
-            os.replace(staging, folder)  # POSIX lets a folder take the place of an empty one
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    config, packed = _packed(model, state)
+
+    def write(new: Path) -> None:
+        new.mkdir()
+        (new / TENSORS).write_bytes(packed)
+        (new / CONFIG).write_text(config, encoding="utf-8")
+
+    with claimed(folder) as claim:
+        claim.write_folder(write, overwrite=overwrite)
+
+
+def _packed(model: str, state: State) -> tuple[str, bytes]:
+    """The contents of config.json and of model.safetensors."""
+    packed = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+    )
+    head = {"format": FORMAT, "wprox": __version__, "sha256": "", "model": model}
+    config = json.loads(json.dumps(head | state.config, default=_plain))
+    config["sha256"] = checksum(config, packed)
+    return json.dumps(config, indent=2) + "\n", packed
+
+
+def checksum(config: dict[str, Any], packed: bytes) -> str:
+    """Of both files: of the tensors, and of what the configuration says beside this checksum.
+
+    Format 1 had one of the tensors alone.
+    """
+    digest = hashlib.sha256(packed)
+    if config["format"] > 1:
+        content = {name: value for name, value in config.items() if name != "sha256"}
+        digest.update(json.dumps(content, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _plain(value: Any) -> Any:
@@ -80,38 +94,51 @@ def loaded_folder(folder: str | Path, model: str) -> Iterator[State]:
         ValueError: where the folder or a file is missing, truncated, foreign, or of a newer format, or holds another
             kind of model; and, naming the folder, where the state does not fit the model that takes it.
     """
-    tensors, config = _read(folder)
+    config, tensors = _read(check_path(folder, "folder"))
     if config.get("model") != model:
-        raise ValueError(f"{folder} holds a {config.get('model')!r}, not a {model}")
+        raise ValueError(f"{folder} holds a {shown(config.get('model'))}, not a {model}")
     try:
         yield State(config, tensors)
-    except (KeyError, TypeError, AttributeError, RuntimeError, StateError) as error:
-        raise ValueError(f"{folder} is damaged: its files do not fit together ({error}); save it again") from None
+    except UnknownMapError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    except Exception as error:  # a file that was not written by `save_folder` can provoke anything
+        said = str(error).partition("\n")[0][:LONGEST] or type(error).__name__
+        raise ValueError(f"{folder} is damaged: its files do not fit together ({said}); save it again") from error
 
 
-def _read(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    folder = check_path(folder, "folder")
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a model folder: there is no such folder; wprox fit makes one")
-    for name in (CONFIG, TENSORS):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} is not a model folder: it has no {name}")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / CONFIG} is damaged, it is not JSON: {error}; save the model again") from None
+    for last in (False, True):
+        place = current(folder)
+        for name in (CONFIG, TENSORS):
+            if not (place / name).is_file():
+                raise ValueError(f"{folder} is not a model folder: it has no {name}")
+        config = _read_config(place / CONFIG)
+        try:
+            packed = (place / TENSORS).read_bytes()
+            tensors = safetensors.torch.load(packed)
+        except Exception as error:  # of safetensors, or of torch where it knows no such type
+            said = f"{type(error).__name__}: {error}"[:LONGEST]
+            raise ValueError(f"{place / TENSORS} is damaged or truncated: {said}; save the model again") from None
+        if checksum(config, packed) == config.get("sha256"):
+            break
+        if last:  # the first time, the folder may have been replaced between the two files
+            raise ValueError(
+                f"{place / CONFIG} or {TENSORS} is damaged, or the two files come from different saves: their checksum "
+                "is another; save the model again"
+            )
+    return config, tensors
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    config = read_json(file, "save the model again")
     if not isinstance(config, dict) or "format" not in config or "wprox" not in config:
-        raise ValueError(f"{folder / CONFIG} was not written by wprox: it names no format")
-    if not isinstance(config["format"], int) or config["format"] > FORMAT:
+        raise ValueError(f"{file} was not written by wprox: it names no format")
+    number = config["format"]
+    if type(number) is not int or not 1 <= number <= FORMAT:
         raise ValueError(
-            f"{folder} has format {config['format']}, written by wprox {config['wprox']}; this version reads formats "
-            f"up to {FORMAT}: update wprox"
+            f"{file} has format {shown(number)}, written by wprox {shown(config['wprox'])}; this version reads formats "
+            f"1 to {FORMAT}: update wprox"
         )
-    try:
-        packed = (folder / TENSORS).read_bytes()
-        tensors = safetensors.torch.load(packed)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / TENSORS} is damaged or truncated: {error}; save the model again") from None
-    if hashlib.sha256(packed).hexdigest() != config.get("sha256"):
-        raise ValueError(f"the two files of {folder} come from different saves; save the model again")
-    return tensors, config
+    return config

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from wprox.maps import TransportMap
 from wprox.maps.base import describe
-from wprox.maps.registry import rebuild
+from wprox.maps.registry import Allowance, rebuild
+
+SPARE, MORE = 1_000_000, 10  # building a map makes so many numbers, and so many times those of its tensors, at most
 
 Part = tuple[dict[str, Any], Mapping[str, Tensor]]  # what JSON holds of a part of a model, and the part's tensors
 
@@ -43,11 +47,59 @@ def map_part(map: TransportMap) -> Part:
 
 
 def map_of(part: Part, map_classes: Sequence[type[TransportMap]]) -> TransportMap:
-    """The trained map that `map_part` wrote down, in evaluation mode."""
+    """The trained map that `map_part` wrote down, in evaluation mode.
+
+    Raises:
+        StateError: where the tensors are not those of the map, or not finite.
+    """
     description, tensors = part
-    map = rebuild(description, map_classes)
+    numbers, calls = sum(tensor.numel() for tensor in tensors.values()), len(tensors)
+    allowance = Allowance(SPARE + MORE * numbers, 10 * MORE * (10 + calls))
+    with nullcontext() if map_classes else allowance:  # classes of one's own may make what they like
+        map = rebuild(description, map_classes)
+    check_tensors(tensors, map.state_dict())
+    for name, fresh in map.state_dict().items():
+        if bool(fresh.isfinite().all()):
+            check_numbers(tensors[name], name)
+        if not (map_classes or fresh.is_floating_point() or _same_kind_of_order(tensors[name], fresh)):
+            raise StateError(f"{name} is not as the map is made")
     map.load_state_dict(tensors)
     return map.eval()
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise `StateError` where tensors have other names, shapes or kinds of numbers than those that are expected."""
+    if wrong := sorted(set(tensors) ^ set(expected)):
+        raise StateError(f"{wrong[0]} is {'missing' if wrong[0] in expected else 'unknown'}")
+    for name, tensor in tensors.items():
+        other = expected[name]
+        if tensor.shape != other.shape:
+            raise StateError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(other.shape)}")
+        if _kind(tensor) != _kind(other):
+            raise StateError(f"{name} has type {tensor.dtype}, expected {other.dtype}")
+
+
+def check_numbers(tensor: Tensor, name: str) -> None:
+    """Raise `StateError` for NaN and infinite entries."""
+    if not bool(tensor.isfinite().all()):
+        raise StateError(f"{name} has NaN or infinite entries")
+
+
+def check_dimensions(maps: Iterable[TransportMap], dim: int) -> None:
+    """Raise `StateError` for a map of another dimension."""
+    if wrong := [map.dim for map in maps if map.dim != dim]:
+        raise StateError(f"a map has {wrong[0]} dimensions, expected {dim}")
+
+
+def _same_kind_of_order(tensor: Tensor, fresh: Tensor) -> bool:
+    """Whether whole numbers are those of a new map in some order, and switches those of a new map."""
+    if fresh.dtype == torch.bool:
+        return torch.equal(tensor, fresh)
+    return torch.equal(tensor.flatten().sort().values, fresh.flatten().sort().values)
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
 
 
 def pack(prefix: str, parts: Iterable[Part]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:

@@ -17,15 +17,16 @@ from wprox._random import Seed, check_seed, make_generator
 from wprox.maps import TransportMap
 from wprox.maps.registry import MapFactory, check_map_classes
 from wprox.metrics import Distance
+from wprox.models.flow.checks import check_config, check_preprocessing
 from wprox.models.flow.columns import as_table, in_order
 from wprox.models.flow.data import FlowData, hold_out
 from wprox.models.flow.density import FlowDensity, mean_log_prob
-from wprox.models.flow.parameters import check_config, from_json, to_json
+from wprox.models.flow.parameters import from_json, to_json
 from wprox.models.flow.preprocessing import Preprocessing
 from wprox.models.flow.settings import FlowSettings, TableSize
 from wprox.models.flow.training import TrainedBlocks, block_solver, refinements, train
 from wprox.models.folders import loaded_folder, save_folder
-from wprox.models.state import State, with_prefix
+from wprox.models.state import State, check_dimensions, with_prefix
 from wprox.theory.certificate import Certificate, certify_path
 
 
@@ -385,8 +386,11 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         config, tensors = state
         check_config(config, tensors)
         flow = cls(**from_json(config["parameters"]))
-        flow.preprocessing_ = flow._new_preprocessing().load_state(with_prefix("preprocessing.", tensors))
+        learned = with_prefix("preprocessing.", tensors)
+        flow.preprocessing_ = flow._new_preprocessing().load_state(learned)
+        check_preprocessing(flow.preprocessing_, learned, config["columns"])
         flow._take(TrainedBlocks.from_state(state, map_classes))
+        check_dimensions(flow.blocks_, flow.preprocessing_.dim)
         flow.n_features_in_, flow.jitter_ = flow.preprocessing_.n_features, config["jitter"]
         flow._dtype = getattr(torch, config["dtype"])
         flow._name_features(config["columns"])

@@ -1,4 +1,4 @@
-"""A flow's arguments as files hold them, and back; and what is wrong with a configuration that was not written so."""
+"""A flow's arguments as files hold them, and back."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from wprox.models.state import StateError
 from wprox.models.step_sizes import entries
-
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def to_json(arguments: Mapping[str, Any], trained: Sequence[float]) -> dict[str, Any]:
@@ -47,23 +43,3 @@ def from_json(held: Mapping[str, Any]) -> dict[str, Any]:
         # wprox 0.1.0 wrote the step sizes of the blocks that were trained beside the number of those that might be
         arguments["n_blocks"] = min(arguments["n_blocks"], len(sizes))
     return arguments
-
-
-def check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Raise `StateError` for what would fail only when the flow is used."""
-    history = config.get("history")
-    stages = {"block", "held_out_nll", "iterations", "seconds"}
-    ends = ["preprocessing.low", "preprocessing.high"]
-    parameters = config.get("parameters")
-    complaints = {
-        "it names no known dtype": config.get("dtype") not in DTYPES,
-        "it has no blocks": not config.get("blocks"),
-        "its history is incomplete": not isinstance(history, list)
-        or not all(isinstance(stage, dict) and stages <= set(stage) for stage in history),
-        "its bounds are missing": isinstance(parameters, dict)
-        and parameters.get("bounds") is not None
-        and not all(name in tensors for name in ends),
-    }
-    for complaint, applies in complaints.items():
-        if applies:
-            raise StateError(complaint)

@@ -22,13 +22,13 @@ from wprox.measures import Gaussian, Particles
 from wprox.measures.laws import log_density_of
 from wprox.models.folders import loaded_folder, save_folder
 from wprox.models.sampler.chain import Chain, Layer, RejectionStep
-from wprox.models.sampler.layers import layer_of, layer_part
+from wprox.models.sampler.layers import check_state, layer_of, layer_part
 from wprox.models.sampler.normalizer import reverse_draws, reviewed
 from wprox.models.sampler.settings import BLOCKS, SamplerSettings, default_rate, dimension_of, for_modes, growing_steps
 from wprox.models.sampler.target import ScaledTarget, check_target, checked, fitted_gaussian
 from wprox.models.sampler.training import ChainTraining
 from wprox.models.sampler.weights import LogNormalizer, effective_size, warn_if_useless
-from wprox.models.state import State, pack, unpack
+from wprox.models.state import State, check_dimensions, pack, unpack
 from wprox.models.step_sizes import block_count
 
 OWN_NOISE = 0x5DEECE66  # keeps the noise of `sample` from that of `run` with the same seed, which blocks know by heart
@@ -374,6 +374,7 @@ class JKOSampler:
     def _from_state(cls, state: State, target: Any, map_classes: Sequence[type[TransportMap]]) -> JKOSampler:
         """The sampler whose `_state` this is."""
         config, tensors = state
+        check_state(config, tensors)
         scale_tril = tensors["scale_tril"]
         initial = Gaussian(tensors["loc"], scale_tril @ scale_tril.mT)
         initial.scale_tril = scale_tril  # not the factor of the product, which is rounded
@@ -381,6 +382,7 @@ class JKOSampler:
         sampler.initial_ = initial
         parts = unpack("layers", config["layers"], tensors)
         sampler.layers_ = [layer_of(part, sampler._target, map_classes) for part in parts]
+        check_dimensions((layer for layer in sampler.layers_ if isinstance(layer, TransportMap)), sampler.dim)
         sampler.history_, sampler.interrupted_ = config["history"], config["interrupted"]
         return sampler
 
