@@ -12,7 +12,7 @@ from wprox.testing.solvers import GENERAL_LAWS
 
 NO_DENSITY = ("quadratic potential", "interaction", "a functional of one's own")  # which needs none
 WITH_ENTROPY = ("Gaussian KL", "a sum of all")
-LENGTHS = ("units",)  # an option is a length, or a learning rate
+LENGTHS = ("units",)  # an option is a length, or Adam takes rounding in a gradient of zero for a direction
 RANDOM = ("precisions agree",)  # the numbers that are drawn are not those of another precision
 
 

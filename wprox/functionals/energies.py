@@ -195,13 +195,16 @@ class InternalEnergy(Functional):
         def per_mass(density: Tensor) -> Tensor:
             # U(0) = 0, so that empty cells of a Grid count nothing; the inner `where` keeps 0/0 out of the gradient
             positive = torch.where(density > 0, density, torch.ones_like(density))
-            energy = evaluate_one(uncut(self.energy, self), positive, "energy")
+            energy = self._watched(positive)
             return torch.where(density > 0, energy / positive, torch.zeros_like(density))
 
         return rho.integrate_density(per_mass)
 
     def structure(self) -> Structure:
-        return Structure(internal=(Internal(1.0, self.energy, term=self),))
+        return Structure(internal=(Internal(1.0, self._watched, term=self),))
+
+    def _watched(self, density: Tensor) -> Tensor:
+        return evaluate_one(uncut(self.energy, self), density, "energy")
 
     def needs_density(self, rho: Measure) -> bool:
         return True
@@ -211,7 +214,7 @@ class InternalEnergy(Functional):
             return gradient_in_points(self, rho)
         with torch.enable_grad():
             density = rho.log_density().detach().exp().requires_grad_()
-            energy = evaluate_one(uncut(self.energy, self), density, "energy")
+            energy = self._watched(density)
             if not energy.requires_grad:  # U is constant
                 return torch.zeros_like(rho.points)
             (slope,) = torch.autograd.grad(energy.sum(), density, create_graph=True)

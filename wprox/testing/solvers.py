@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from wprox._checks import described, is_several
-from wprox.functionals import KL, Entropy, Functional, InteractionEnergy, PorousMedium, PotentialEnergy
+from wprox.functionals import Entropy, Functional, PotentialEnergy
 from wprox.jko import jko
 from wprox.maps import AffineMap
 from wprox.measures import Gaussian, Grid, Measure
 from wprox.metrics import w2
 from wprox.solvers import Ending, Problem, Solver, Step, StepFailedError
-from wprox.testing.examples import PROBLEMS, KnownStep, half_square, in_units, moments, standard_normal, starts
+from wprox.testing.doubled import doubled
+from wprox.testing.examples import PROBLEMS, KnownStep, half_square, in_units, moments, starts
 from wprox.testing.laws import (
     Unasked,
     answer,
@@ -358,7 +359,8 @@ def units(case: Case) -> None:
         other = in_units(case.problem, case.given, s)
         if other is None:
             raise Unasked("the problem knows no units")
-        step = case.solver.step(other[0], case.solver.prepare(other[1]), case.problem.step_size)
+        start = case.solver.prepare(other[1])
+        step = case.solver.step(other[0], start, case.problem.step_size, held_out=start)
         names = (f"the step where the unit is {s:g}, over {s:g},", "the step")
         require(step.converged == case.step.converged, f"where the unit is {s:g}, it ends so: {step.message}")
         require_close(step.measure.points / s, known.points, names, AGREEMENT, AGREEMENT)
@@ -370,7 +372,7 @@ def subclasses(case: Case) -> None:
 
     That is as a functional of one's own is that has the same value.
     """
-    for kinds in _doubled(case.start.dim):
+    for kinds in doubled(case.start.dim):
         for subclass, own in kinds:
             try:
                 expected: Step | None = case.make(own)
@@ -418,42 +420,3 @@ def _in_single_precision(case: Case) -> Case:
     if coarse.dtype != torch.float32:
         raise Unasked(f"{type(coarse).__name__} stays in float64")
     return Case(case.solver, case.problem, coarse, case.rtol)
-
-
-class _Doubled:
-    """A mixin that doubles the value and leaves all else as it was."""
-
-    def __call__(self, rho: Measure) -> Tensor:
-        return 2 * super().__call__(rho)  # type: ignore[misc]
-
-
-class _Twice(Functional):
-    """Twice the value of a functional, of which nothing else is known."""
-
-    def __init__(self, functional: Functional) -> None:
-        self.functional = functional
-
-    def __call__(self, rho: Measure) -> Tensor:
-        return 2 * self.functional(rho)
-
-
-def _doubled(dim: int) -> list[list[tuple[Functional, Functional]]]:
-    """Pairs of a subclass that doubles the value of its parent and a functional of one's own that does.
-
-    Some solvers want an entropy, others refuse one: of each kind there is a pair with and one without it.
-    """
-    target = standard_normal(dim)
-    kinds: list[tuple[type[Functional], Callable[[type], Functional]]] = [
-        (PotentialEnergy, lambda cls: cls(half_square)),
-        (InteractionEnergy, lambda cls: cls(half_square)),
-        (Entropy, lambda cls: cls()),
-        (KL, lambda cls: cls(target)),
-        (PorousMedium, lambda cls: cls(2.0)),
-    ]
-    found = []
-    for parent, build in kinds:
-        subclass = build(type(f"Doubled{parent.__name__}", (_Doubled, parent), {}))
-        own = _Twice(build(parent))
-        extras: list[Functional] = [0.5 * PotentialEnergy(half_square), 0.5 * KL(target)]
-        found.append([(subclass + extra, own + extra) for extra in extras])
-    return found
