@@ -145,6 +145,68 @@ def test_a_grid_step_far_shorter_than_blur_squared_does_not_say_that_it_converge
     assert wprox.SinkhornProx().step(F, rho, 1e-2).converged
 
 
+@pytest.mark.parametrize("s", [1e-9, 1e5, 1e9])
+@pytest.mark.parametrize("name", ["potential", "MMD", "W2", "exact", "slow"])
+def test_particle_steps_are_the_same_in_all_units_of_length_and_time(name, s):
+    z = normal(60, 2)
+    coupling = "exact" if name == "exact" else "identity"
+
+    def step(s):
+        F = {
+            "MMD": lambda: wprox.MMD(s * (z + 1), kernel=wprox.kernels.Gaussian(s)),
+            "W2": lambda: s**-2 * wprox.SquaredWasserstein(wprox.Particles(s * (z.flip(0) + 1))),
+            "slow": lambda: s**-2 * wprox.PotentialEnergy(lambda x: (x - 1).square().sum(-1) / 2),
+        }.get(name, lambda: wprox.PotentialEnergy(lambda x: (x / s - 1).square().sum(-1) / 2))()
+        unit = 1.0 if name == "slow" else s
+        found = wprox.ParticleProx(coupling).step(F, wprox.Particles(unit * z), s**2)
+        assert found.converged
+        return found.measure.points / unit
+
+    assert torch.allclose(step(s), step(1.0), rtol=0, atol=1e-9)
+
+
+def test_one_particle_far_away_does_not_end_the_step_of_the_others():
+    z = normal(40, 2)
+    F = wprox.MMD(z + 0.3)
+    z[0] = 1e9
+    step = wprox.ParticleProx().step(F, wprox.Particles(z), 0.2)
+    near = z.clone()
+    near[0] = 1e3
+    expected = wprox.ParticleProx().step(F, wprox.Particles(near), 0.2)
+    assert step.converged
+    assert torch.allclose(step.measure.points[1:], expected.measure.points[1:], rtol=0, atol=1e-4)
+    assert float((step.measure.points - z)[1:].norm()) > 0.1
+
+
+@pytest.mark.parametrize("step_size", [1e-12, 1e-9, 1e9])
+def test_particle_steps_are_made_however_short_they_are_and_end_at_rest(step_size):
+    z = normal(10, 1)
+    F = wprox.PotentialEnergy(lambda x: x.square().sum(-1) / 2)
+    step = wprox.ParticleProx().step(F, wprox.Particles(z), step_size)
+    assert step.converged
+    expected = z / (1 + step_size)
+    assert float((step.measure.points - expected).norm()) <= 1e-3 * float((expected - z).norm())
+    quartic = wprox.PotentialEnergy(lambda x: (x - 1).square().sum(-1) + (x - 1).pow(4).sum(-1))
+    assert wprox.ParticleProx().step(quartic, wprox.Particles(1 + 1e-16 * z), step_size).converged
+
+
+@pytest.mark.parametrize("s", [1e-9, 1e-5, 1.0, 1e6, 1e9])
+def test_the_best_gaussian_is_found_from_afar(s):
+    """2σ + 1.2σ³ − 1/σ + σ = s for V = x² + x⁴/10, an entropy and γ = 1; the left side increases."""
+    low, high = 1e-3, 1 + s
+    for _ in range(200):
+        middle = (low + high) / 2
+        rises = 2 * middle + 1.2 * middle**3 - 1 / middle + middle > s
+        low, high = (low, middle) if rises else (middle, high)
+    F = wprox.PotentialEnergy(lambda x: (x**2 + 0.1 * x**4).sum(-1)) + wprox.Entropy()
+    start = wprox.Gaussian(torch.zeros(1).double(), torch.full((1, 1), s * s).double(), 12)
+    step = wprox.GaussianProx().step(F, start, 1.0)
+    assert step.converged
+    assert float(step.measure.covariance_matrix.sqrt()) == pytest.approx(low, rel=1e-7)
+    assert float(step.transport_cost) == pytest.approx((s - low) ** 2, rel=1e-6)
+    assert float(step.map(start.loc[None] + s)[0].detach()) == pytest.approx(low, rel=1e-6)
+
+
 def test_a_step_that_failed_is_no_arrival():
     class Stuck(wprox.Solver):
         def solve(self, problem, state):

@@ -19,7 +19,10 @@ from wprox.solvers.problem import Problem, StepFailedError, non_finite
 from wprox.transport.gaussian import bures_square
 
 MEMORY = 30  # pairs of L-BFGS
-STRETCH = 20.0  # the largest |log| of a factor by which a step may stretch or shrink: beyond, A is singular in float64
+STRETCH = 20.0  # the largest |log| of a factor by which a Gaussian is stretched or shrunk in one round
+ROUND = 1.0  # the same, beyond which another round starts from there, in its own units
+ROUNDS = 8
+DIGITS = 16 * torch.finfo(torch.float64).eps
 FAR = 1e12  # how far a step may look for its minimum, in spreads of the start and of an explicit step
 
 
@@ -50,7 +53,7 @@ class GaussianProx(Solver):
 
     Arguments:
         iterations: the largest number of L-BFGS iterations.
-        tolerance: of the best Gaussian step: γ times its gradient, in L², relative to the standard deviation.
+        tolerance: of the best Gaussian step: γ times its gradient, in L²(ρ), relative to the standard deviation of ρ.
 
     Raises:
         TypeError: for a measure other than Gaussian, and a functional that needs a method which Gaussians lack.
@@ -101,33 +104,49 @@ class GaussianProx(Solver):
         )
 
     def _best_gaussian(self, problem: Problem, source: Gaussian) -> _Outcome:
-        """The minimum over m′ and A = exp(S), by L-BFGS in the units of the start, in which it is as wide as 1."""
-        objective = _Objective(problem, source)
-        search = Minimiser(objective.evaluate, objective.origin(), lambda gradient: gradient, MEMORY, self.noise)
+        """The minimum over Gaussians, by L-BFGS, in rounds: each in the units of the Gaussian that it starts from.
 
-        def is_done(trial: _Trial) -> bool:
-            return float(trial.gradient.norm()) <= self.tolerance
+        A gradient by log A is A∇J, small where A is, whatever ∇J: the last round ends near to where it began.
+        """
+        base, iterations = source, 0
+        for _ in range(ROUNDS):
+            objective = _Objective(problem, source, base)
+            search = Minimiser(objective.evaluate, objective.origin(), lambda gradient: gradient, MEMORY, self.noise)
+            goal = max(self.tolerance, objective.digits)
 
-        descending = search.run(is_done, self.iterations)
+            def is_done(trial: _Trial, goal: float = goal) -> bool:
+                return float(trial.gradient.norm()) <= goal
+
+            descending = search.run(is_done, self.iterations - iterations)
+            iterations += search.iterations
+            stretch = objective.stretch(search.point.position)
+            loc, matrix = objective.unpack(search.point.position)
+            covariance = matrix @ base.covariance_matrix @ matrix
+            covariance = (covariance + covariance.mT) / 2
+            if stretch <= ROUND or iterations >= self.iterations:
+                break
+            base = Gaussian(loc, covariance, source.order)
+        else:
+            raise StepFailedError(objective.runs_away)
+        if base is not source:
+            matrix = _optimal_matrix(source, Gaussian(loc, covariance))
         ending = Ending.CONVERGED if is_done(search.point) else Ending.ITERATIONS
         if not descending:
-            if objective.stretch(search.point.position) > STRETCH / 2:
+            if float(torch.linalg.eigvalsh(matrix).log().abs().max()) > STRETCH / 2:
                 raise StepFailedError(objective.runs_away)
             ending = Ending.STALLED if search.stalled else Ending.NO_DESCENT
-        loc, matrix = objective.unpack(search.point.position)
         norm = float(search.point.gradient.norm()) * objective.spread / problem.step_size
         message = f"the best Gaussian step; the norm of the gradient among Gaussians is {norm:.2g}"
         if not ending.is_success:
             message += f": {ending.value}"
         if source.order is None:
             message += "; Step.residual needs Gaussian(..., order=k)"
-        covariance = matrix @ source.covariance_matrix @ matrix
-        return _Outcome(loc, matrix, (covariance + covariance.mT) / 2, ending, search.iterations, message)
+        return _Outcome(loc, matrix, covariance, ending, iterations, message)
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """J γ/s² and its gradient at a position, (d + d²,)."""
+    """(J − J₀) γ/s² and its gradient at a position, (d + d²,), where J₀ is the cost at the start of the round, over 2γ."""
 
     position: Tensor
     value: float
@@ -135,19 +154,26 @@ class _Trial:
 
 
 class _Objective:
-    """J γ/s² over m′ and A = exp(S), where s² is the trace of Σ: coordinates in which the norm in L² is Euclidean.
+    """J γ/s² over m′ and B = exp(S) around N(m₀, Σ₀), in coordinates in which the norm in L² is Euclidean; s² = tr Σ₀.
 
     Arguments:
         problem: F and γ.
-        source: N(m, Σ), in float64.
+        source: N(m, Σ), in float64, from where the cost counts.
+        base: N(m₀, Σ₀), the source itself in the first round, with the new Gaussian N(m′, BΣ₀B).
+
+    Attributes:
+        digits: the rounding of the pull towards the source, over s.
     """
 
-    def __init__(self, problem: Problem, source: Gaussian) -> None:
-        self.problem, self.source = problem, source
-        variances, self.axes = torch.linalg.eigh(source.covariance_matrix)
+    def __init__(self, problem: Problem, source: Gaussian, base: Gaussian) -> None:
+        self.problem, self.source, self.base = problem, source, base
+        variances, self.axes = torch.linalg.eigh(base.covariance_matrix)
         self.spread = math.sqrt(float(variances.sum()))
         # |S|² = tr SΣS = Σ_ij S_ij² (σ_i² + σ_j²)/2
         self.lengths = ((variances[:, None] + variances) / 2).sqrt() / self.spread
+        self.moved = (base.loc - source.loc) / self.spread
+        self.nearest, self.gap = self._nearest(base.scale_tril)
+        self.digits = DIGITS * math.sqrt(float(self.moved.square().sum() + self.gap.square().sum()))
         self.limit = math.inf
         self.runs_away = (
             "the step left the Gaussians: the functional has no minimum near this one; is it bounded from below, and "
@@ -159,7 +185,7 @@ class _Objective:
         d = self.source.dim
         trial = self.evaluate(self.source.loc.new_zeros(d + d * d))
         if not (math.isfinite(trial.value) and bool(torch.isfinite(trial.gradient).all())):
-            raise StepFailedError(non_finite(self.problem.functional, self.source))
+            raise StepFailedError(non_finite(self.problem.functional, self.base))
         self.limit = FAR * (1 + float(trial.gradient.norm()))
         return trial
 
@@ -170,19 +196,35 @@ class _Objective:
         return self.axes @ ((symmetric + symmetric.mT) / 2 / self.lengths) @ self.axes.mT
 
     def stretch(self, position: Tensor) -> float:
-        """The largest |log| of an eigenvalue of A."""
+        """The largest |log| of an eigenvalue of B."""
         return float(torch.linalg.eigvalsh(self.logarithm(position)).abs().max())
 
     def unpack(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """m′ and A."""
+        """m′ and B."""
         shift = self.spread * position[: self.source.dim]
-        return self.source.loc + shift, torch.linalg.matrix_exp(self.logarithm(position))
+        return self.base.loc + shift, torch.linalg.matrix_exp(self.logarithm(position))
+
+    def _nearest(self, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """L′R/s and (L′R − L)/s, where the rotation R brings a factor L′ of a covariance as near as can be to L.
+
+        |m′ − m|² + |L′R − L|² is the cost, and at its minimum the derivative of R drops out.
+        """
+        with torch.no_grad():
+            left, _, right = torch.linalg.svd(factor.mT @ self.source.scale_tril)
+        turned = factor @ (left @ right)
+        return turned / self.spread, (turned - self.source.scale_tril) / self.spread
+
+    def _cost(self, shift: Tensor, matrix: Tensor) -> Tensor:
+        """The cost over s², but for what it is at the base: a difference of squares that does not cancel."""
+        turned, gap = self._nearest(matrix @ self.base.scale_tril)
+        moved = shift @ (2 * self.moved + shift)
+        return moved + ((turned - self.nearest) * (gap + self.gap)).sum()
 
     def evaluate(self, position: Tensor) -> _Trial:
-        """J γ/s² and its gradient; +∞ where A is singular in floating point."""
+        """J γ/s² and its gradient; +∞ where B is singular in floating point."""
         if not float(position.norm()) <= self.limit:
             raise StepFailedError(self.runs_away)
-        source, scale = self.source, self.problem.step_size / self.spread**2
+        base, scale = self.base, self.problem.step_size / self.spread**2
         outside = _Trial(position, math.inf, torch.full_like(position, math.nan))
         if not self.stretch(position) <= STRETCH:
             return outside
@@ -190,13 +232,10 @@ class _Objective:
             parameters = position.detach().requires_grad_()
             loc, matrix = self.unpack(parameters)
             try:
-                rho = Gaussian(loc, matrix @ source.covariance_matrix @ matrix, source.order)
+                rho = Gaussian(loc, matrix @ base.covariance_matrix @ matrix, base.order)
             except ValueError:  # singular next to its largest eigenvalue
                 return outside
-            stretch = matrix - torch.eye(source.dim).to(matrix)
-            cost = parameters[: source.dim].square().sum()
-            cost = cost + (stretch @ (source.covariance_matrix / self.spread**2) * stretch).sum()
-            value = scale * self.problem.functional(rho) + cost / 2
+            value = scale * self.problem.functional(rho) + self._cost(parameters[: base.dim], matrix) / 2
             (gradient,) = torch.autograd.grad(value, parameters)
         return _Trial(position, float(value.detach()), gradient)
 
@@ -277,9 +316,15 @@ def _first_order_error(
     return None if residual is None else residual + _mismatch(source, rho, map) / problem.step_size
 
 
-def _optimal_map(source: Gaussian, rho: Gaussian) -> AffineMap:
-    """The optimal map from one Gaussian to another: from the source to the anchor's step, where these differ."""
+def _optimal_matrix(source: Gaussian, rho: Gaussian) -> Tensor:
+    """A of the optimal map from one Gaussian to another."""
     factor, other = source.scale_tril, rho.scale_tril
     left, _, right = torch.linalg.svd(other.mT @ factor)
     matrix = torch.linalg.solve_triangular(factor, other @ (left @ right), upper=False, left=False)
-    return AffineMap.from_matrix((matrix + matrix.mT) / 2, rho.loc - matrix @ source.loc)
+    return (matrix + matrix.mT) / 2
+
+
+def _optimal_map(source: Gaussian, rho: Gaussian) -> AffineMap:
+    """The optimal map from one Gaussian to another: from the source to the anchor's step, where these differ."""
+    matrix = _optimal_matrix(source, rho)
+    return AffineMap.from_matrix(matrix, rho.loc - matrix @ source.loc)

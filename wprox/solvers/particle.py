@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wprox._checks import check_choice, check_count, check_length, check_non_negative
+from wprox._random import make_generator
 from wprox.functionals.base import checked_value, refuse_cut_off, terms_of
 from wprox.measures import DensityUnknownError, Measure
 from wprox.pairs.radial import CoincidingError
@@ -21,6 +22,7 @@ from wprox.transport.couplings import Coupling, ExactCoupling, SinkhornCoupling
 
 COUPLINGS = ("identity", "exact", "sinkhorn")
 PLANS = 100  # updates of the plan in one step
+DIGITS = 8 * torch.finfo(torch.float64).eps  # of coordinates, relative to them: what rounding leaves of them
 FAR = 1e12  # how far a step may look for its minimum, relative to the particles and to an explicit step
 
 
@@ -64,7 +66,8 @@ class ParticleProx(ParticleSolver):
         blur: √ε of the entropic coupling, a length well below the spread of the particles; for "sinkhorn" only.
         iterations: the largest number of L-BFGS iterations.
         tolerance: the step has converged once ε ≤ tolerance · √C/γ, relative to the mean speed of the step,
-        absolute_tolerance: or once ε is at most this, in spreads of the particles (a unit of time).
+        absolute_tolerance: or once γε is at most this part of the median distance of the particles from their centre;
+            a step that starts there is still made.
         memory: the number of pairs that L-BFGS keeps.
 
     Raises:
@@ -125,6 +128,8 @@ class ParticleProx(ParticleSolver):
         if search.outside is not None and best is objective.origin and ending is Ending.NO_DESCENT:
             raise StepFailedError(non_finite(problem.functional, objective.measure(search.outside)))
         residual, goal = float(best.gradient.norm()), self._goal(best, objective)
+        if ending is Ending.NO_DESCENT and residual > goal:
+            goal = max(goal, objective.rounding(best))
         if interrupted or residual <= goal:
             ending = Ending.INTERRUPTED if interrupted else Ending.CONVERGED
         given = problem.measure.detach()
@@ -159,12 +164,17 @@ class ParticleProx(ParticleSolver):
         return Ending.PLAN
 
     def _goal(self, point: _Point, objective: _Objective) -> float:
-        """How large ε may be: relative to the mean speed √C/γ of the step."""
-        speed = math.sqrt(max(point.cost, 0.0)) / objective.step_size
-        return max(self.tolerance * speed, self.absolute_tolerance * objective.spread)
+        """How large ε may be: relative to the mean speed √C/γ of the step, or next to what rounding hides."""
+        lengths = self.tolerance * math.sqrt(max(point.cost, 0.0)), self.absolute_tolerance * objective.spread
+        return max(*lengths, objective.digits) / objective.step_size
 
     def _is_done(self, objective: _Objective, enough: float = 0.0) -> Callable[[_Point], bool]:
-        return lambda point: float(point.gradient.norm()) <= max(self._goal(point, objective) / 2, enough)
+        def is_done(point: _Point) -> bool:
+            # a step far shorter than the spread is none to leave out
+            goal = objective.digits / objective.step_size if point is objective.origin else self._goal(point, objective)
+            return float(point.gradient.norm()) <= max(goal / 2, enough)
+
+        return is_done
 
     def _message(self, residual: float, goal: float, ending: Ending) -> str:
         if ending is Ending.INTERRUPTED:
@@ -209,8 +219,19 @@ class _Objective:
         self.origin = self._origin()
         length = float((self.points * self.roots).norm()) + self.step_size * float(self.origin.gradient.norm())
         self.limit = FAR * length if length else math.inf
-        centred = self.start - self.weights @ self.start
-        self.spread = float((centred * self.roots).norm()) or self.step_size * float(self.origin.gradient.norm())
+        # neither is moved by one particle far away
+        self.spread, self.digits = self._size(self.start - self.start.median(0).values), DIGITS * self._size(self.start)
+
+    def _size(self, vectors: Tensor) -> float:
+        """The median length of vectors, (n, d), but no more than their norm in L²."""
+        return min(float(vectors.norm(dim=1).median()), float((vectors * self.roots).norm()))
+
+    def rounding(self, point: _Point) -> float:
+        """How much ∇F changes as all coordinates change in their last digits: what is left of it is noise."""
+        y = self.points + self.displacement(point.position)
+        noise = torch.randn(y.shape, generator=make_generator(0), dtype=y.dtype).to(y)
+        shift = DIGITS * torch.maximum(y.abs(), self.points.abs()) * noise
+        return float((self.evaluate(point.position + (shift * self.roots).reshape(-1)).slope - point.slope).norm())
 
     def _origin(self) -> _Point:
         """J where the particles are, checked."""
