@@ -207,6 +207,63 @@ def test_the_best_gaussian_is_found_from_afar(s):
     assert float(step.map(start.loc[None] + s)[0].detach()) == pytest.approx(low, rel=1e-6)
 
 
+@pytest.mark.parametrize("constant", [0.0, 1000.0])
+def test_smearing_is_told_whatever_constant_is_added_and_though_f_falls(constant):
+    x = (torch.arange(32).double() + 0.5) / 32
+    rho = wprox.Grid(((x - 0.5).abs() < 0.2).double() + 1e-12, [(0.0, 1.0)])
+    potential = wprox.PotentialEnergy(lambda x: (x[:, 0] - 0.3) ** 2 + constant)
+    for F in (potential, potential + wprox.Entropy()):
+        assert wprox.SinkhornProx().step(F, rho, 1e-8).ending is Ending.SMEARED
+        assert wprox.SinkhornProx().step(F, rho, 1e-2).converged
+
+
+class Given(wprox.Functional):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def __call__(self, rho):
+        return self.value(rho)
+
+
+STARTS = {
+    wprox.QuantileProx: wprox.Quantiles(torch.linspace(0, 1, 11).double()),
+    wprox.GaussianProx: wprox.Gaussian(torch.zeros(1), torch.eye(1)),
+    wprox.SinkhornProx: wprox.Grid((torch.arange(8).double() + 1) / 36, [(0.0, 1.0)]),
+}
+
+
+@pytest.mark.parametrize("solver", STARTS)
+def test_steps_refuse_functionals_that_are_no_number_or_cut_off(solver):
+    def step(value):
+        return solver().step(Given(value), STARTS[solver], 0.1)
+
+    def mean(rho):
+        return rho.integrate(lambda x: x[:, 0] ** 2)
+
+    with pytest.raises(ValueError, match="cut off from autograd"):
+        step(lambda rho: mean(rho).detach())
+    with pytest.raises(TypeError, match="must return a scalar tensor"):
+        step(lambda rho: None)
+    with pytest.raises(wprox.StepFailedError, match="finite|nan"):
+        step(lambda rho: mean(rho) * math.nan)
+
+
+def test_sliced_distances_in_batches_are_those_at_once(monkeypatch):
+    p, q = wprox.Particles(normal(20, 3)), wprox.Particles(normal(30, 3, seed=1))
+    at_once = wprox.metrics.sliced_w2(p, q, 64)
+    monkeypatch.setattr("wprox.transport.line.NUMBERS_AT_ONCE", 500)
+    assert float(wprox.metrics.sliced_w2(p, q, 64)) == pytest.approx(float(at_once), rel=1e-12)
+
+
+def test_the_sinkhorn_divergence_bears_points_far_away():
+    x, y = normal(50, 2), normal(50, 2, seed=1) + 0.5
+    x[0], y[3] = 1e3, 1e3 + 1
+    near = float(sinkhorn_divergence(wprox.Particles(x), wprox.Particles(y), 1.0))
+    x[0], y[3] = 1e6, 1e6 + 1
+    assert float(sinkhorn_divergence(wprox.Particles(x), wprox.Particles(y), 1.0)) == pytest.approx(near, rel=1e-4)
+
+
 def test_a_step_that_failed_is_no_arrival():
     class Stuck(wprox.Solver):
         def solve(self, problem, state):

@@ -154,7 +154,7 @@ def test_nothing_is_nan_for_any_blur_and_step(cells, gamma, dtype):
         assert math.isfinite(float(step.value))
         assert math.isfinite(float(step.transport_cost))
         assert float(step.measure.weights.sum()) == pytest.approx(1, abs=1e-6)
-        assert step.converged or "tol is" in step.message
+        assert step.converged or "tol is" in step.message or "needs a blur of at most" in step.message
 
 
 def test_log_domain_is_the_same_iteration():

@@ -385,7 +385,7 @@ def test_nothing_is_nan_among_walls_for_any_blur_and_step(cells, gamma, dtype):
         assert math.isfinite(float(step.value))
         assert math.isfinite(float(step.transport_cost))
         assert float(step.measure.weights.double().sum()) == pytest.approx(1, abs=1e-6)
-        assert step.converged or "tol is" in step.message
+        assert step.converged or "tol is" in step.message or "needs a blur of at most" in step.message
 
 
 @pytest.mark.parametrize("name", ["one_cell_wide", "staircase", "three_dimensional"])
@@ -410,7 +410,7 @@ def test_straight_corridor_is_the_line():
         return torch.exp(-80 * (x[:, 0] - 0.4).square())
 
     corridor = wprox.Grid.from_density(density, (40, 3), [(0.0, 1.0), (0.0, 0.075)], walls)
-    line = wprox.Grid.from_density(density, 40, [(0.0, 1.0)])
+    line = wprox.Grid.from_density(density, (40, 1), [(0.0, 1.0), (0.0, 0.025)])
     two, one = (wprox.SinkhornProx(tol=1e-8).step(functional, rho, 0.01) for rho in (corridor, line))
     assert distance(two.measure, one.measure) < 4e-3  # three factors in the place of one, at a blur of one cell
     assert float(two.transport_cost) == pytest.approx(float(one.transport_cost), rel=0.03)

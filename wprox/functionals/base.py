@@ -14,7 +14,7 @@ from torch import Tensor
 from wprox._autograd import HOW_CUT, elsewhere
 from wprox._checks import check_number, kind_of
 from wprox._modes import doors
-from wprox.functionals.first_variation import FirstVariation, from_verbs, uses_density
+from wprox.functionals.first_variation import FirstVariation, from_verbs, uses_density, zero_field
 from wprox.functionals.structure import Rest, Structure
 from wprox.measures import DensityUnknownError, Measure, Particles
 from wprox.measures.base import require_measure
@@ -120,7 +120,10 @@ class Functional(ABC):
             >>> field(torch.tensor([[1.0], [3.0]]))  # (x² + (x − 2)²)/4
             tensor([0.5000, 2.5000])
         """
-        return from_verbs(self, rho)
+        field = from_verbs(self, rho)
+        if field is zero_field:
+            refuse_cut_off(self, rho, self(rho))
+        return field
 
     @_of_measures
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
@@ -268,19 +271,41 @@ def gradient_in_points(functional: Functional, rho: Measure) -> Tensor:
     return torch.where(rho.weights[:, None] > 0, gradient / rho.weights[:, None], 0)
 
 
-def refuse_cut_off(functional: Functional, rho: Measure, value: Tensor) -> None:
-    """Raise `ValueError` where a value without a graph changes with the points of ρ, so that its gradient is not 0.
+def refuse_cut_off_terms(functional: Functional, tracked: Measure, other: Measure) -> None:
+    """Raise `ValueError` where a term of F is cut off from autograd.
+
+    Arguments:
+        functional: F.
+        tracked: a measure whose parameters want a gradient.
+        other: another one of its kind.
+    """
+    for _, term in terms_of(functional):
+        with torch.enable_grad():
+            value = checked_value(term, tracked)
+        if not value.requires_grad:
+            refuse_cut_off(term, tracked, value, other)
+
+
+def refuse_cut_off(functional: Functional, rho: Measure, value: Tensor, other: Measure | None = None) -> None:
+    """Raise `ValueError` where a value without a graph changes with ρ, so that its gradient is not 0.
 
     An indicator, 0 or +∞, is no such value.
+
+    Arguments:
+        functional: F.
+        rho: ρ.
+        value: F(ρ).
+        other: another measure; by default the particles of ρ, moved.
     """
-    points, log_density = rho.points.detach(), _density_or_none(rho)
-    moved = elsewhere(points)
-    with torch.no_grad():
+    points = rho.points.detach()
+    if other is None:
+        moved = elsewhere(points)
         if rho.density_follows_points:
-            other = functional(rho.push(lambda _: moved))
+            other = rho.push(lambda _: moved)
         else:
-            other = functional(Particles(moved, rho.weights.detach(), log_density))
-        gap = float((other - value).abs())
+            other = Particles(moved, rho.weights.detach(), _density_or_none(rho))
+    with torch.no_grad():
+        gap = float((functional(other) - value).abs())
     if math.isfinite(gap) and gap > math.sqrt(torch.finfo(points.dtype).eps) * abs(float(value)):
         raise ValueError(
             f"{functional!r} is cut off from autograd: its value changes by {gap:.3g} when the points move, but "

@@ -59,7 +59,7 @@ def from_verbs(functional: Callable[[Measure], Tensor], rho: Measure) -> Field:
     with torch.enable_grad():
         value = functional(recorder)
         if not value.requires_grad:  # F does not depend on ρ
-            return _zeros
+            return zero_field
         leaves = recorder.zeros
         read = [recorder.read_points, recorder.read_weights]
         slopes = torch.autograd.grad(value, [*leaves, *read], create_graph=True, allow_unused=True)
@@ -73,7 +73,8 @@ def from_verbs(functional: Callable[[Measure], Tensor], rho: Measure) -> Field:
     return partial(_varied, functional, rho, slopes[: len(leaves)])
 
 
-def _zeros(x: Tensor) -> Tensor:
+def zero_field(x: Tensor) -> Tensor:
+    """The first variation of a functional that does not depend on ρ."""
     return x.new_zeros(len(x))
 
 

@@ -50,7 +50,7 @@ class Ending(Enum):
     UNSETTLED = "linearisation does not settle; raise iterations, or ease the problem with a smaller step_size"
     OUT_OF_REACH = "implicit heat flow does not reach where the mass should go; set heat_steps=None, or raise blur"
     OVERFLOW = "F times γ/blur² overflows, and μ is returned as it was; lower step_size or raise blur"
-    SMEARED = "F has risen: entropic transport smears mass by more than so short a step moves it"
+    SMEARED = "F, or F + W₂²/(2γ), has risen: entropic transport smears mass by more than so short a step moves it"
     INTERRUPTED = "interrupted: the best so far is returned"
 
     @property

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._autograd import SHIFT
 from wprox._checks import check_count, check_positive
+from wprox.functionals.base import refuse_cut_off_terms
 from wprox.functionals.quadratic import Quadratic, quadratic_at
 from wprox.maps import AffineMap
 from wprox.measures import Gaussian
@@ -90,6 +92,7 @@ class GaussianProx(Solver):
         if quadratic is not None and quadratic.entropy >= 0:
             outcome = _closed_form(quadratic, source, step_size)
         else:
+            _refuse_cut_off(problem, source)
             quadratic, outcome = None, self._best_gaussian(problem, source)
         loc, matrix = outcome.loc, outcome.matrix
         stretch = matrix - torch.eye(source.dim, dtype=torch.float64, device=source.device)
@@ -146,7 +149,7 @@ class GaussianProx(Solver):
 
 @dataclass(frozen=True)
 class _Trial:
-    """(J − J₀) γ/s² and its gradient at a position, (d + d²,), where J₀ is the cost at the start of the round, over 2γ."""
+    """J γ/s², but for the cost at the start of the round, and its gradient at a position, (d + d²,)."""
 
     position: Tensor
     value: float
@@ -248,6 +251,15 @@ class _Outcome:
     ending: Ending
     iterations: int = 0
     message: str = ""
+
+
+def _refuse_cut_off(problem: Problem, source: Gaussian) -> None:
+    """Raise `ValueError` where a term changes with the Gaussian but is cut off from autograd."""
+    loc, covariance = source.loc.detach(), source.covariance_matrix.detach()
+    with torch.enable_grad():
+        tracked = Gaussian(loc.clone().requires_grad_(), covariance.clone().requires_grad_(), source.order)
+    other = Gaussian(loc + SHIFT * covariance.diagonal().sqrt(), (1 + SHIFT) * covariance, source.order)
+    refuse_cut_off_terms(problem.functional, tracked, other)
 
 
 def _closed_form(quadratic: Quadratic, source: Gaussian, step_size: float) -> _Outcome:

@@ -11,8 +11,10 @@ import torch
 from numpy.linalg import LinAlgError
 from torch import Tensor
 
+from wprox._autograd import SHIFT
 from wprox._checks import check_count, check_positive
 from wprox.functionals import Functional
+from wprox.functionals.base import refuse_cut_off_terms
 from wprox.functionals.terms import as_sum, terms_of_one_kind
 from wprox.maps import MonotoneMap
 from wprox.measures import Quantiles
@@ -75,6 +77,10 @@ class QuantileProx(Solver):
         source = problem.measure
         assert isinstance(source, Quantiles)
         problem.value(source)  # says what is missing, where F does not apply
+        nodes = source.nodes.detach()
+        with torch.enable_grad():
+            tracked = Quantiles.unchecked(nodes.clone().requires_grad_())
+        refuse_cut_off_terms(problem.functional, tracked, Quantiles.unchecked(nodes + SHIFT * (1 + nodes)))
         problem.check_precision()
         outcome = self._minimise(_Objective(problem), source.nodes.detach())
         rho = Quantiles.unchecked(outcome.nodes)

@@ -31,7 +31,7 @@ def sinkhorn(p: Measure, q: Measure, blur: float, tol: float, iterations: int) -
     check_memory(5 * largest**2, f"plans between {len(x)} and {len(y)} points")
     y, b = y.to(x), b.to(x)
     a, b = a / a.sum(), b / b.sum()  # which are 1: the derivatives are those of F(w / Σw)
-    origin = (a @ x + b @ y).detach() / 2  # the cost is a difference of squares, which far from 0 would cancel
+    origin = (a @ x + b @ y).detach() / 2  # the slopes are differences of products, which far from 0 would cancel
     x, y = x - origin, y - origin
     own = list[Tensor]()  # the potentials of both to themselves, which are those between them where they are one
     of_p = entropic_cost(x, a, x, a, epsilon, tol, iterations, True, own)
@@ -63,7 +63,7 @@ def entropic_cost(
     potentials: list[Tensor] = []
 
     def compute(needs: Needs, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        cost = _cost(x, y)
+        cost = half_square_distances(x, y)
         if symmetric or len(own) != 2 or not _solve(cost, a, b, epsilon, tol, *own):
             f, g = _all_potentials(cost, a, b, epsilon, tol, iterations, symmetric)
         else:
@@ -86,15 +86,11 @@ def entropic_cost(
         return value, [by_x, by_a, by_y, by_b]
 
     def plain(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
-        cost = _cost(x, y)
+        cost = half_square_distances(x, y)
         f, g = _differentiable(potentials[0], potentials[1], cost, a, b, epsilon)
         return a @ f + b @ g - epsilon * (a @ (_exponent(f, g, cost, a, b, epsilon).expm1() @ b))
 
     return with_gradients(compute, plain, x, a, y, b)
-
-
-def _cost(x: Tensor, y: Tensor) -> Tensor:
-    return (x.square().sum(1)[:, None] + y.square().sum(1)) / 2 - x @ y.mT
 
 
 def _exponent(f: Tensor, g: Tensor, cost: Tensor, a: Tensor, b: Tensor, epsilon: float) -> Tensor:

@@ -15,6 +15,7 @@ from wprox._random import make_generator
 from wprox.measures import Gaussian, Measure, Quantiles
 from wprox.transport.atoms import NO_SECOND, atoms, by_weights, check_same_space
 
+NUMBERS_AT_ONCE = 2**24  # of projections
 GAUSSIAN_NODES = 2000  # of the quantiles that stand for a Gaussian of the line next to particles
 
 
@@ -88,7 +89,10 @@ def sliced_square(p: Measure, q: Measure, directions: Tensor) -> Tensor:
         deviation, other = ((directions @ rho.scale_tril.to(p.device, torch.float64)).norm(dim=1) for rho in (p, q))
         return (mean.square() + (deviation - other).square()).mean()
     (x, a), (y, b) = atoms(p), atoms(q)
-    return _square(project(x, a, directions), project(y.to(x), b.to(x), directions)).mean()
+    y, b = y.to(x), b.to(x)
+    batches = directions.split(max(1, NUMBERS_AT_ONCE // (len(x) + len(y))))
+    squares = [_square(project(x, a, batch), project(y, b, batch)).sum() for batch in batches]
+    return torch.stack(squares).sum() / len(directions)
 
 
 def _square(functions: QuantileFunctions, others: QuantileFunctions) -> Tensor:

@@ -11,19 +11,21 @@ import torch
 from torch import Tensor
 
 from wprox._checks import check_choice, check_count, check_flag, check_length, check_positive
+from wprox.functionals.base import checked_value, terms_of
 from wprox.measures import Grid
 from wprox.solvers.base import Ending, Solved, Solver
 from wprox.solvers.grid.gibbs import Kernel
-from wprox.solvers.grid.scaling import ScalingIteration
+from wprox.solvers.grid.scaling import ScalingIteration, Solution
 from wprox.solvers.grid.terms import GridTerms, sort_terms
 from wprox.solvers.grid.walls import HeatKernel, make_kernel
-from wprox.solvers.problem import Problem
+from wprox.solvers.problem import Problem, StepFailedError, non_finite
 from wprox.transport.line import line_square
 
 DEBIAS = (None, "entropy", "sinkhorn")
 SMALLEST_BLUR = 0.25  # in cells: exp(−1/(2 · 0.25²)) = 3e-4 of the mass reaches a neighbour
 
 LONG_MOVE = 0.5  # the relative error of the transport cost by implicit heat flow, to first order, beyond which to warn
+ROUNDING = 1e-12  # of values of F, relative to them
 ROUGHLY = 10.0  # times `tol`: the relative error of F that it leaves
 COARSEST_BLUR = 0.125  # of the longest side: where the blur of a first step starts
 ANNEALING_TOL, ANNEALING_ITERATIONS = 1e-2, 50  # of each larger blur
@@ -145,8 +147,12 @@ class SinkhornProx(Solver):
                 "log_domain=True among walls needs heat_steps=None: implicit steps are solved in the kernel domain"
             )
         grid = source.to(torch.float64)
+        for _, term in terms_of(problem.functional):
+            if not term.structure().potentials:  # which are checked cell by cell
+                checked_value(term, grid)
         kernel, blur = self._kernel_of(grid)
         terms = sort_terms(problem.structure, grid, gamma / blur**2, kernel.rooms, self.debias)
+        before = _refuse_nan(problem, grid, problem.functional(grid))
         iteration = ScalingIteration(terms, kernel, grid.weights, self.debias, self.tol, self.log_domain)
         known = state if isinstance(state, _State) and _continues(state, grid, blur) else None
         scalings = None
@@ -166,12 +172,14 @@ class SinkhornProx(Solver):
         if grid.dim == 1 and grid.mask is None:
             cost = line_square(grid, end)
         result = source.with_weights(solution.mass.to(source.dtype))
-        value = problem.functional(end)
+        value = _refuse_nan(problem, end, problem.functional(end))
         ending, message = solution.ending, solution.message
-        if ending.is_success and self._has_risen(problem, float(value), blur):
+        share = blur**2 / gamma
+        if ending.is_success and self._is_smeared(solution, before, value, cost / (2 * gamma), share):
             ending = Ending.SMEARED
+            need = "at most" if share > 1 else "well below"
             message = (
-                f"{ending.value}: step_size = {gamma:.3g} needs a blur of at most its root, {math.sqrt(gamma):.3g}, "
+                f"{ending.value}: step_size = {gamma:.3g} needs a blur of {need} its root, {math.sqrt(gamma):.3g}, "
                 f"and cells no wider, and blur is {blur:.3g}; raise step_size, or refine the grid"
             )
         return Solved(
@@ -186,14 +194,25 @@ class SinkhornProx(Solver):
             ),
         )
 
-    def _has_risen(self, problem: Problem, value: float, blur: float) -> bool:
-        """Whether F is larger than at the start by more than `tol` explains."""
-        if problem.anchor is not problem.measure:
-            return False
-        before = float(problem.functional(problem.measure.to(torch.float64)))
-        share = blur**2 / problem.step_size  # of the entropy of the plan in the objective, next to F
-        scale = max(abs(before), abs(value)) + (share if share <= 1 else 0.0)
-        return value - before > ROUGHLY * self.tol * scale
+    def _is_smeared(self, solution: Solution, before: Tensor, value: Tensor, cost: Tensor, share: float) -> bool:
+        """Whether F has risen by more than `tol` explains, or F + W₂²/(2γ) where γ is below blur².
+
+        Without debiasing F may rise for the bias, which the caller has asked for.
+
+        Arguments:
+            solution: of the iteration, whose scaling is −δF/δρ/share.
+            before: F(α).
+            value: F(ρ).
+            cost: W₂²(α, ρ)/(2γ).
+            share: blur²/γ, of the entropy of the plan in the objective, next to F.
+        """
+        carried = solution.mass > 0
+        mass, slope = solution.mass[carried], share * solution.log_scalings[0][carried]
+        scale = float(mass @ (slope - mass @ slope).abs()) + (share if share <= 1 else 0.0)
+        rounding = ROUGHLY * self.tol * scale + ROUNDING * max(abs(float(before)), abs(float(value)))
+        if share <= 1:
+            return self.debias is not None and float(value - before) > rounding
+        return float(value + cost - before) > rounding
 
     def _annealed(self, terms: GridTerms, grid: Grid, blur: float) -> Tensor | None:
         """Where to start without a step before: the potentials of larger blurs, halved down to the given one."""
@@ -233,6 +252,13 @@ class SinkhornProx(Solver):
         kernel = make_kernel(grid, blur, self.heat_steps)
         self._kernel = grid, blur, kernel
         return kernel, blur
+
+
+def _refuse_nan(problem: Problem, rho: Grid, value: Tensor) -> Tensor:
+    """F(ρ), which may be infinite."""
+    if bool(value.isnan()):
+        raise StepFailedError(non_finite(problem.functional, rho))
+    return value
 
 
 def _warn_of_long_moves(cost: float, blur: float, heat_steps: int, width: float) -> None:

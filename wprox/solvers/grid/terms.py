@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wprox._checks import evaluate
 from wprox.functionals import Functional, InternalEnergy
+from wprox.functionals.base import refuse_cut_off
 from wprox.functionals.structure import Interaction, Structure
 from wprox.measures import Grid
 from wprox.measures.grid import convolve, kernel_spectrum
@@ -184,6 +185,7 @@ def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[
             weights = mass.detach().requires_grad_()
             value = functional(grid.with_weights(weights))
             if not value.requires_grad:
+                refuse_cut_off(functional, grid, value, grid.with_weights((mass + mass.mean()) / 2))
                 return weight * float(value.detach()), torch.zeros_like(mass), torch.zeros_like(mass)
             (gradient,) = torch.autograd.grad(value, weights, create_graph=True)
             diagonal = torch.zeros_like(mass)
