@@ -245,7 +245,7 @@ def test_steps_refuse_functionals_that_are_no_number_or_cut_off(solver):
         step(lambda rho: mean(rho).detach())
     with pytest.raises(TypeError, match="must return a scalar tensor"):
         step(lambda rho: None)
-    with pytest.raises(wprox.StepFailedError, match="finite|nan"):
+    with pytest.raises(wprox.StepFailedError, match=r"finite|nan"):
         step(lambda rho: mean(rho) * math.nan)
 
 
