@@ -841,7 +841,7 @@ def test_bad_tables(x, error, message):
         ({"bounds": 3}, ValueError, "pair"),
         ({"bounds": ([0.0] * 3, 1.0)}, ValueError, "a number or 2 of them"),
         ({"seed": -1}, ValueError, "seed"),
-        ({"seed": 10**20}, ValueError, "seed must be below"),
+        ({"seed": 10**20}, ValueError, "seed must be an integer of 64 bits"),
         ({"fine_tune_learning_rate": -1.0}, ValueError, "fine_tune_learning_rate must be positive"),
         ({"weight_decay": -1.0}, ValueError, "weight_decay must be finite and not negative"),
         ({"tol": "a"}, TypeError, "tol must be a number"),
@@ -869,7 +869,7 @@ def test_bad_calls(flow):
             flow.sample(n)
     with pytest.raises(TypeError, match="n must be an integer"):
         flow.sample(2.5)
-    with pytest.raises(ValueError, match="do not fit into memory"):
+    with pytest.raises(ValueError, match=r"would take .* GiB of memory"):
         flow.sample(10**12)
     with pytest.raises(NotFittedError):
         JKOFlow().latents(blobs(5))
