@@ -197,10 +197,13 @@ def test_bounded_data_stay_in_bounds_and_integrate_to_one():
 
 
 def test_smoothing_gives_a_law_without_a_density_one():
-    """Two atoms smoothed for δ are the mixture of two Gaussians of variance 1 − e^{−2δ} in standardised units."""
+    """Two atoms smoothed for δ are the mixture of two Gaussians of variance 1 − e^{−2δ} in standardised units.
+
+    So short a training is 6 to 11 % off, by the seed.
+    """
     x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64).repeat(500, 1)
     delta = 0.2
-    flow = JKOFlow(smoothing=delta, n_blocks=3, iterations=200, fine_tune_iterations=200, jitter=0.0).fit(x)
+    flow = JKOFlow(smoothing=delta, n_blocks=3, iterations=200, fine_tune_iterations=200, jitter=0.0, seed=3).fit(x)
     std = x.std()
     axis = torch.linspace(-2.5, 2.5, 400, dtype=torch.float64)[:, None]
     z = axis / std

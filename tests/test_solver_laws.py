@@ -86,7 +86,7 @@ def test_steps(name, problem):
     exempt = (*row.exempt, *GENERAL)
     laws = check_solver(row.solver, problems=[problem], measures=of_kinds(row.takes), exempt=exempt, rtol=row.rtol)
     assert {"report", "precision and graph", "mass"} <= set(laws)
-    assert ("descent" in laws) == row.solver.is_proximal
+    assert ("descent" in laws) == (row.solver.is_proximal and "descent" not in row.exempt)
     is_known = PROBLEMS[problem].after is not None and row.solver.is_proximal and "known answer" not in row.exempt
     smooths = isinstance(row.solver, wprox.ParticleProx) and PROBLEMS[problem].needs_density
     assert ("known answer" in laws) == (is_known and not smooths)
