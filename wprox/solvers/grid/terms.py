@@ -182,7 +182,7 @@ def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[
     def expansion(mass: Tensor) -> Expansion:
         with torch.enable_grad():
             weights = mass.detach().requires_grad_()
-            value = functional(grid.with_weights(weights))
+            value = functional(grid._with_weights(weights))
             if not value.requires_grad:
                 return weight * float(value.detach()), torch.zeros_like(mass), torch.zeros_like(mass)
             (gradient,) = torch.autograd.grad(value, weights, create_graph=True)
