@@ -90,7 +90,6 @@ ARGUMENTS = {  # (call, error, sentence)
         ValueError,
         r"weights must have shape \(60,\), one a cell, got \(3,\)",
     ),
-    "with_weights: sum": (lambda: GRID.with_weights(2 * GRID.weights), ValueError, "weights must sum to 1"),
     "noise: a class": (
         lambda: wprox.ExplicitEuler(noise=wprox.Particles),
         TypeError,

@@ -199,19 +199,19 @@ def check_increasing(values: Tensor, name: str, advice: str) -> None:
 def as_weights(values: Any, like: Tensor) -> Tensor:
     """Non-negative weights of shape (n,) that sum to 1, in the dtype and on the device of the points `like`."""
     weights = as_floating(values, "weights").to(like)
-    return weights / check_masses(weights, len(like), "point")
+    check_masses(weights, len(like), "point")
+    total = weights.sum(dtype=torch.float64)
+    if abs(float(total.detach()) - 1) > 1e-4:
+        raise ValueError(f"weights must sum to 1, they sum to {float(total.detach()):g}; divide them by their sum")
+    return weights / total  # 1 up to the rounding of many numbers in single precision
 
 
-def check_masses(weights: Tensor, n: int, place: str) -> Tensor:
-    """The sum of non-negative weights (n,), in float64: 1 up to the rounding of many numbers in single precision."""
+def check_masses(weights: Tensor, n: int, place: str) -> None:
+    """Raise `ValueError` unless these are non-negative weights (n,)."""
     if weights.shape != (n,):
         raise ValueError(f"weights must have shape ({n},), one a {place}, got {tuple(weights.shape)}")
     if bool((weights < 0).any()):
         raise ValueError(f"weights must not be negative, the smallest is {float(weights.min()):g}")
-    total = weights.sum(dtype=torch.float64)
-    if abs(float(total.detach()) - 1) > 1e-4:
-        raise ValueError(f"weights must sum to 1, they sum to {float(total):g}; divide them by their sum")
-    return total
 
 
 def check_count(value: Any, name: str, least: int = 1) -> int:
