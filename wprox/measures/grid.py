@@ -209,7 +209,7 @@ class Grid(Measure):
         return torch.full(self.shape, fill, dtype=values.dtype, device=values.device).masked_scatter(~self.mask, values)
 
     def with_weights(self, weights: Tensor) -> Grid:
-        """The same cells with other masses, (n,), not negative; differentiable in them, and of whatever sum they have."""
+        """The same cells with other masses, (n,), not negative; differentiable in them, whatever their sum is."""
         values = as_floating(weights, "weights")
         check_masses(values, len(self), "cell")
         return self._with_weights(values)
