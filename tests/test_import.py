@@ -3,12 +3,14 @@
 import pickle
 import subprocess
 import sys
+import sysconfig
 
 import numpy as np
 import pytest
 
 import wprox
 import wprox.models
+from wprox._interruptions import is_command_line
 
 LATER = {"wprox.app", "wprox.cli", "wprox.datasets", "wprox.models", "wprox.plot"}
 
@@ -68,6 +70,29 @@ print(*set(sys.modules) - modules)
     packages = {module.split(".")[0] for module in loaded} - sys.stdlib_module_names
     assert packages <= {"wprox", "torch", "numpy", "tqdm"}  # no scipy, scikit-learn, pandas, POT, matplotlib, typer
     assert not LATER & set(loaded)
+
+
+SCRIPTS = sysconfig.get_path("scripts")
+
+
+@pytest.mark.parametrize(
+    ("argv", "orig_argv", "is_ours"),
+    [
+        (["-m", "fit"], ["python", "-m", "wprox", "fit"], True),
+        (["-m"], ["python", "-I", "-mwprox"], True),
+        (["-m", "--method", "wprox"], ["python", "-m", "foo.run", "--method", "wprox"], False),
+        (["-m", "-m", "wprox"], ["python", "-m", "foo.run", "-m", "wprox"], False),
+        ([f"{SCRIPTS}/wprox", "fit"], ["python", f"{SCRIPTS}/wprox", "fit"], True),
+        (["/home/me/wprox"], ["python", "/home/me/wprox"], False),
+        ([f"{SCRIPTS}/wprox.py"], ["python", f"{SCRIPTS}/wprox.py"], False),
+        (["-c", "wprox"], ["python", "-c", "import wprox", "wprox"], False),
+        ([""], ["python"], False),
+    ],
+)
+def test_signals_are_taken_by_the_command_line_alone(monkeypatch, argv, orig_argv, is_ours):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", orig_argv)
+    assert is_command_line() is is_ours
 
 
 def test_maps_steps_and_pictures_change_nothing():

@@ -70,11 +70,14 @@ def chain():
 
 
 def test_a_gaussian_target_is_found_exactly_without_blocks():
-    """The fitted initial Gaussian is the target: no block gains, and log Z = log 5 has no error."""
+    """The fitted initial Gaussian is the target: no block gains, and log Z = log 5; its error is what 2,000 annealed
+
+    draws cannot exclude, a mode of 2/2000 of the mass: weights that are all equal are no proof that there is none.
+    """
     target = Gaussian(torch.tensor([30.0, -1.0]).double(), torch.tensor([[4.0, 1.0], [1.0, 0.5]]).double())
     sampler = JKOSampler(lambda x: target.log_prob(x) + math.log(5), initial=target, **QUICK).run()
     assert not sampler.layers_
-    assert sampler.log_normalizer(seed=0) == pytest.approx((math.log(5), 0), abs=1e-9)
+    assert sampler.log_normalizer(seed=0) == pytest.approx((math.log(5), 2 / 2000), abs=1e-9)
     fitted = JKOSampler(target, **QUICK | {"iterations": 10}).run()
     assert torch.allclose(fitted.initial_.loc, target.loc, atol=0.01)
     assert torch.allclose(fitted.initial_.covariance_matrix, target.covariance_matrix, rtol=0.01)

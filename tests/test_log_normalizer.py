@@ -197,6 +197,12 @@ def test_a_part_that_chance_brings_about_widens_the_interval():
     assert error == pytest.approx(math.hypot(found.standard_error, 3 / 2000))
 
 
+def test_weights_that_are_all_equal_do_not_make_the_error_vanish():
+    """As those of draws that match one mode exactly and know of no other."""
+    forward, reverse = torch.zeros(10_000).double(), reverse_of(torch.zeros(2000).double())
+    assert reviewed(forward, None, reverse) == pytest.approx((0, 2 / 2000))
+
+
 def test_populations_that_lost_mass_are_not_heard():
     forward, reverse = gaussian_pair(0, n=10_000)
     lost = reverse_of(reverse.log_weights + 50, math.log(7) - 5)

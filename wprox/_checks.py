@@ -6,7 +6,7 @@ import math
 import operator
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
@@ -199,14 +199,19 @@ def check_increasing(values: Tensor, name: str, advice: str) -> None:
 def as_weights(values: Any, like: Tensor) -> Tensor:
     """Non-negative weights of shape (n,) that sum to 1, in the dtype and on the device of the points `like`."""
     weights = as_floating(values, "weights").to(like)
-    if weights.shape != like.shape[:1]:
-        raise ValueError(f"weights must have shape ({like.shape[0]},), one a point, got {tuple(weights.shape)}")
+    check_masses(weights, len(like), "point")
+    total = weights.sum(dtype=torch.float64)
+    if abs(float(total.detach()) - 1) > 1e-4:
+        raise ValueError(f"weights must sum to 1, they sum to {float(total.detach()):g}; divide them by their sum")
+    return weights / total  # 1 up to the rounding of many numbers in single precision
+
+
+def check_masses(weights: Tensor, n: int, place: str) -> None:
+    """Raise `ValueError` unless these are non-negative weights (n,)."""
+    if weights.shape != (n,):
+        raise ValueError(f"weights must have shape ({n},), one a {place}, got {tuple(weights.shape)}")
     if bool((weights < 0).any()):
         raise ValueError(f"weights must not be negative, the smallest is {float(weights.min()):g}")
-    total = float(weights.detach().sum())
-    if abs(total - 1) > 1e-4:
-        raise ValueError(f"weights must sum to 1, they sum to {total:g}; divide them by their sum")
-    return weights
 
 
 def check_count(value: Any, name: str, least: int = 1) -> int:
@@ -358,7 +363,12 @@ def _memory() -> int:
 
 
 def step_sizes(step_size: StepSize, n_steps: int) -> Callable[[int], float]:
-    """The step size γ of step k as a function of k, from a float, a sequence with one entry a step, or a callable."""
+    """The step size γ of step k as a function of k, from a float, a sequence with one entry a step, or a callable.
+
+    Arguments:
+        step_size: what was given; of an iterator, no more is read than there are steps.
+        n_steps: how many entries are needed; 0 where that is not known.
+    """
     if callable(step_size) and not isinstance(step_size, type):
         return lambda k: check_positive(step_size(k), f"step_size({k})")
     if isinstance(step_size, str | bytes | Mapping | type):
@@ -367,7 +377,8 @@ def step_sizes(step_size: StepSize, n_steps: int) -> Callable[[int], float]:
             f"{described(step_size)}"
         )
     try:
-        values = list(islice(step_size, max(n_steps, MOST_STEPS)))  # type: ignore[arg-type]
+        read = n_steps if n_steps and isinstance(step_size, Iterator) else max(n_steps, MOST_STEPS)
+        values = list(islice(step_size, read))  # type: ignore[arg-type]
     except TypeError:  # a number, of Python, numpy or torch
         constant = check_positive(step_size, "step_size")
         return lambda k: constant

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import sysconfig
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,10 +82,17 @@ class Interruptions:
 
 def is_command_line() -> bool:
     """Whether this process was started as `wprox` or `python -m wprox`, as far as can be told in its first import."""
-    started = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
-    if started == "-m":  # while Python looks for the module
-        return "wprox" in sys.orig_argv
-    return started in ("wprox", "wprox.exe")
+    started = sys.argv[0] if getattr(sys, "argv", None) else ""
+    if started == "-m":  # while Python looks for the module, whose name comes just before its arguments
+        return sys.orig_argv[-len(sys.argv)] in ("wprox", "-mwprox")
+    folder, name = os.path.split(os.path.realpath(started))
+    return name in ("wprox", "wprox.exe") and folder in _script_folders()
+
+
+def _script_folders() -> list[str]:
+    """Where `pip install` puts the scripts of this Python: its own folder, and that of the user."""
+    schemes = sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user")
+    return [os.path.realpath(sysconfig.get_path("scripts", scheme)) for scheme in schemes]
 
 
 interruptions = Interruptions()

@@ -20,6 +20,11 @@ def check_seed(seed: Any) -> int:
     return int(seed)
 
 
+def as_seed(seed: Any) -> Seed:
+    """A seed, a generator or `None`, checked where nothing is drawn from it as well."""
+    return seed if seed is None or isinstance(seed, torch.Generator) else check_seed(seed)
+
+
 def step_seed(seed: int, index: int) -> int:
     """A seed of its own for every step of a trajectory."""
     return (seed * 1_000_003 + index * 7_919) % 2**62

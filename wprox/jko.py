@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from wprox._checks import MOST_STEPS, StepSize, as_points, check_count, check_flag, check_positive, kind_of, step_sizes
+from wprox._warnings import warn
 from wprox.functionals import Functional
 from wprox.functionals.base import require_functional
 from wprox.maps import ComposedMap, TransportMap
@@ -132,6 +132,11 @@ def _steps(
     previous = None
     for k in range(n_steps):
         previous = solver.step(functional.at_step(k), measure, gamma(k), previous=previous, held_out=held_out)
+        if not isinstance(previous, Step):
+            raise TypeError(
+                f"{type(solver).__name__}.step must return a wprox.Step, it returned {kind_of(previous)}; write the "
+                "method solve(problem, state) -> wprox.Solved in its place, of which the step is made"
+            )
         measure, held_out = previous.measure, previous.held_out
         yield previous
 
@@ -200,17 +205,13 @@ def jko(
                 raise KeyboardInterrupt
             if not step.converged and not warned:
                 residual = "" if step.residual is None else f" (residual {step.residual:.2g})"
-                warnings.warn(
-                    f"step {step.index} did not converge{residual}: {step.message}", RuntimeWarning, stacklevel=2
-                )
+                warn(f"step {step.index} did not converge{residual}: {step.message}")
                 warned = True
             if not grown and _has_grown(trajectory):
                 first, last = float(trajectory.values[0]), float(step.value)
-                warnings.warn(
+                warn(
                     f"F has grown ten-fold, from {first:.3g} to {last:.3g} by step {step.index}: "
-                    f"{step.message or STEP_LIMIT}",
-                    RuntimeWarning,
-                    stacklevel=2,
+                    f"{step.message or STEP_LIMIT}"
                 )
                 grown = True
             if tol is not None and _has_arrived(step, tol):
@@ -218,7 +219,7 @@ def jko(
                 break
     except KeyboardInterrupt:
         trajectory.interrupted = True
-        warnings.warn(f"interrupted after {len(trajectory)} steps; they are returned", RuntimeWarning, stacklevel=2)
+        warn(f"interrupted after {len(trajectory)} steps; they are returned")
     except StepFailedError as error:
         error.trajectory = trajectory
         raise

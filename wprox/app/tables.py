@@ -6,7 +6,6 @@ import csv
 import math
 import os
 import re
-import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from wprox._arrays import as_plain
+from wprox._warnings import warn
 from wprox._writing import claimed
 
 ENDINGS = (".csv", ".npy", ".parquet")
@@ -251,11 +251,10 @@ def _header(file: Path, cells: list[str], text: str) -> list[str]:
     if all(_is_number(name) for name in columns):
         if not (_counts(columns) or all(quoted)):
             raise ValueError(f"{file} has no header: its first line is numbers; put the names of the columns there")
-        warnings.warn(
+        warn(
             f"the columns of {file} are named by numbers ({', '.join(columns[:3])}{', …' if columns[3:] else ''}): if "
             "this is the first row, put a line with the names of the columns above it",
             UserWarning,
-            stacklevel=4,
         )
     return columns
 

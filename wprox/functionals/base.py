@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wprox._autograd import HOW_CUT, elsewhere
-from wprox._checks import check_number, kind_of
+from wprox._checks import check_number, check_precision, kind_of
 from wprox._modes import doors
 from wprox.functionals.first_variation import FirstVariation, from_verbs, uses_density, zero_field
 from wprox.functionals.structure import Rest, Structure
@@ -25,16 +25,29 @@ DOORS = (*OF_MEASURES, "needs_density")
 
 
 def _of_measures(method: Callable) -> Callable:
-    """A method of a functional, whoever wrote it, that refuses what is no measure; fields refuse what are no points."""
+    """A method of a functional, whoever wrote it, that refuses what is no measure; fields refuse what are no points.
+
+    Values are real, in single or double precision.
+    """
 
     @wraps(method)
     def checked(self: Functional, rho: Measure) -> Any:
         answer = method(self, require_measure(rho, "rho"))
         if method.__name__ == "first_variation" and not isinstance(answer, FirstVariation):
             return FirstVariation(answer, rho.dim)
+        if method.__name__ == "__call__" and isinstance(answer, Tensor):
+            _check_real(answer, self)
         return answer
 
     return checked
+
+
+def _check_real(value: Tensor, functional: Functional) -> None:
+    """Raise `TypeError` for a value that is complex or in half precision, which no solver could follow."""
+    if value.is_complex():
+        raise TypeError(f"{functional!r} must be a real number, it is {value.dtype}; give its real part, as in z.real")
+    if value.is_floating_point():
+        check_precision(value.dtype, repr(functional))
 
 
 class Functional(ABC):

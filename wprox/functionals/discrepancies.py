@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from wprox._autograd import is_transformed, needed, uncut
 from wprox._checks import as_values, check_count, check_flag, check_function, evaluate, evaluate_one
-from wprox._random import Seed
+from wprox._random import Seed, as_seed
 from wprox.functionals.base import Functional
 from wprox.functionals.first_variation import has_other_leaves
 from wprox.kernels import InverseMultiquadric, RadialKernel, Riesz
@@ -68,7 +68,7 @@ class MMD(Functional):
             raise ValueError(
                 f"{self.kernel} is infinite at 0, and the discrepancy of particles with it; see MMD's kernels"
             )
-        self.target = sampled(target, check_count(n_samples, "n_samples"), seed)
+        self.target = sampled(target, check_count(n_samples, "n_samples"), as_seed(seed))
         self.unbiased = check_flag(unbiased, "unbiased")
         with torch.enable_grad():
             trained = self.target.points.requires_grad or self.target.weights.requires_grad

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wprox._checks import as_points, check_positive
-from wprox._random import Seed, make_generator
+from wprox._random import Seed, as_seed, make_generator
 from wprox.kernels.base import RadialKernel, hold_number, norm_to, raise_to
 
 MEDIAN_POINTS = 1000  # at most, among whose pairs the median distance is looked for
@@ -166,7 +166,7 @@ def median_bandwidth(points: Any, seed: Seed = 0) -> float:
         >>> wprox.kernels.median_bandwidth([[0.0], [1.0], [3.0]])
         2.0
     """
-    x = as_points(points, "points").detach().double()
+    x, seed = as_points(points, "points").detach().double(), as_seed(seed)
     if len(x) > MEDIAN_POINTS:
         x = x[torch.randperm(len(x), generator=make_generator(seed))[:MEDIAN_POINTS].to(x.device)]
     distances = torch.pdist(x)

@@ -66,7 +66,8 @@ def map_factory(map: str | MapFactory, options: dict[str, Any] | None = None) ->
             f"map must be a name or a factory dim -> TransportMap, got a map, {type(map).__name__}; give its class, or "
             "lambda dim: map for steps that start from it"
         )
-    if not callable(map) or (isinstance(map, type) and not issubclass(map, TransportMap)):
+    is_functional = hasattr(map, "wasserstein_gradient")  # it can be called, with measures
+    if not callable(map) or is_functional or (isinstance(map, type) and not issubclass(map, TransportMap)):
         raise TypeError(
             f"map must be a name or a factory dim -> TransportMap, got {kind_of(map)}; names are {sorted(MAPS)}"
         )

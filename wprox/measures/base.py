@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from wprox._checks import as_index, as_rows, as_values, check_function, check_precision, evaluate, evaluate_one
+from wprox._checks import (
+    as_index,
+    as_rows,
+    as_values,
+    check_count,
+    check_function,
+    check_precision,
+    evaluate,
+    evaluate_one,
+)
 from wprox._modes import in_any_mode
-from wprox._random import Seed
+from wprox._random import Seed, check_seed
 from wprox._sums import weighted_sum
 from wprox.pairs.sums import pair_sum, potential
 
@@ -139,7 +148,16 @@ class Measure(ABC):
         """An estimate of `integrate_pairs(k)` from the pairs inside random batches, for an even kernel.
 
         Particles estimate it; measures that know better rules than pairs of points compute it.
+
+        Arguments:
+            k: maps differences (m, d) to values (m,).
+            size: of a batch, at least 2.
+            seed: of the batches.
         """
+        return self._random_batches(k, check_count(size, "size", least=2), check_seed(seed))
+
+    def _random_batches(self, k: Callable[[Tensor], Tensor], size: int, seed: int) -> Tensor:
+        """`integrate_random_batches`, whose arguments are checked."""
         return self.integrate_pairs(k)
 
     def convolve(self, k: Callable[[Tensor], Tensor], x: Tensor | None = None) -> Tensor:
@@ -229,7 +247,10 @@ class Measure(ABC):
 
     def at(self, points: Tensor) -> Self:
         """The same measure at other points (n, d), row by row: without a density, unless that follows the points."""
-        return self.push(lambda _: points)
+        rows = as_rows(points, "points", self.dim)
+        if len(rows) != len(self):
+            raise ValueError(f"points must be {len(self)}, one for each of the measure's, got {len(rows)}")
+        return self.push(lambda _: rows)
 
     def to(self, dtype: torch.dtype) -> Self:
         """The same measure in another precision, torch.float32 or torch.float64."""

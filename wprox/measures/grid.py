@@ -17,6 +17,7 @@ from wprox._checks import (
     as_rows,
     check_count,
     check_finite,
+    check_masses,
     check_memory,
     check_number,
     check_precision,
@@ -182,7 +183,7 @@ class Grid(Measure):
         grid._set_geometry(_check_shape(shape), bounds, mask, rho.points.dtype, rho.points.device)
         if rho.dim != grid.dim:
             raise ValueError(f"the particles live in dimension {rho.dim}, the bounds in dimension {grid.dim}")
-        return grid.with_weights(grid._deposit(rho.points, rho.weights))
+        return grid._with_weights(grid._deposit(rho.points, rho.weights))
 
     @property
     def mass(self) -> Tensor:
@@ -209,7 +210,13 @@ class Grid(Measure):
         return torch.full(self.shape, fill, dtype=values.dtype, device=values.device).masked_scatter(~self.mask, values)
 
     def with_weights(self, weights: Tensor) -> Grid:
-        """The same cells with other masses, (n,): unchecked, and differentiable in them."""
+        """The same cells with other masses, (n,), not negative; differentiable in them, whatever their sum is."""
+        values = as_floating(weights, "weights")
+        check_masses(values, len(self), "cell")
+        return self._with_weights(values)
+
+    def _with_weights(self, weights: Tensor) -> Grid:
+        """`with_weights` for inner loops, unchecked."""
         result = object.__new__(Grid)
         result.__dict__.update(self.__dict__)
         result.weights = weights
@@ -217,13 +224,13 @@ class Grid(Measure):
 
     def to(self, dtype: torch.dtype) -> Grid:
         """The same histogram in another dtype."""
-        result = self.with_weights(self.weights.to(check_precision(dtype, "dtype")))
+        result = self._with_weights(self.weights.to(check_precision(dtype, "dtype")))
         result.points, result.axes = self.points.to(dtype), [axis.to(dtype) for axis in self.axes]
         return result
 
     def detach(self) -> Grid:
         """The same histogram, cut from the graph that made it."""
-        return self.with_weights(self.weights.detach())
+        return self._with_weights(self.weights.detach())
 
     def same_cells(self, other: Measure) -> bool:
         """Whether `other` is a Grid with the same box, cells and walls."""
@@ -297,7 +304,7 @@ class Grid(Measure):
         """
         moved = moved_by(map, self.points)
         full = self.weights > 0  # empty cells may go anywhere
-        return self.with_weights(self._deposit(moved[full], self.weights[full]))
+        return self._with_weights(self._deposit(moved[full], self.weights[full]))
 
     def sample(self, n: int, seed: Seed = None) -> Tensor:
         """n independent draws, (n, d): a cell by its mass, then a point of the cell uniformly."""

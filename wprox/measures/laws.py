@@ -21,7 +21,7 @@ from wprox._checks import PRECISIONS, kind_of
 from wprox._random import Seed
 from wprox.measures.base import Measure
 from wprox.measures.gaussian import Gaussian, normal_log_prob
-from wprox.measures.particles import Particles
+from wprox.measures.particles import Particles, check_vector_law
 
 
 def as_gaussian(law: object) -> Gaussian | None:
@@ -68,12 +68,7 @@ def log_density_of(target: object) -> tuple[int | None, Callable[[Tensor], Tenso
         ValueError: for a Distribution that is not one law over vectors.
     """
     if isinstance(target, Distribution):
-        if len(target.event_shape) != 1 or target.batch_shape:
-            raise ValueError(
-                "the target must be one distribution over vectors, got batch shape "
-                f"{tuple(target.batch_shape)} and event shape {tuple(target.event_shape)}; "
-                "wrap it in torch.distributions.Independent(target, 1)"
-            )
+        check_vector_law(target, "target")
         if isinstance(target, MultivariateNormal):  # torch's own computes in the precision of its parameters
             log_prob = partial(normal_log_prob, loc=target.loc, scale_tril=target.scale_tril)
             return target.event_shape[0], log_prob
@@ -93,7 +88,7 @@ def sampled(law: Any, n_samples: int, seed: Seed) -> Measure:
         ValueError: for a Distribution that is not one law over vectors.
     """
     if isinstance(law, Distribution):
-        log_density_of(law)  # refuses what is no law of vectors
+        check_vector_law(law, "target")
         return Particles.from_distribution(law, n_samples, seed)
     if isinstance(law, Gaussian):  # its cubature points are no picture of it
         return Particles(law.sample(n_samples, seed))

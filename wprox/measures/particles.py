@@ -80,6 +80,7 @@ class Particles(Measure):
                 f"distribution must be a torch Distribution over R^d, got {type(distribution).__name__}; "
                 "Gaussian(...).to_particles(n) draws from a wprox.Gaussian"
             )
+        check_vector_law(distribution, "distribution")
         check_memory(check_count(n, "n") * distribution.event_shape.numel(), f"n = {n} draws")
         start = _draw(seed) if isinstance(seed, torch.Generator) else make_generator(seed).initial_seed()
         with seeded(start):
@@ -173,7 +174,7 @@ class Particles(Measure):
     def integrate_pairs(self, k: Callable[[Tensor], Tensor]) -> Tensor:
         return self._of_the_whole(k, super().integrate_pairs(k))
 
-    def integrate_random_batches(self, k: Callable[[Tensor], Tensor], size: int, seed: int) -> Tensor:
+    def _random_batches(self, k: Callable[[Tensor], Tensor], size: int, seed: int) -> Tensor:
         if len(self) <= size:
             return self.integrate_pairs(k)
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(self.device)
@@ -211,6 +212,15 @@ class Particles(Measure):
         result.points, result.weights, result.thinning = points, self.weights, self.thinning
         result._log_density, result.is_relative = log_density, relative
         return result
+
+
+def check_vector_law(distribution: torch.distributions.Distribution, name: str) -> None:
+    """Raise `ValueError` for a torch distribution that is not one law over vectors."""
+    if len(distribution.event_shape) != 1 or distribution.batch_shape:
+        raise ValueError(
+            f"{name} must be one distribution over vectors, got batch shape {tuple(distribution.batch_shape)} and "
+            f"event shape {tuple(distribution.event_shape)}; wrap it in torch.distributions.Independent({name}, 1)"
+        )
 
 
 class KernelParticles(Particles):
@@ -256,6 +266,18 @@ class KernelParticles(Particles):
                 f"the covariance of the {len(self)} particles is singular, so that it sets no bandwidth: they lie in a "
                 "hyperplane (or are too few, or all alike); give the bandwidth yourself, or move them apart"
             )
+
+    @classmethod
+    def from_distribution(
+        cls,
+        distribution: torch.distributions.Distribution,
+        n: int,
+        seed: Seed = None,
+        bandwidth: float | None = None,
+        factor: float | None = None,
+    ) -> KernelParticles:
+        """n draws from a torch distribution over R^d, with the density of kernels around them."""
+        return Particles.from_distribution(distribution, n, seed).with_kernel_density(bandwidth, factor)
 
     @property
     def factor(self) -> float | None:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import kind_of
+from wprox._checks import check_count, check_number, described, kind_of
 from wprox._modes import doors
 from wprox.functionals import Functional
 from wprox.functionals.base import checked_value
 from wprox.maps import TransportMap
 from wprox.measures import Measure, Particles
+from wprox.measures.base import require_measure
 from wprox.solvers.problem import Problem, StepFailedError
 
 STEP_LIMIT = (
@@ -81,6 +82,35 @@ class Solved:
     iterations: int = 0
     held_out: Measure | None = None
     state: Any = None
+
+    def __post_init__(self) -> None:
+        require_measure(self.measure, "measure")
+        if self.held_out is not None:
+            require_measure(self.held_out, "held_out")
+        object.__setattr__(self, "transport_cost", self._scalar(self.transport_cost, "transport_cost"))
+        if self.value is not None:
+            object.__setattr__(self, "value", self._scalar(self.value, "value"))
+        if self.residual is not None:
+            object.__setattr__(self, "residual", check_number(self.residual, "residual"))
+        for name, kind, wanted in (
+            ("map", TransportMap | None, "a wprox TransportMap, or None"),
+            ("ending", Ending, "a wprox.Ending, as in Ending.CONVERGED"),
+            ("message", str, "text, one sentence"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} must be {wanted}, got {described(getattr(self, name))}")
+        object.__setattr__(self, "iterations", check_count(self.iterations, "iterations", least=0))
+
+    def _scalar(self, value: object, name: str) -> Tensor:
+        """A scalar tensor, of a number too."""
+        if isinstance(value, int | float):
+            return self.measure.points.new_tensor(value)
+        if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+            raise TypeError(
+                f"{name} must be a scalar tensor of a real number, got {described(value)}; sums over the points make "
+                "one, as problem.cost(rho) does"
+            )
+        return value
 
 
 @dataclass(frozen=True)

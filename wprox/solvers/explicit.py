@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wprox._checks import check_flag, check_non_negative
+from wprox._checks import check_flag, check_function, check_non_negative
 from wprox._random import check_seed, make_generator, step_seed
 from wprox._sums import weighted_sum
 from wprox.functionals import Functional
@@ -89,6 +89,8 @@ class ExplicitEuler(Solver):
 
     def __init__(self, accelerated: bool = False, noise: float | Callable[[int], float] = 0.0, seed: int = 0) -> None:
         self.accelerated = check_flag(accelerated, "accelerated")
+        if callable(noise):
+            check_function(noise, "noise", "of the step's index")
         self.noise = noise if callable(noise) else check_non_negative(noise, "noise")
         self.seed = check_seed(seed)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._checks import check_function
 from wprox._sums import weighted_sum
 from wprox.functionals import Functional
 from wprox.functionals.terms import Term, as_sum, terms_of_one_kind
@@ -66,8 +67,8 @@ class ForwardBackward(Solver):
     def __init__(self, backward: Solver, forward: Callable[[Functional], bool] | None = None) -> None:
         if not isinstance(backward, Solver):
             raise TypeError(f"backward must be a solver such as wprox.NeuralProx(), got {backward!r}")
-        if forward is not None and not callable(forward):
-            raise TypeError(f"forward must be a function of a functional, term -> bool, got {type(forward).__name__}")
+        if forward is not None:
+            check_function(forward, "forward", "of a functional, term -> bool")
         self.backward = backward
         self.forward = forward
 

@@ -114,6 +114,8 @@ def check_solver(
     )
     check_names(exempt, LAWS, GENERAL_LAWS)
     chosen: list[Any] = list(PROBLEMS if problems is None else problems if is_several(problems) else [problems])
+    if not chosen:
+        raise ValueError(f"problems is empty, got {described(problems)}; name some of {list(PROBLEMS)}")
     if unknown := [name for name in chosen if not isinstance(name, str) or name not in PROBLEMS]:
         raise ValueError(f"there are no problems {described(unknown)}; there are {list(PROBLEMS)}")
     name = type(solver).__name__

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from wprox._checks import as_numbers, check_finite_number, check_non_negative, described, is_several
+from wprox._checks import as_numbers, check_choice, check_finite_number, check_non_negative, described, is_several
 from wprox._random import check_seed
 from wprox.functionals import KL, Functional
 from wprox.functionals.base import require_functional
@@ -351,6 +351,7 @@ def _initial_distance(
         return given
     if given is not None and not isinstance(given, str):
         return Distance(check_non_negative(given, "initial_w2"), "given")
+    check_choice(given, "initial_w2", (None, "exact", "moments", "samples"))
     if not measures or minimiser is None:
         missing = "the minimiser q is unknown" if minimiser is None else "the initial measure p_0 is unknown"
         raise ValueError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
 from wprox._autograd import Needs, with_gradients
 from wprox._checks import check_memory
+from wprox._warnings import warn
 from wprox.measures import Gaussian, Measure
 from wprox.pairs.distances import half_square_distances
 from wprox.transport.atoms import atoms, check_same_space
@@ -195,10 +195,10 @@ def _potentials(
                 relaxation = 1.0
         f, g = f + epsilon * log_u, g + epsilon * log_v
     if not error <= tol:
-        warnings.warn(
+        warn(
             f"after {iterations} Sinkhorn iterations the marginals of the entropic plan are off by {error:.2g} in "
             f"mass, more than tol = {tol:g}; raise blur, tol or iterations",
-            stacklevel=2,
+            UserWarning,
         )
     return f, g
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from wprox._warnings import warn
 from wprox.maps import ComposedMap, TransportMap
 from wprox.maps._memory import MEMORY_BUDGET, in_batches, rows_at_once
 from wprox.maps.base import apply_in_batches, for_points
@@ -94,11 +94,9 @@ def mean_log_prob(log_prob: Tensor) -> float:
     """The mean of rows' `log_prob`, (n,), with a warning that names the rows where it is −∞."""
     impossible = log_prob.isneginf()
     if bool(impossible.any()):
-        warnings.warn(
+        warn(
             f"{int(impossible.sum())} of {len(log_prob)} rows have density 0 (outside the bounds, or too far out), the "
             f"first is row {int(impossible.int().argmax())}, so that the mean is −∞; without them it is "
-            f"{float(log_prob[~impossible].mean()):g}",
-            RuntimeWarning,
-            stacklevel=3,
+            f"{float(log_prob[~impossible].mean()):g}"
         )
     return float(log_prob.mean())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wprox._checks import as_floating, as_points, check_flag, check_non_negative, described
+from wprox._warnings import warn
 from wprox.models.flow.bounded import Bounded, Probit, ShrunkLogit, bounded_from_state
 from wprox.models.flow.tails import Tails, robust_moments
 
@@ -279,10 +279,9 @@ def _warn_of_outliers(z: Tensor, kept: Tensor) -> None:
     if float(far.max()) > FAR:
         row = int(far.argmax())
         column = int(kept[z[row].abs().argmax()])
-        warnings.warn(
+        warn(
             f"row {row} lies {float(far[row]):.0f} standard deviations from the mean in column {column} (of the rows "
             "that are not so far out). Such rows pull at the fit of all others: remove them, or transform the column "
             "(by a logarithm, for example)",
             UserWarning,
-            stacklevel=4,
         )

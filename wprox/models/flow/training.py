@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
+from wprox._warnings import warn
 from wprox.functionals import KL
 from wprox.jko import jko_steps
 from wprox.maps import ComposedMap, TransportMap
@@ -110,9 +110,7 @@ def train(trained: TrainedBlocks, solver: NeuralProx, settings: FlowSettings, da
         if not trained.maps:
             raise
         trained.interrupted = True
-        warnings.warn(
-            f"interrupted; the flow has the {len(trained.maps)} blocks trained so far", RuntimeWarning, stacklevel=3
-        )
+        warn(f"interrupted; the flow has the {len(trained.maps)} blocks trained so far")
 
 
 def refinements(trained: TrainedBlocks, settings: FlowSettings, data: FlowData, rounds: int) -> Iterator[TrainedBlocks]:
@@ -121,11 +119,9 @@ def refinements(trained: TrainedBlocks, settings: FlowSettings, data: FlowData, 
         again = _respaced(trained, settings, data)
         old, new = (blocks.history[-1]["held_out_nll"] for blocks in (trained, again))
         if not new < old:
-            warnings.warn(
+            warn(
                 f"refining did not improve the held-out likelihood (NLL {new:.4f}, before {old:.4f}); "
-                "the flow stays as it was",
-                RuntimeWarning,
-                stacklevel=3,
+                "the flow stays as it was"
             )
             return
         trained = again
@@ -211,9 +207,7 @@ def train_together(trained: TrainedBlocks, settings: FlowSettings, data: FlowDat
 
 def _warn_discretised(stage: str, message: str) -> None:
     """Warn of a training that did not converge: its discretised objective stayed away from the true one."""
-    warnings.warn(
+    warn(
         f"{stage} was trained with too coarse a discretisation ({message}): likelihoods are true, but a better flow "
-        'may be in reach; give more steps, as in map_options={"steps": 6}',
-        RuntimeWarning,
-        stacklevel=2,
+        'may be in reach; give more steps, as in map_options={"steps": 6}'
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wprox._warnings import warn
 from wprox.maps import GradientStepMap, InverseError
 from wprox.maps._inverse import tolerance_of
 from wprox.models.sampler.target import ScaledTarget, where
@@ -44,13 +44,11 @@ class ForwardStep(GradientStepMap):
             log_dets.append(jacobian.slogdet().logabsdet)
             folded += int((torch.linalg.cholesky_ex(jacobian.detach()).info != 0).sum())
         if folded:
-            warnings.warn(
+            warn(
                 f"a forward step with γ = {self.step_size:.3g} folds space at {folded} of {len(x)} points, where the "
                 "potential is curved more than at any draw in training; densities and weights there are wrong. Try "
                 "more n_particles (all of which are looked at), fewer forward_steps, or an initial Gaussian that is "
-                "less wide",
-                RuntimeWarning,
-                stacklevel=2,
+                "less wide"
             )
         return torch.cat(images), torch.cat(log_dets)
 

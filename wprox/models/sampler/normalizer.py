@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from wprox._warnings import warn
 from wprox.maps import InverseError
 from wprox.metrics import pareto_k
 from wprox.models.sampler.annealing import annealed
@@ -133,8 +133,7 @@ def reviewed(log_weights: Tensor, masses: Tensor | None, reverse: Reverse | None
         return found
     part, chance = unseen(log_weights, reverse)
     if not tail and part <= chance:
-        spread = found.standard_error * math.sqrt(len(log_weights))  # 0 where ρ = π, which leaves nothing unseen
-        least = min(2 / len(reverse.log_weights), spread)
+        least = 2 / len(reverse.log_weights)  # weights that are all equal know of no other mode
         return LogNormalizer(found.value, max(math.hypot(found.standard_error, part), least))
     bridged = bridge(log_weights, masses, reverse)
     disagreement = bridged.value - found.value
@@ -171,11 +170,9 @@ def unseen(log_weights: Tensor, reverse: Reverse) -> tuple[float, float]:
 
 
 def _warn(found: LogNormalizer, reasons: list[str], source: str, answer: LogNormalizer) -> None:
-    warnings.warn(
+    warn(
         f"log Z is not what the sampler's draws tell, {found.value:.5g} ± {found.standard_error:.2g}: "
         f"{' and '.join(reasons)}. {source}: {answer.value:.5g} ± {answer.standard_error:.2g}. Try more blocks or "
         "iterations, an initial Gaussian that covers the target, JKOSampler.for_modes where there are several modes, "
-        "or corrections=5 or more (rejection steps)",
-        RuntimeWarning,
-        stacklevel=4,
+        "or corrections=5 or more (rejection steps)"
     )

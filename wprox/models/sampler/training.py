@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-import warnings
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from wprox._checks import step_sizes
+from wprox._warnings import warn
 from wprox.maps import ComposedMap, TransportMap
 from wprox.measures import Gaussian, Particles
 from wprox.models.sampler.chain import Chain, Layer, RejectionStep
@@ -78,11 +78,7 @@ class ChainTraining:
             if not self.layers:
                 raise
             self.interrupted = True
-            warnings.warn(
-                f"interrupted; the sampler has the {len(self.layers)} layers trained so far",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            warn(f"interrupted; the sampler has the {len(self.layers)} layers trained so far")
 
     def draw(self, n: int | None = None, layers: int | None = None) -> Particles:
         """n draws of the chain, or of its first `layers`; `n_particles` where n is not given."""

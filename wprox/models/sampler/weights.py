@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import NamedTuple
 
 from torch import Tensor
 
+from wprox._warnings import warn
 from wprox.metrics import ess
 
 USEFUL = 0.01  # the effective part of a sample under which importance weights say nothing
@@ -50,10 +50,8 @@ def warn_if_useless(log_weights: Tensor) -> None:
     """Warn where the effective sample size is under 1 % of the sample."""
     effective = effective_size(log_weights)
     if not effective >= USEFUL * len(log_weights):
-        warnings.warn(
+        warn(
             f"the effective sample size is {effective:.3g} of {len(log_weights)} draws: importance weights and what is "
             "computed with them mean nothing. Try more blocks or iterations, corrections=5 or more (rejection steps), "
-            "JKOSampler.for_modes where there are several modes, or an initial Gaussian that covers the target",
-            RuntimeWarning,
-            stacklevel=3,
+            "JKOSampler.for_modes where there are several modes, or an initial Gaussian that covers the target"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wprox._checks import check_choice, check_count, check_flag, check_length, check_positive
+from wprox._warnings import warn
 from wprox.functionals.base import checked_value, terms_of
 from wprox.measures import Grid
 from wprox.solvers.base import Ending, Solved, Solver
@@ -243,11 +243,9 @@ class SinkhornProx(Solver):
             if known_blur == blur and known.device == grid.device and known.same_cells(grid):
                 return kernel, blur
         if blur < SMALLEST_BLUR * widest:
-            warnings.warn(
+            warn(
                 f"blur={blur:.3g} is {blur / widest:.2g} of a cell: the kernel is the identity and mass cannot move. "
-                f"Set blur to about a cell, {widest:.3g} (SinkhornProx's default), or refine the grid",
-                RuntimeWarning,
-                stacklevel=6,  # through `solve` and its decorator, `ask` and `step`
+                f"Set blur to about a cell, {widest:.3g} (SinkhornProx's default), or refine the grid"
             )
         kernel = make_kernel(grid, blur, self.heat_steps)
         self._kernel = grid, blur, kernel
@@ -276,12 +274,10 @@ def _warn_of_long_moves(cost: float, blur: float, heat_steps: int, width: float)
     advice = f"raise blur to {1 / math.sqrt(inverse):.2g}"
     if lattice < 0.2:
         advice += f" or heat_steps to {math.ceil(moved / (0.25 - lattice))}"
-    warnings.warn(
+    warn(
         f"mass moved by {math.sqrt(moved):.3g} blurs in the quadratic mean: so far implicit heat flow falls off too "
         f"slowly, and this step made moves too cheap and moved too much; set heat_steps=None, {advice}, or lower "
-        "step_size",
-        RuntimeWarning,
-        stacklevel=6,  # through `solve` and its decorator, `ask` and `step`
+        "step_size"
     )
 
 

@@ -183,7 +183,7 @@ def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[
     def expansion(mass: Tensor) -> Expansion:
         with torch.enable_grad():
             weights = mass.detach().requires_grad_()
-            value = functional(grid.with_weights(weights))
+            value = functional(grid._with_weights(weights))
             if not value.requires_grad:
                 refuse_cut_off(functional, grid, value, grid.with_weights((mass + mass.mean()) / 2))
                 return weight * float(value.detach()), torch.zeros_like(mass), torch.zeros_like(mass)
