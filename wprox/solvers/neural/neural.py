@@ -17,7 +17,7 @@ from wprox.maps import AffineMap, ComposedMap, TransportMap
 from wprox.maps.registry import MapFactory, map_factory
 from wprox.measures import Gaussian, Measure, Particles
 from wprox.solvers.base import Ending, ParticleSolver, Solved
-from wprox.solvers.neural.affine_start import AffineStart, affine_start
+from wprox.solvers.neural.affine_start import affine_start
 from wprox.solvers.neural.batches import LEAST, Batch
 from wprox.solvers.neural.flow_matching import match_flow, relaxation
 from wprox.solvers.neural.parts import Part, folded, split
@@ -36,6 +36,19 @@ class _Start(NamedTuple):
     map: TransportMap
     is_shown: bool = False
     is_interrupted: bool = False
+
+
+def _standardised(map: TransportMap, task: Task, batch_size: int, generator: torch.Generator) -> _Start:
+    """A map in units of the particles, and after it the best affine one."""
+    units = task.units
+    assert units is not None
+    if isinstance(map, AffineMap):  # which is trained as it is
+        return _Start(units.applied(map))
+    part = task.whole.sample(LOOK_AT * batch_size, generator)
+    is_enough = (lambda affine: task.is_step(units.applied(affine))) if task.is_followed else None
+    start = affine_start(task.objective, part, units, generator, is_enough)
+    whole = map if start.map is None else ComposedMap([map, start.map])
+    return _Start(units.applied(whole), start.is_shown, start.is_interrupted)
 
 
 class NeuralProx(ParticleSolver):
@@ -280,17 +293,8 @@ class NeuralProx(ParticleSolver):
 
     def _fresh(self, task: Task, seed: int, generator: torch.Generator) -> _Start:
         """A new map after which, in units of the particles, the best affine one comes."""
-        source, units = task.source, task.units
-        map = self._new_map(source, seed)
-        if units is None:
-            return _Start(map)
-        start = AffineStart(None, False)
-        if not isinstance(map, AffineMap):  # which is trained as it is
-            part = task.whole.sample(LOOK_AT * self.training.batch_size, generator)
-            is_enough = (lambda affine: task.is_step(units.applied(affine))) if task.is_followed else None
-            start = affine_start(task.objective, part, units, generator, is_enough)
-        whole = map if start.map is None else ComposedMap([map, start.map])
-        return _Start(units.applied(whole), start.is_shown, start.is_interrupted)
+        map = self._new_map(task.source, seed)
+        return _Start(map) if task.units is None else _standardised(map, task, self.training.batch_size, generator)
 
     def _new_map(self, source: Particles, seed: int) -> TransportMap:
         """An identity, as the factory gives it."""
