@@ -160,6 +160,21 @@ def test_all_rows_are_taken_as_they_are_and_all_carriers_with_their_weights():
     assert batch.together == 1
 
 
+@pytest.mark.parametrize("weights", [torch.full((5,), 0.2, dtype=F64), WEIGHTS])
+def test_a_minibatch_has_at_least_two_rows(weights):
+    """One row tells nothing of pairs."""
+    batch = Batches(weights, 1, torch.Generator().manual_seed(0)).draw()
+    assert len(batch.rows.unique()) == 2
+    assert batch.together > 0
+    rho = wprox.Particles(normal(5, 2), weights)
+    solver = wprox.NeuralProx(map=wprox.AffineMap, iterations=5, batch_size=1)
+    for F in (wprox.InteractionEnergy(kernels.Gaussian()), wprox.MMD(TARGET), wprox.MMD(TARGET, unbiased=True)):
+        assert bool(torch.isfinite(solver.step(F, rho, 0.1).measure.points).all())
+        for start in (rho, wprox.Gaussian(torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64))):
+            outcome = solver.fine_tune(wprox.AffineMap(2).double(), F, start, held_out=rho, memory_budget=1)
+            assert outcome.iterations == 5
+
+
 @pytest.mark.parametrize("kernel", [kernels.PowerLaw(2, 0), kernels.Logarithmic()], ids=str)
 def test_a_particle_never_meets_its_copy(kernel):
     F = wprox.InteractionEnergy(kernel) + wprox.PotentialEnergy(lambda x: x.square().sum(-1))

@@ -507,8 +507,8 @@ def test_bad_factories_and_measures():
         fast().step(functional, standard_normal(2), 0.5)
     with pytest.raises(ValueError, match=r"step_size must be positive and finite, got -0\.5"):
         fast().step(functional, rho, -0.5)
-    with pytest.raises(ValueError, match=r"cannot hold out 0.1 of 3 particles"):
-        fast().step(wprox.KL(standard_normal(2)), wprox.Particles(cloud(100, 2)[:3]), 0.5)
+    with pytest.raises(ValueError, match=r"cannot hold out 0.1 of 1 particle with mass"):
+        fast().step(wprox.KL(standard_normal(2)), wprox.Particles(cloud(100, 2)[:1]), 0.5)
     with pytest.raises(ValueError, match="dimension 3, the measure in dimension 2"):
         fast().step(wprox.KL(standard_normal(3)), rho, 0.5)
 

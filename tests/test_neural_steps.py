@@ -1,5 +1,7 @@
 """What steps of NeuralProx find of the exact decrease, in all units, and what they say of it."""
 
+import itertools
+
 import pytest
 import torch
 from test_neural_prox import AFFINE, Constant, cloud, fast, half_square, standard_normal
@@ -7,6 +9,7 @@ from test_neural_prox import AFFINE, Constant, cloud, fast, half_square, standar
 import wprox
 from wprox.maps import RescaledMap
 from wprox.solvers import Ending
+from wprox.solvers.neural import affine_start
 
 F64 = torch.float64
 
@@ -61,6 +64,29 @@ def test_few_particles_are_fitted_by_few_parameters():
     assert float(step.map(x)[0].mean(0)[0]) == pytest.approx(float(x.mean(0)[0]) / 2, abs=0.05)
 
 
+@pytest.mark.parametrize("gamma", [0.3, 10.0])
+def test_the_affine_start_leaves_the_rest_to_the_network(gamma):
+    """The best affine map of a banana in a steep well is all but singular; of x²/2 it is the step, whatever its γ."""
+    x = draws(1000, 2)
+    x[:, 1] += x[:, 0].square()
+    F = wprox.PotentialEnergy(half_square if gamma > 1 else lambda x: (x**4).sum(-1) / 4 - x.square().sum(-1))
+    steps = [
+        solver.step(F, wprox.Particles(x), gamma) for solver in (wprox.NeuralProx(iterations=150), wprox.ParticleProx())
+    ]
+    found, exact = (float(F(step.measure) + step.transport_cost / (2 * gamma)) for step in steps)
+    assert found <= (1.01 if gamma > 1 else 1.1) * exact
+
+
+@pytest.mark.parametrize("functional", [wprox.KL(standard_normal(2, torch.float32)), wprox.Entropy()], ids=str)
+def test_a_warm_start_is_no_worse_than_a_new_one(functional):
+    start, ends = wprox.Particles(draws(300, 2, seed=3) + 2), []
+    for warm in (True, False):
+        steps = wprox.jko(functional, wprox.NeuralProx(iterations=20, warm_start=warm), start, 0.3, 2).steps
+        assert all(step.converged for step in steps)
+        ends.append(float(steps[-1].value))
+    assert ends[0] <= ends[1] + 0.05
+
+
 # --- and said
 
 
@@ -80,6 +106,47 @@ def test_one_iteration_is_not_enough_to_have_converged(map, functional):
     if map is wprox.AffineMap or functional.needs_density(step.measure):
         assert step.ending is Ending.ITERATIONS
         assert "allow more of them" in step.message
+
+
+@pytest.mark.parametrize("iterations", [20, 50, 75])
+def test_few_iterations_that_gain_nothing_more_have_converged(iterations):
+    """The start is exact for Gaussians, so that there is nothing left to fall."""
+    solver = wprox.NeuralProx(iterations=iterations)
+    assert solver.step(wprox.KL(standard_normal(2)), wprox.Particles(2 + draws(300, 2, dtype=F64)), 0.5).converged
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("functional", [wprox.KL(standard_normal(2)), wprox.Entropy()], ids=str)
+def test_a_handful_of_particles_makes_a_step(functional, n):
+    step = wprox.NeuralProx(iterations=20).step(functional, wprox.Particles(draws(n, 2, dtype=F64)), 0.1)
+    assert bool(torch.isfinite(step.measure.points).all())
+    assert step.ending in (Ending.UNSHOWN, Ending.CONVERGED, Ending.ITERATIONS)
+
+
+def test_only_values_up_to_a_constant_are_said_to_be_so():
+    solver, start = wprox.NeuralProx(iterations=1), wprox.Particles(draws(50, 2, dtype=F64))
+    assert "constant" in solver.step(wprox.Entropy(), start, 0.1).message
+    assert "constant" not in solver.step(wprox.PotentialEnergy(half_square), start, 0.1).message
+
+
+@pytest.mark.parametrize("call", [1, 5, 30])
+@pytest.mark.parametrize("functional", [wprox.KL(standard_normal(2)), wprox.PotentialEnergy(half_square)], ids=str)
+def test_an_interruption_of_the_affine_start_ends_the_step(functional, call, monkeypatch):
+    count, value = itertools.count(1), affine_start._Fit.value
+
+    def interrupted(*given):
+        if next(count) == call:
+            raise KeyboardInterrupt
+        return value(*given)
+
+    monkeypatch.setattr(affine_start._Fit, "value", interrupted)
+    start = wprox.Particles(2 + draws(100, 2, dtype=F64))
+    step = wprox.NeuralProx(iterations=20).step(functional, start, 0.5)
+    if next(count) > call:
+        assert step.ending is Ending.INTERRUPTED
+        assert step.iterations == 0
+    solver = wprox.NeuralProx()
+    assert float(step.value + step.transport_cost) <= float(solver.value(functional, solver.prepare(start))) + 1e-9
 
 
 def test_a_map_that_cannot_follow_the_gradient_says_so():

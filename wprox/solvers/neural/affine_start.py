@@ -20,16 +20,24 @@ ITERATIONS, FEW, MEMORY = 60, 6, 20  # of L-BFGS; few from where a fit to almost
 ROUNDING = 10.0  # of an objective, in units of its precision
 GOAL, ROUGH_GOAL = 1e-4, 1e-2  # of what a fit gains, the part that it may leave
 LARGEST_LOG = 40.0  # of a stretch; further out is outside of the domain
+BEARABLE_LOG = 1.0  # of a stretch that the network before it can undo
 EVIDENCE = 2.0  # standard errors by which a gain must be above 0 to be shown
 
 Objective = Callable[[Particles, Tensor], Tensor]  # of T#μ and the points from which its transport cost counts
 
 
 class AffineStart(NamedTuple):
-    """The affine map in standardised coordinates, `None` where it is the identity, and whether its gain is shown."""
+    """The affine map in standardised coordinates, `None` where it is the identity.
+
+    Attributes:
+        map: the map.
+        is_shown: whether its gain is shown.
+        is_interrupted: whether Ctrl-C ended the search; the map is the best so far.
+    """
 
     map: AffineMap | None
     is_shown: bool
+    is_interrupted: bool = False
 
 
 class _Point(NamedTuple):
@@ -45,17 +53,19 @@ class _Family:
     Attributes:
         dim: d.
         kind: 1 for b alone, 2, 3, 4 for the S above.
+        fixed: S in place of 0, for b alone.
     """
 
     dim: int
     kind: int
+    fixed: Tensor | None = None
 
     def unpack(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """b, (d,), and S, (d, d)."""
         d = self.dim
         shift, rest = position[:d], position[d:]
         if self.kind == 1:
-            return shift, position.new_zeros(d, d)
+            return shift, position.new_zeros(d, d) if self.fixed is None else self.fixed
         if self.kind == 2:
             return shift, (rest / math.sqrt(d)) * torch.eye(d).to(position)
         matrix = torch.diag(rest[:d])
@@ -116,52 +126,94 @@ class _Fit:
         search.run(is_done, iterations)
         return search.point.position
 
+    def bounded(self, shift: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """The map with stretches that a network can undo, and the best shift for them."""
+        logs, axes = torch.linalg.eigh(matrix)
+        if not bool((logs.abs() > BEARABLE_LOG).any()):
+            return shift, matrix
+        family = _Family(len(shift), 1, (axes * logs.clamp(-BEARABLE_LOG, BEARABLE_LOG)) @ axes.mT)
+        return family.unpack(self.minimise(family, shift, GOAL, ITERATIONS))
+
 
 def affine_start(
-    objective: Objective, part: Part, units: Units, overfits: bool, generator: torch.Generator
+    objective: Objective,
+    part: Part,
+    units: Units,
+    generator: torch.Generator,
+    is_enough: Callable[[AffineMap], bool] | None = None,
 ) -> AffineStart:
     r"""The affine map T(z) = exp(S) z + b that minimises the objective, in standardised coordinates.
 
-    Where the objective follows each particle, all affine maps compete. Where it knows the law of the particles by
-    them alone, as entropy and KL do, few particles tell little about many parameters: the families of shifts, of
-    scalings, of scalings of the axes and of all are fitted without a block of particles, each in turn, and compared on
-    it with standing still; the family of the greatest mean gain is fitted to all. Its gain is shown where it is above 0
-    by twice its standard error over the blocks.
+    Where the objective follows each particle, all affine maps compete. A map that is not the step itself leaves the
+    rest to the network before it, which must be able to undo it: where the best one squashes or stretches particles by
+    more than e, S is cut off there. (The best affine map of a banana in a steep well all but projects it on a line,
+    which no step does.)
+
+    Where the objective knows the law of the particles by them alone, as entropy and KL do, the log-determinant keeps
+    maps from that, and few particles tell little about many parameters: the families of shifts, of scalings, of
+    scalings of the axes and of all are fitted without a block of particles, each in turn, and compared on it with
+    standing still; the family of the greatest mean gain is fitted to all. Its gain is shown where it is above 0 by
+    twice its standard error over the blocks.
 
     Arguments:
         objective: in units of s²/γ.
         part: the particles.
         units: the coordinates.
-        overfits: whether the objective knows the law of the particles by them alone.
         generator: of the blocks.
+        is_enough: whether a map is the step, where the objective follows each particle; `None` where it knows the law
+            of the particles by them alone.
     """
     fit, d = _Fit(objective, part, units), units.loc.shape[0]
     shift, matrix = (torch.zeros(size, dtype=torch.float64, device=units.loc.device) for size in ((d,), (d, d)))
-    best, is_shown = (shift, matrix), True
-    kinds = [4] if not overfits else range(1, 5 if _has_spread(part, units) else 2)
-    blocks = part.blocks(generator) if overfits else []
-    most = 0.0
+    search = _Search((shift, matrix), is_shown=is_enough is not None)
+    is_interrupted = False
+    try:
+        if is_enough is None:
+            _search_families(fit, search, range(1, 5 if _has_spread(part, units) else 2), part.blocks(generator))
+        else:
+            family = _Family(d, 4)
+            search.best = family.unpack(fit.minimise(family, family.pack(*search.best), GOAL, ITERATIONS))
+            found = _map_of(*search.best, like=units.loc)
+            if found is not None and not is_enough(found):
+                search.best = fit.bounded(*search.best)
+    except KeyboardInterrupt:
+        is_interrupted = True
+    map = _map_of(*search.best, like=units.loc)
+    return AffineStart(map, search.is_shown and (map is not None or is_enough is not None), is_interrupted)
+
+
+@dataclass
+class _Search:
+    """The best b and S so far, and whether their gain is shown."""
+
+    best: tuple[Tensor, Tensor]
+    is_shown: bool
+
+
+def _search_families(fit: _Fit, search: _Search, kinds: range, blocks: list[Tensor]) -> None:
+    """The family of the greatest mean gain on blocks that it was not fitted to."""
+    (shift, matrix), d, most = search.best, fit.units.loc.shape[0], 0.0
     for kind in kinds:
         if kind in (2, 3) and d == 1:  # they are all of the line
             continue
         family = _Family(d, kind)
         shift, matrix = family.unpack(fit.minimise(family, family.pack(shift, matrix), GOAL, ITERATIONS))
-        if not overfits:
-            best = shift, matrix
-            continue
         mean, error = _held_out_gain(fit, family, family.pack(shift, matrix), blocks)
         if kind == kinds[0] or mean > most:
-            is_shown = mean > EVIDENCE * error
+            search.is_shown = mean > EVIDENCE * error
         if mean > most:
-            most, best = mean, (shift, matrix)
-    shift, matrix = best
-    if max(float(shift.abs().max()), float(matrix.abs().max())) <= 4 * torch.finfo(units.loc.dtype).eps:
-        return AffineStart(None, is_shown and not overfits)
-    map = AffineMap(d).to(units.loc)
+            most, search.best = mean, (shift, matrix)
+
+
+def _map_of(shift: Tensor, matrix: Tensor, like: Tensor) -> AffineMap | None:
+    """x ↦ exp(S) x + b, `None` where that is the identity."""
+    if max(float(shift.abs().max()), float(matrix.abs().max())) <= 4 * torch.finfo(like.dtype).eps:
+        return None
+    map = AffineMap(len(shift)).to(like)
     with torch.no_grad():
         map.log_matrix.copy_(matrix)
         map.shift.copy_(shift)
-    return AffineStart(map, is_shown)
+    return map
 
 
 def _held_out_gain(fit: _Fit, family: _Family, start: Tensor, blocks: list[Tensor]) -> tuple[float, float]:
@@ -181,6 +233,8 @@ def mean_and_error(values: list[float], masses: list[float]) -> tuple[float, flo
     """The mean of values that were found independently, weighted by masses, and its standard error."""
     found, weights = (torch.tensor(numbers, dtype=torch.float64) for numbers in (values, masses))
     found = found * (weights / weights.mean())
+    if len(found) < 2:
+        return float(found.mean()), math.inf
     return float(found.mean()), float(found.std()) / math.sqrt(len(found))
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from wprox.measures import Particles
 
+LEAST = 2  # rows in a minibatch, where there are so many
+
 
 class Batch(NamedTuple):
     """Rows drawn from particles.
@@ -42,12 +44,13 @@ class Batches:
 
     Arguments:
         weights: w, (n,).
-        size: m; all rows in order where there are no more.
+        size: m, and 2 for 1, of which functionals of pairs would know nothing; all rows in order where there are no
+            more.
         generator: of the draws, on the CPU.
     """
 
     def __init__(self, weights: Tensor, size: int, generator: torch.Generator) -> None:
-        self.size, self.generator, self.device = size, generator, weights.device
+        self.size, self.generator, self.device = max(size, LEAST), generator, weights.device
         self.rows = len(weights)
         self.even = bool((weights == weights[0]).all())
         self.carriers = weights.nonzero()[:, 0].cpu()

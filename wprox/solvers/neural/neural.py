@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from wprox.maps import AffineMap, ComposedMap, TransportMap
 from wprox.maps.registry import MapFactory, map_factory
 from wprox.measures import Gaussian, Measure, Particles
 from wprox.solvers.base import Ending, ParticleSolver, Solved
-from wprox.solvers.neural.affine_start import EVIDENCE, AffineStart, affine_start
-from wprox.solvers.neural.batches import Batch
+from wprox.solvers.neural.affine_start import affine_start
+from wprox.solvers.neural.batches import LEAST, Batch
 from wprox.solvers.neural.flow_matching import match_flow, relaxation
 from wprox.solvers.neural.parts import Part, folded, split
 from wprox.solvers.neural.task import CONVERSION, Task, as_particles, push
@@ -28,6 +28,27 @@ from wprox.solvers.problem import Problem, StepFailedError
 REFINEMENTS = 3  # of a discretisation in one training, at most
 LOOK_AT = 4  # minibatches of particles, at most, for the affine start, and for looks where nothing is held out
 FRESH_HELD_OUT = 8192  # draws of a Gaussian on which `fine_tune` decides which state is best
+
+
+class _Start(NamedTuple):
+    """The map that training starts from, whether the particles show that it gains, and whether Ctrl-C ended it."""
+
+    map: TransportMap
+    is_shown: bool = False
+    is_interrupted: bool = False
+
+
+def _standardised(map: TransportMap, task: Task, batch_size: int, generator: torch.Generator) -> _Start:
+    """A map in units of the particles, and after it the best affine one."""
+    units = task.units
+    assert units is not None
+    if isinstance(map, AffineMap):  # which is trained as it is
+        return _Start(units.applied(map))
+    part = task.whole.sample(LOOK_AT * batch_size, generator)
+    is_enough = (lambda affine: task.is_step(units.applied(affine))) if task.is_followed else None
+    start = affine_start(task.objective, part, units, generator, is_enough)
+    whole = map if start.map is None else ComposedMap([map, start.map])
+    return _Start(units.applied(whole), start.is_shown, start.is_interrupted)
 
 
 class NeuralProx(ParticleSolver):
@@ -50,8 +71,9 @@ class NeuralProx(ParticleSolver):
     1/γ-convex. Entropy, KL and other functionals of the density see the law of the particles by these alone, and few of
     them tell little about many parameters: the affine family (shifts, scalings, scalings of the axes, all) is the one
     that gains most on blocks of particles it was not fitted to, and the network is kept where it gains more than a
-    standard error on the held-out ones. The step has `converged` where a gain of two standard errors is shown and the
-    objective no longer fell at the end of training.
+    standard error on the held-out ones. The step has `converged` where a gain over standing still of two standard
+    errors is shown and the objective no longer fell at the end of training, which less than 20 iterations do not tell.
+    A step that has not says so in `converged` and `message`; `jko` warns.
 
     Minibatches are drawn without replacement, so that no particle meets its own copy. They estimate integrals and sums
     over pairs without bias, hence potentials, interactions, entropies, internal energies, KL, MMD and KSD. The
@@ -68,15 +90,15 @@ class NeuralProx(ParticleSolver):
             copy of what it gives.
         map_options: arguments of the named map, such as `{"transforms": 4}`.
         iterations: the largest number of gradient steps.
-        batch_size: particles in a minibatch.
+        batch_size: particles in a minibatch, at least two.
         learning_rate: Adam's, at the top of its schedule; flow matching has its own.
         weight_decay: AdamW's.
         clip: gradients of a larger norm are scaled down to it.
         check_every: iterations between two looks at the held-out objective.
         patience: looks without improvement after which the step stops.
         validation_fraction: the part of the particles held out, where `step` is given no held-out measure and F is one
-            of the density.
-        warm_start: start from the previous step's map in place of the identity.
+            of the density; one at least.
+        warm_start: start from the previous step's map, where it is better than the new start.
         flow_matching: iterations of a start by flow matching, for maps that are flows (`ODEMap`) and the functional
             KL(· ‖ N(m, Σ)): their velocity is first regressed on straight lines from x to its Ornstein–Uhlenbeck
             process at the time at which the mean has moved as in the step, for N(0, I) e^{−s} x + √(1 − e^{−2s}) z with
@@ -156,24 +178,24 @@ class NeuralProx(ParticleSolver):
         task = Task.of(problem, standardise, self.validation_fraction, LOOK_AT * self.training.batch_size, generator)
         with seeded(seed + 1, source.device):  # dropout draws from the default generator
             try:
-                map, is_shown = self._initial_map(task, None if is_new else state, seed, generator)
-                outcome, pushed_held_out, is_better = self._trained(task, map, generator)
+                start = self._initial_map(task, None if is_new else state, seed, generator)
+                outcome, pushed_held_out = self._trained(task, start, generator)
             except StepFailedError as error:
                 error.index = problem.index  # the message says it
                 raise
-        map = folded(map)
+        map, is_shown = folded(start.map), start.is_shown or task.is_followed
         rho, value, cost = self._result(problem, map)
         if standardise and not float(value + cost / (2 * problem.step_size)) <= task.energy * task.at_rest(task.whole):
-            map, pushed_held_out, is_better, is_shown = self._new_map(source, seed), None, False, False
+            map, pushed_held_out, is_shown = self._new_map(source, seed), None, False
             rho, value, cost = self._result(problem, map)
-        if problem.held_out is None:
-            pushed_held_out = None
-        elif pushed_held_out is None:
+        if pushed_held_out is None:
             pushed_held_out = push(map, task.validation.measure)
+        if not is_shown:
+            is_shown = task.is_shown(task.validation.measure, pushed_held_out, generator)
         residual = problem.residual(rho) if task.is_followed else None
-        ending = task.ending(outcome, is_shown or is_better, cost, residual)
+        ending = task.ending(outcome, is_shown, cost, residual)
         told = [outcome.message, "" if ending.is_success or ending is Ending.INTERRUPTED else ending.value]
-        told += ["values are up to the constant ∫ log μ dμ" if rho.is_relative else ""]
+        told += ["values are up to the constant ∫ log μ dμ" if rho.is_relative and not task.is_followed else ""]
         return Solved(
             measure=rho,
             transport_cost=cost,
@@ -183,7 +205,7 @@ class NeuralProx(ParticleSolver):
             ending=ending,
             message="; ".join(part for part in told if part),
             iterations=outcome.iterations,
-            held_out=pushed_held_out,
+            held_out=None if problem.held_out is None else pushed_held_out,
             state=map,
         )
 
@@ -206,7 +228,7 @@ class NeuralProx(ParticleSolver):
 
         What JKO steps trained one after the other lose, joint training recovers; the transport term is left out, so
         where T ends is a minimiser of F among maps near the JKO flow. Autograd keeps the activations of every block:
-        the minibatch is made small enough that they fit the budget.
+        the minibatch is made small enough that they fit the budget, but for two rows.
 
         Arguments:
             map: T, usually a `ComposedMap` of trained blocks.
@@ -217,7 +239,7 @@ class NeuralProx(ParticleSolver):
         """
         generator = torch.Generator().manual_seed(step_seed(self.seed, 2**20))
         if isinstance(measure, Gaussian):
-            training = measure.to_particles(self.training.batch_size, generator)
+            training = measure.to_particles(max(LEAST, self.training.batch_size), generator)
             validation = measure.to_particles(FRESH_HELD_OUT, generator) if held_out is None else held_out
         elif held_out is None:
             given = as_particles(measure)
@@ -242,7 +264,7 @@ class NeuralProx(ParticleSolver):
             finally:  # Ctrl-C must not leave a map that draws dropout and partitions
                 map.eval()
             settings = replace(
-                self.training, batch_size=max(1, min(self.training.batch_size, int(memory_budget / row_bytes)))
+                self.training, batch_size=max(LEAST, min(self.training.batch_size, int(memory_budget / row_bytes)))
             )
             outcome, _ = self._train(
                 map,
@@ -256,22 +278,23 @@ class NeuralProx(ParticleSolver):
             )
             return outcome
 
-    def _initial_map(
-        self, task: Task, state: object, seed: int, generator: torch.Generator
-    ) -> tuple[TransportMap, bool]:
-        """The map that training starts from, and whether the particles show that it gains."""
+    def _initial_map(self, task: Task, state: object, seed: int, generator: torch.Generator) -> _Start:
+        """The map that training starts from: that of the step before, where there is one and it is better."""
         source, units = task.source, task.units
-        if isinstance(state, TransportMap):
-            map = copy.deepcopy(state).to(dtype=source.dtype, device=source.device)
-            return (map if units is None else units.unfolded(map)), False
-        map = self._new_map(source, seed)
+        if not isinstance(state, TransportMap):
+            return self._fresh(task, seed, generator)
+        warm = copy.deepcopy(state).to(dtype=source.dtype, device=source.device)
         if units is None:
-            return map, False
-        start = AffineStart(None, False)
-        if not isinstance(map, AffineMap):  # which is trained as it is
-            part = task.whole.sample(LOOK_AT * self.training.batch_size, generator)
-            start = affine_start(task.objective, part, units, not task.is_followed, generator)
-        return units.applied(map if start.map is None else ComposedMap([map, start.map])), start.is_shown
+            return _Start(warm)
+        warm, fresh = units.unfolded(warm), self._fresh(task, seed, generator)
+        if fresh.is_interrupted or not task.is_better(warm, fresh.map, generator):
+            return fresh
+        return _Start(warm)
+
+    def _fresh(self, task: Task, seed: int, generator: torch.Generator) -> _Start:
+        """A new map after which, in units of the particles, the best affine one comes."""
+        map = self._new_map(task.source, seed)
+        return _Start(map) if task.units is None else _standardised(map, task, self.training.batch_size, generator)
 
     def _new_map(self, source: Particles, seed: int) -> TransportMap:
         """An identity, as the factory gives it."""
@@ -286,12 +309,14 @@ class NeuralProx(ParticleSolver):
         # a copy, since a factory may give the same map for every step
         return copy.deepcopy(map).to(dtype=source.dtype, device=source.device)
 
-    def _trained(
-        self, task: Task, map: TransportMap, generator: torch.Generator
-    ) -> tuple[Outcome, Particles | None, bool]:
-        """Train the map; the validation measure pushed by it, where known, and whether it is shown to be better."""
-        training, validation, pushed = task.training, task.validation, None
-        before, start = push(map, validation.measure), copy.deepcopy(map.state_dict())
+    def _trained(self, task: Task, start: _Start, generator: torch.Generator) -> tuple[Outcome, Particles | None]:
+        """Train the map of the start, in place; the validation measure pushed by it, where known."""
+        map, training, validation, pushed = start.map, task.training, task.validation, None
+        before, state = push(map, validation.measure), copy.deepcopy(map.state_dict())
+        if start.is_interrupted:
+            with torch.no_grad():
+                value = float(task.objective(before, validation.origins))
+            return Outcome(value, value, 0, 0, interrupted=True), before
 
         def batch_objective(batch: Batch) -> Tensor:
             return task.objective(batch.of(training.measure).push(map), training.origins[batch.rows])
@@ -310,15 +335,12 @@ class NeuralProx(ParticleSolver):
                 task.energy,
                 task.at_rest(validation) if task.units is not None else None,
             )
-        is_better = outcome.best_iteration > 0
-        if is_better and task.units is not None and not task.is_followed and not outcome.interrupted:
+        if outcome.best_iteration and task.units is not None and not task.is_followed and not outcome.interrupted:
             pushed = push(map, validation.measure) if pushed is None else pushed
-            gain, error = task.gain(before, pushed, generator)
-            is_better = gain > EVIDENCE * error
-            if not gain > error:
-                map.load_state_dict(start)
-                pushed = None
-        return outcome, pushed, is_better
+            if not task.is_shown(before, pushed, generator, 1.0):
+                map.load_state_dict(state)
+                pushed = before
+        return outcome, pushed
 
     def _start(self, task: Task, map: TransportMap, generator: torch.Generator) -> Outcome | None:
         """The start by flow matching, where there is one."""

@@ -37,7 +37,7 @@ class Part:
     def blocks(self, generator: torch.Generator) -> list[Tensor]:
         """The rows with mass, dealt into blocks; fewer blocks where there are few rows."""
         rows = self.shuffled(generator)
-        return list(rows.tensor_split(min(BLOCKS, max(2, len(rows) // 2))))
+        return list(rows.tensor_split(min(BLOCKS, max(2, len(rows) // 2), len(rows))))
 
     def shuffled(self, generator: torch.Generator) -> Tensor:
         """The rows with mass, in random order."""
@@ -46,18 +46,18 @@ class Part:
 
 
 def split(part: Part, fraction: float, generator: torch.Generator) -> tuple[Part, Part]:
-    """What is trained on and what is held out.
+    """What is trained on and what is held out: at least one particle each.
 
     Raises:
-        ValueError: where one of them would be empty.
+        ValueError: where there is only one with mass.
     """
     rows = part.shuffled(generator)
-    held = round(len(rows) * fraction)
-    if held < 1 or held >= len(rows):
+    if len(rows) < 2:
         raise ValueError(
-            f"cannot hold out {fraction:g} of {len(rows)} particles with mass: both parts need at least one; "
-            "give more particles or change validation_fraction"
+            f"cannot hold out {fraction:g} of {len(rows)} particle with mass: training and looking at it need at least "
+            "one each; give more particles, or held_out draws"
         )
+    held = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
     return part.subset(rows[held:]), part.subset(rows[:held])
 
 

@@ -12,7 +12,7 @@ from wprox.maps import TransportMap
 from wprox.maps.base import apply_in_batches
 from wprox.measures import Measure, Particles
 from wprox.solvers.base import Ending
-from wprox.solvers.neural.affine_start import mean_and_error
+from wprox.solvers.neural.affine_start import EVIDENCE, mean_and_error
 from wprox.solvers.neural.parts import Part, Units, split
 from wprox.solvers.neural.training import Outcome
 from wprox.solvers.problem import Problem
@@ -103,12 +103,40 @@ class Task:
             masses.append(float(part.measure.weights[rows].sum()))
         return mean_and_error(gains, masses)
 
+    def is_shown(
+        self, before: Particles, after: Particles, generator: torch.Generator, errors: float = EVIDENCE
+    ) -> bool:
+        """Whether the objective is less after than before by so many standard errors; see `gain`."""
+        gain, error = self.gain(before, after, generator)
+        return gain > errors * error
+
+    def is_better(self, map: TransportMap, other: TransportMap, generator: torch.Generator) -> bool:
+        """Whether the objective of a map is below that of another, and shown to be so where it varies by chance."""
+        part = self.validation
+        after, before = push(map, part.measure), push(other, part.measure)
+        if not self.is_followed:
+            return self.is_shown(before, after, generator, 1.0)
+        with torch.no_grad():
+            return bool(self.objective(after, part.origins) < self.objective(before, part.origins))
+
+    def is_step(self, map: TransportMap) -> bool:
+        """Whether a map follows the gradient of F at the particles, where F does so."""
+        rho = push(map, self.source)
+        residual = self.problem.residual(rho)
+        return residual is not None and self.is_close(self.problem.cost(rho), residual)
+
+    def is_close(self, cost: Tensor, residual: float) -> bool:
+        """Whether the first-order error of a map is small for its transport cost."""
+        scale = 1.0 if self.units is None else self.units.scale
+        length, left = math.sqrt(float(cost)), residual * self.problem.step_size
+        return left <= max(FOLLOWED * length, AT_REST * scale)
+
     def ending(self, outcome: Outcome, is_shown: bool, cost: Tensor, residual: float | None) -> Ending:
         """How a step ended.
 
         Arguments:
             outcome: of its training.
-            is_shown: whether the particles show that it gained.
+            is_shown: whether the particles show that it gains over standing still.
             cost: its transport cost.
             residual: its first-order error, where that is known.
         """
@@ -117,9 +145,7 @@ class Task:
         if not outcome.converged:
             return Ending.DISCRETISED
         if residual is not None:
-            scale = 1.0 if self.units is None else self.units.scale
-            length, left = math.sqrt(float(cost)), residual * self.problem.step_size
-            if left > max(FOLLOWED * length, AT_REST * scale):
+            if not self.is_close(cost, residual):
                 return Ending.UNFOLLOWED if outcome.settled else Ending.ITERATIONS
             return Ending.CONVERGED
         if not is_shown:

@@ -14,7 +14,12 @@ from tqdm.auto import tqdm
 from wprox.solvers.neural.batches import Batch, Batches
 from wprox.solvers.problem import StepFailedError
 
-SETTLED, LATE, FEW_LOOKS = 0.05, 0.6, 4  # a training is settled whose last 40 % gained no more than a twentieth
+SETTLED, LATE, FEW_LOOKS, FEW_ITERATIONS = (
+    0.05,
+    0.6,
+    4,
+    20,
+)  # a training is settled whose last 40 % gained no more than a twentieth
 FUSED = ("cpu", "cuda")  # where AdamW is one operation; for CPUs from torch 2.4 on
 
 
@@ -24,7 +29,7 @@ class Training:
 
     Attributes:
         iterations: the largest number of gradient steps.
-        batch_size: rows in a minibatch; all rows where there are fewer.
+        batch_size: rows in a minibatch, at least two; all rows where there are fewer.
         learning_rate: Adam's, at the top of a schedule that warms up for a twentieth and falls along a cosine.
         weight_decay: decoupled (AdamW).
         clip: gradients of a larger norm are scaled down to it.
@@ -160,12 +165,13 @@ def _is_settled(looks: list[tuple[int, float]], origin: float, settings: Trainin
     """Whether the objective no longer fell when training ended: by patience, or slowly at the end of all iterations.
 
     Over the last 40 % the rate falls to 0, so that they count for a fifth of all: what gained more than a twentieth in
-    them would have gained on.
+    them would have gained on. Where there was no look before them, all that training gained counts. Fewer than
+    `FEW_ITERATIONS` tell nothing.
     """
     last, best = looks[-1]
     if waited >= max(settings.patience, 2) or _is_idle(looks, settings):
         return True
-    if len(looks) <= FEW_LOOKS:
+    if last < FEW_ITERATIONS:
         return False
     early = min(value for iteration, value in looks if iteration <= LATE * last)
     return early - best <= SETTLED * (origin - best)
