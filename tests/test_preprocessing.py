@@ -184,3 +184,26 @@ def test_a_cauchy_column_costs_its_entropy():
         warnings.simplefilter("ignore")
         flow = JKOFlow(n_blocks=1, iterations=100, fine_tune=False, jitter=0.0).fit(x[:1000])
     assert -flow.score(x[1000:]) < math.log(4 * math.pi) + 0.6
+
+
+def test_log_prob_has_a_gradient_on_the_bounds_too():
+    flow = JKOFlow(n_blocks=1, iterations=2, fine_tune=False, bounds=(0, 1)).fit(uniform(300, 2))
+    x = torch.tensor([[0.0, 0.5], [1.0, 0.3], [0.2, 1.0]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(flow.log_prob(x).sum(), x)
+    assert bool(gradient.isfinite().all())
+    inner = torch.tensor([[0.31, 0.5], [0.5, 0.77]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: flow.preprocessing_.forward(x), inner)
+
+
+def test_integers_between_fractions_are_the_whole_numbers_between_them():
+    x = torch.randint(0, 4, (400, 2), generator=torch.Generator().manual_seed(0)).double()
+    flow, same = (
+        JKOFlow(n_blocks=1, iterations=2, fine_tune=False, integer=True, bounds=bounds).fit(x)
+        for bounds in ((-0.5, 3.5), (0, 3))
+    )
+    rows = flow.sample(500, seed=0)
+    assert sorted(rows.unique().tolist()) == [0, 1, 2, 3]
+    assert torch.equal(rows, same.sample(500, seed=0))
+    assert flow.log_prob([[-1.0, 0.0], [4.0, 0.0]]).tolist() == [-math.inf, -math.inf]
+    with pytest.raises(ValueError, match="two whole numbers"):
+        JKOFlow(integer=True, bounds=(0.2, 1.5)).fit(x)

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 try:
     import fcntl
@@ -28,7 +29,11 @@ except ImportError:  # Windows, where two processes are not told apart
     fcntl = None  # type: ignore[assignment]
 
 SAVING, SAVED, INSIDE = ".wprox-saving", ".wprox-saved", ".wprox"
+TRIES = 50  # to read a folder that is replaced over and over
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
+
+
+_Read = TypeVar("_Read")
 
 
 class Claim:
@@ -175,6 +180,35 @@ def contents(folder: Path) -> set[str]:
 def current(folder: Path) -> Path:
     """Where the files of a folder are: in it, or where a save inside it was killed before they all were in place."""
     return folder / SAVED if (folder / SAVED).is_dir() else folder
+
+
+def read_whole(folder: Path, names: Collection[str], read: Callable[[Path], _Read]) -> _Read:
+    """What `read` makes of the files of these names, given the folder where they are.
+
+    Where it fails and they have been replaced meanwhile, it may have seen some of before and some of after, or none:
+    then it reads again. So what it raises is about files that stay.
+    """
+    for k in range(TRIES):
+        place = current(folder)
+        before = _versions(place, names)
+        try:
+            return read(place)
+        except (ValueError, OSError):
+            if k == TRIES - 1 or (place == current(folder) and before == _versions(place, names)):
+                raise
+    raise AssertionError  # not reached
+
+
+def _versions(folder: Path, names: Collection[str]) -> list[tuple[int, int, int] | None]:
+    """What tells files of these names from others that take their places; `None` for those that are not there."""
+    versions: list[tuple[int, int, int] | None] = []
+    for name in names:
+        try:
+            found = os.stat(folder / name)
+            versions.append((found.st_ino, found.st_mtime_ns, found.st_size))
+        except OSError:
+            versions.append(None)
+    return versions
 
 
 def settle(folder: Path) -> None:

@@ -110,9 +110,10 @@ class Preprocessing:
                     f"bounds: {name} must be a number or {self.n_features} of them, got shape {tuple(end.shape)}"
                 )
             ends.append(end.expand(self.n_features)[self.kept])
-        low, high = ends
+        low, high = (ends[0].ceil(), ends[1].floor()) if self.integer else ends
         if not bool((low < high).all()):
-            raise ValueError("bounds: low must be below high in every column")
+            whole = ", and two whole numbers between them where integer=True" if self.integer else ""
+            raise ValueError(f"bounds: low must be below high in every column{whole}")
         return low, high + 1 if self.integer else high
 
     def _bounds_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
