@@ -90,9 +90,8 @@ class Probit(Bounded):
         below = torch.where(below > 0, below, self.edges[0] / 2)
         above = torch.where(above > 0, above, self.edges[1] / 2)
         # from the nearer end, where p has all its digits, and at it alone: at the other one the gradient may be infinite
-        lower = below < above
-        size = torch.special.ndtri(torch.where(lower, below, above))
-        z = torch.where(lower, size, -size)
+        size = torch.special.ndtri(torch.where(below < above, below, above))
+        z = torch.where(below < above, size, -size)
         return z, 0.5 * (z.square() + math.log(2 * math.pi)) - self.width.log()
 
     def inverse(self, z: Tensor) -> Tensor:

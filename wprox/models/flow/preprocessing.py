@@ -61,6 +61,13 @@ class Preprocessing:
                 f"bounds must be a pair (low, high) of numbers or of one number a column, got {described(bounds)}"
             )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was pickled, by 0.1.0 too, which had no tails, and the ends in place of the map between them."""
+        if "mean" in state and "tails" not in state:
+            learned = {"bounded": bounded_from_state(state), "tails": Tails(torch.zeros_like(state["mean"]))}
+            state = {name: value for name, value in state.items() if name not in ("low", "high")} | learned
+        self.__dict__.update({"plain": False} | state)
+
     def fit(self, x: Tensor, columns: list[str] | None = None) -> Preprocessing:
         """Learn which columns vary, the bounds, the moments and the tails from x: (n, d)."""
         given, x = x, x.double()
