@@ -246,3 +246,12 @@ def test_tails_are_no_mode(law):
             else (2 * normal(1000, seed=seed)).exp()
         )
         assert float(robust_moments(x)[1]) < 15
+
+
+def test_latent_points_beyond_all_numbers_give_the_largest():
+    flow = JKOFlow(**QUICK).fit((math.pi * (uniform(500) - 0.5)).tan())
+    assert flow.preprocessing_.tails.any
+    for dtype in (torch.float32, F64):
+        rows = flow.inverse_transform(torch.tensor([[100.0], [-100.0], [1e4], [0.1]], dtype=dtype))
+        assert bool(rows.isfinite().all())
+        assert float(rows[0]) > float(rows[3]) > float(rows[1])

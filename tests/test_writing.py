@@ -20,6 +20,7 @@ from wprox import JKOFlow, _writing
 from wprox._writing import Claim, claimed, current
 from wprox.app import report
 from wprox.app.cli import app
+from wprox.app.output import FitFolder
 from wprox.app.tables import write_table
 from wprox.models import folders
 from wprox.models.folders import checksum
@@ -416,3 +417,56 @@ def test_column_names_are_part_of_the_model(table, tmp_path, monkeypatch):
         result = CliRunner().invoke(app, [name, str(tmp_path / "model"), *map(str, rest)])
         assert result.exit_code == 0, result.output
     assert (tmp_path / "new.csv").read_text().startswith("east,north\n")
+
+
+# names and places
+
+
+def test_a_circle_of_links_a_file_above_and_long_names(table, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    result = fit(table, tmp_path / "loop")
+    assert (result.exit_code, "leads back to itself" in result.stderr) == (2, True)
+    result = fit(table, table / "model")
+    assert (result.exit_code, f"{table} is a file" in result.stderr) == (2, True)
+    for name in ("n" * 250, "é" * 125):
+        with claimed(tmp_path / name) as claim:
+            claim.write_folder(mkdir_with(a="new"))
+            with pytest.raises(ValueError, match="written by another process"):
+                Claim(tmp_path / name)
+        assert texts(tmp_path / name) == {"a": "new"}
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def test_a_long_name_is_shortened_for_what_is_written_beside(flow, tmp_path):
+    out = tmp_path / ("é" * 125)
+    flow.save(out)
+    with FitFolder(out, True, FILES) as folder:
+        folder.write(mkdir_with(a="partly"), finished=False)
+        assert folder.place.name.endswith("éé.interrupted")
+    assert JKOFlow.load(out).n_features_in_ == 2
+
+
+def test_what_a_killed_process_left_of_a_model_elsewhere_is_removed(tmp_path):
+    for name in (".m.interrupted.wprox", ".m.saved-2.wprox", ".other.wprox"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "new").write_text("half")
+    with FitFolder(tmp_path / "m", False, FILES):
+        assert set(os.listdir(tmp_path)) == {".m.wprox", ".other.wprox"}
+
+
+def test_files_that_a_new_model_has_not_stay_until_it_is_whole(tmp_path, monkeypatch):
+    """A kill before the rename leaves the old folder as it was."""
+    folder = tmp_path / "model"
+    mkdir_with(a="old", picture="old", notes="mine")(folder)
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    with claimed(folder) as claim, monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            claim.write_folder(mkdir_with(a="new"), own={"picture"}, overwrite=True)
+    assert {"a", "picture", "notes"} <= set(os.listdir(folder))
+    with claimed(folder) as claim:
+        claim.write_folder(mkdir_with(a="new"), own={"picture"}, overwrite=True)
+    assert texts(folder) == {"a": "new", "notes": "mine"}

@@ -255,7 +255,11 @@ class Preprocessing:
                 x = torch.minimum(x, self.bounded.high - 1)
         full = self.template.expand(len(x), -1).clone()
         full[:, self.kept] = x
-        full = full.to(dtype or z.dtype)
+        dtype = dtype or z.dtype
+        if self.tails.any:  # which grow fast beyond what is ever drawn
+            largest = torch.finfo(dtype).max
+            full = full.clamp(-largest, largest)
+        full = full.to(dtype)
         if isinstance(self.bounded, Probit) and not self.integer:
             full[:, self.kept] = _between(full[:, self.kept], self.bounded)
         return full
