@@ -25,7 +25,7 @@ def check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> No
     arguments = parameters if isinstance(parameters, dict) else {}
     ends = ["preprocessing.low", "preprocessing.high"]
     held = [name in tensors for name in ends]
-    steps = sorted(with_prefix("preprocessing.", tensors))
+    steps = set(with_prefix("preprocessing.", tensors))
     complaints = {
         "it names no known dtype": config.get("dtype") not in DTYPES,
         "it has no blocks": not isinstance(blocks, list) or not blocks,
@@ -33,7 +33,7 @@ def check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> No
         "its bounds are missing": arguments.get("bounds") is not None and not all(held),
         "it has bounds that it does not speak of": arguments.get("bounds") is None and any(held),
         "its blocks have no step sizes": not is_list(sizes, _is_positive) or len(sizes or []) != len(blocks or []),
-        "its preprocessing is not what it says": config["format"] > 1 and config.get("preprocessing") != steps,
+        "its preprocessing is not what it says": config["format"] > 1 and steps not in _preprocessing(config),
         "its jitter is no number of at least 0": not _is_finite(config.get("jitter")) or config["jitter"] < 0,
         "it does not say whether it was interrupted": not isinstance(config.get("interrupted"), bool),
         "its columns have no names": config.get("columns") is not None and not is_list(config["columns"], is_text),
@@ -44,6 +44,15 @@ def check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> No
     for complaint, applies in complaints.items():
         if applies:
             raise StateError(complaint)
+
+
+def _preprocessing(config: Mapping[str, Any]) -> list[set[str]]:
+    """The tensors that a preprocessing may have, by what the configuration says."""
+    said = config.get("preprocessing")
+    if said is not None:
+        return [set(said)] if is_list(said, is_text) else []
+    always, bounds = {"kept", "template", "mean", "std"}, {"low", "high", "edges"}  # as the first folders of format 2
+    return [always, always | bounds, always | {"tails"}]
 
 
 def _is_finite(value: Any) -> bool:
