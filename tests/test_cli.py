@@ -441,3 +441,12 @@ def test_score_says_which_rows_have_no_density(tmp_path):
     said = run("score", tmp_path / "model", tmp_path / "rows.npy").output.replace("\n", " ")
     assert "100 rows: NLL inf nats" in said
     assert "2 rows with density 0 (outside the bounds, or too far out), the first is row 4; the others: NLL" in said
+
+
+def test_a_warning_is_a_sentence_without_a_line_of_code(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text("0,1\n" + "".join(f"{k},{k * k % 7}\n" for k in range(30)))
+    result = run("fit", file, "--out", tmp_path / "m", "--held-out", "2", "-q")
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith(f"wprox: the columns of {file} are named by numbers (0, 1)")
+    assert len(lines) == 2

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -279,3 +280,22 @@ def test_whether_columns_have_names(tmp_path):
         write_table(tmp_path / f"table{ending}", VALUES)
         table = read_table(tmp_path / f"table{ending}")
         assert (table.columns, table.named) == (["x1", "x2"], named)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".npy"])
+def test_tensors_on_a_graph_and_in_half_precision_are_written(ending, tmp_path):
+    x = torch.tensor([[0.5, 1.25], [3.0, -2.0]])
+    kinds = (x.clone().requires_grad_(), x.bfloat16(), x.half(), x.half().numpy())
+    for k, values in enumerate(kinds):
+        file = tmp_path / f"{k}{ending}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            write_table(file, values)
+        assert read_table(file).values.tolist() == x.tolist()
+
+
+def test_names_that_are_years_are_put_in_quotes(tmp_path):
+    file = tmp_path / "years.csv"
+    file.write_text("2019,2020\n1,2\n")
+    with pytest.raises(ValueError, match="or put the names in quotes"):
+        read_table(file)

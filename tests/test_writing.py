@@ -18,8 +18,11 @@ from typer.testing import CliRunner
 import wprox
 from wprox import JKOFlow, _writing
 from wprox._writing import Claim, claimed, current
+from wprox.app import report
 from wprox.app.cli import app
+from wprox.app.output import FitFolder
 from wprox.app.tables import write_table
+from wprox.models import folders
 from wprox.models.folders import checksum
 
 REPOSITORY = Path(wprox.__file__).parents[1]
@@ -138,6 +141,54 @@ def test_a_folder_is_what_was_saved_inside_it_until_all_is_in_place(flow, tmp_pa
     _writing.settle(tmp_path / "model")
     assert JKOFlow.load(tmp_path / "model").seed == 5
     assert set(os.listdir(tmp_path / "model")) == {"config.json", "model.safetensors"}
+
+
+def saved_inside(folder, **files):
+    """A folder with other files in it, in the moment before what was saved inside takes its place."""
+    (folder / ".wprox-saved").mkdir()
+    for file in folder.iterdir():
+        if file.is_file():
+            (folder / ".wprox-saved" / file.name).write_bytes(file.read_bytes())
+    for name, text in files.items():
+        (folder / ".wprox-saved" / f"{name}.json").write_text(text)
+
+
+@pytest.mark.parametrize("reader", ["model", "metrics"])
+def test_what_takes_its_place_while_it_is_read_is_not_damaged(reader, flow, tmp_path, monkeypatch):
+    flow.save(tmp_path / "model")
+    saved_inside(tmp_path / "model", metrics='{"held_out": [], "seconds": 3}')
+    module = folders if reader == "model" else report
+    read_json, calls = module.read_json, []
+
+    def read_late(file, advice):
+        calls.append(file.parent.name)
+        _writing.settle(tmp_path / "model")
+        return read_json(file, advice)
+
+    monkeypatch.setattr(module, "read_json", read_late)
+    if reader == "model":
+        assert JKOFlow.load(tmp_path / "model").n_features_in_ == 2
+    else:
+        assert report.read_metrics(tmp_path / "model")["seconds"] == 3
+    assert calls == [".wprox-saved", "model"]
+
+
+def test_files_of_two_saves_are_read_until_they_are_of_one(flow, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    flow.save(folder)
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"jitter"', '"other"'))
+    with pytest.raises(ValueError, match="damaged"):
+        JKOFlow.load(folder)
+    read_json = folders.read_json
+
+    def read_early(file, advice):
+        said = read_json(file, advice)
+        file.write_text(config)
+        return said
+
+    monkeypatch.setattr(folders, "read_json", read_early)
+    assert JKOFlow.load(folder).n_features_in_ == 2
 
 
 def test_a_symbolic_link_to_a_folder_stays_one(flow, tmp_path):
@@ -271,6 +322,42 @@ def _set(name, value):
     return change
 
 
+def _drop(name):
+    return lambda config, tensors: tensors.pop(name)
+
+
+def _reshape(name, *shape):
+    return lambda config, tensors: tensors.update({name: tensors[name].reshape(-1)[:1].expand(shape).contiguous()})
+
+
+def _say(tensors, config, more):
+    tensors.update(more)
+    config["preprocessing"] = sorted(name[14:] for name in tensors if name.startswith("preprocessing."))
+
+
+@pytest.fixture(scope="module")
+def bounded_flow():
+    x = torch.rand(60, 2, generator=torch.Generator().manual_seed(0)).double()
+    return JKOFlow(n_blocks=1, iterations=1, fine_tune=False, bounds=(0, 1), map_options={"hidden": [4]}).fit(x)
+
+
+@pytest.mark.parametrize("entry", [-0.5, 7.0])
+def test_tails_are_those_that_are_chosen_from(entry, tmp_path):
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).double().tan()
+    flow = JKOFlow(n_blocks=1, iterations=1, fine_tune=False, map_options={"hidden": [4]}).fit(x)
+    flow.save(tmp_path / "model")
+    for change in (_set("preprocessing.tails", entry), _drop("preprocessing.tails")):
+        flow.save(tmp_path / "model", overwrite=True)
+        reseal(tmp_path / "model", change)
+        with pytest.raises(ValueError, match="preprocessing"):
+            JKOFlow.load(tmp_path / "model")
+
+
+def test_the_box_of_splines_has_a_size_to_compute_with():
+    with pytest.raises(ValueError, match="bound must be at most 1e"):
+        wprox.SplineMap(2, bound=1e308)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -278,9 +365,17 @@ def _set(name, value):
         (_set("blocks.0.layers.1.network.0.bias", float("inf")), "bias has NaN or infinite entries"),
         (_set("blocks.0.layers.1.axes.order", 7), "order is not as the map is made"),
         (_set("preprocessing.std", float("nan")), "preprocessing.std has NaN"),
-        (_set("preprocessing.std", -1.0), "do not standardise"),
+        (_set("preprocessing.std", -1.0), "preprocessing.std has numbers beyond"),
+        (_set("preprocessing.edges", 1.0), "preprocessing.edges has numbers beyond 0 and 1"),
+        (_drop("preprocessing.edges"), "its preprocessing is not what it says"),
+        (_reshape("preprocessing.low", 1, 2), r"preprocessing.low has type torch.float64 and shape \(1, 2\)"),
+        (_reshape("preprocessing.edges", 1, 2, 2), "preprocessing.edges has type"),
+        (lambda config, tensors: config.update(jitter=float("nan")), "jitter is no number"),
+        (lambda config, tensors: config.update(jitter=-1), "jitter is no number"),
+        (lambda config, tensors: config["blocks"][0]["config"].update(bound=1e308), r"a setting of 1e\+308"),
         (_set("preprocessing.kept", 5), "which columns are kept"),
-        (lambda config, tensors: tensors.update({"preprocessing.fit": torch.zeros(2)}), "preprocessing.fit .*unknown"),
+        (lambda config, tensors: tensors.update({"preprocessing.fit": torch.zeros(2)}), "not what it says"),
+        (lambda config, tensors: _say(tensors, config, {"preprocessing.fit": torch.zeros(2)}), "fit .*unknown"),
         (lambda config, tensors: tensors.update({"preprocessing.mean": torch.zeros(3).double()}), "preprocessing.mean"),
         (lambda config, tensors: config.update(columns=["a"]), "names 1 columns, and has 2"),
         (lambda config, tensors: config.update(columns=["a", "\ud800"]), "columns have no names"),
@@ -289,8 +384,8 @@ def _set(name, value):
         (lambda config, tensors: config["parameters"].update(integer="no"), "true or false"),
     ],
 )  # fmt: skip
-def test_numbers_names_and_shapes_are_checked(change, said, flow, tmp_path):
-    flow.save(tmp_path / "model")
+def test_numbers_names_and_shapes_are_checked(change, said, bounded_flow, tmp_path):
+    bounded_flow.save(tmp_path / "model")
     reseal(tmp_path / "model", change)
     with pytest.raises(ValueError, match=rf"{tmp_path}/model is damaged.*{said}"):
         JKOFlow.load(tmp_path / "model")
@@ -322,3 +417,56 @@ def test_column_names_are_part_of_the_model(table, tmp_path, monkeypatch):
         result = CliRunner().invoke(app, [name, str(tmp_path / "model"), *map(str, rest)])
         assert result.exit_code == 0, result.output
     assert (tmp_path / "new.csv").read_text().startswith("east,north\n")
+
+
+# names and places
+
+
+def test_a_circle_of_links_a_file_above_and_long_names(table, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    result = fit(table, tmp_path / "loop")
+    assert (result.exit_code, "leads back to itself" in result.stderr) == (2, True)
+    result = fit(table, table / "model")
+    assert (result.exit_code, f"{table} is a file" in result.stderr) == (2, True)
+    for name in ("n" * 250, "é" * 125):
+        with claimed(tmp_path / name) as claim:
+            claim.write_folder(mkdir_with(a="new"))
+            with pytest.raises(ValueError, match="written by another process"):
+                Claim(tmp_path / name)
+        assert texts(tmp_path / name) == {"a": "new"}
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def test_a_long_name_is_shortened_for_what_is_written_beside(flow, tmp_path):
+    out = tmp_path / ("é" * 125)
+    flow.save(out)
+    with FitFolder(out, True, FILES) as folder:
+        folder.write(mkdir_with(a="partly"), finished=False)
+        assert folder.place.name.endswith("éé.interrupted")
+    assert JKOFlow.load(out).n_features_in_ == 2
+
+
+def test_what_a_killed_process_left_of_a_model_elsewhere_is_removed(tmp_path):
+    for name in (".m.interrupted.wprox", ".m.saved-2.wprox", ".other.wprox"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "new").write_text("half")
+    with FitFolder(tmp_path / "m", False, FILES):
+        assert set(os.listdir(tmp_path)) == {".m.wprox", ".other.wprox"}
+
+
+def test_files_that_a_new_model_has_not_stay_until_it_is_whole(tmp_path, monkeypatch):
+    """A kill before the rename leaves the old folder as it was."""
+    folder = tmp_path / "model"
+    mkdir_with(a="old", picture="old", notes="mine")(folder)
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    with claimed(folder) as claim, monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            claim.write_folder(mkdir_with(a="new"), own={"picture"}, overwrite=True)
+    assert {"a", "picture", "notes"} <= set(os.listdir(folder))
+    with claimed(folder) as claim:
+        claim.write_folder(mkdir_with(a="new"), own={"picture"}, overwrite=True)
+    assert texts(folder) == {"a": "new", "notes": "mine"}

@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
+import hashlib
 import os
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 try:
     import fcntl
@@ -28,7 +31,12 @@ except ImportError:  # Windows, where two processes are not told apart
     fcntl = None  # type: ignore[assignment]
 
 SAVING, SAVED, INSIDE = ".wprox-saving", ".wprox-saved", ".wprox"
+LONGEST_NAME = 240  # bytes, of 255 that most file systems allow
+TRIES = 50  # to read a folder that is replaced over and over
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
+
+
+_Read = TypeVar("_Read")
 
 
 class Claim:
@@ -53,7 +61,9 @@ class Claim:
         self._made = [folder for folder in self.path.parents if not folder.exists()]  # the innermost first
         self._handle: int | None = None
         self._taken = False
-        self.work = self.path.parent / f".{self.path.name}.wprox"
+        self.work = self.path.parent / _work_name(self.path.name)
+        if self.path.is_symlink():
+            raise ValueError(f"{path} is a symbolic link that leads back to itself; remove it or choose another name")
         try:
             self._lock()
             self._check_writable()
@@ -64,6 +74,8 @@ class Claim:
         except OSError as error:
             self.release()
             nearest = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+            if nearest.is_file():
+                raise ValueError(f"{path} cannot be made: {nearest} is a file, not a folder; choose another") from None
             raise ValueError(
                 f"{path} cannot be made: {nearest} is not a folder that you may write to ({error.strerror or error})"
             ) from None
@@ -140,9 +152,9 @@ class Claim:
     def _write_inside(self, new: Path, outdated: Collection[str]) -> None:
         saving = self.path / SAVING
         shutil.copytree(new, saving, copy_function=_link)
+        os.rename(saving, self.path / SAVED)
         for name in outdated:
             (self.path / name).unlink(missing_ok=True)
-        os.rename(saving, self.path / SAVED)
         settle(self.path)
 
     def replace(self, name: str, content: bytes) -> None:
@@ -155,6 +167,20 @@ class Claim:
             (self.path / SAVING / name).write_bytes(content)
             os.replace(self.path / SAVING / name, self.path / name)
             (self.path / SAVING).rmdir()
+
+
+def _work_name(name: str) -> str:
+    """The name of the work folder of a file or folder: one that says whose it is, unless that were too long a name."""
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return f".{name}.wprox"
+
+
+def clean_beside(path: Path, ending: str) -> None:
+    """Remove the work folders of files and folders `path` + ending, numbered or not, that killed processes left."""
+    for work in path.parent.glob(glob.escape(f".{path.name}{ending}") + "*.wprox"):
+        with suppress(OSError, ValueError):  # where it is another process's, or not ours to remove
+            Claim(path.parent / work.name[1:].removesuffix(".wprox")).release()
 
 
 @contextmanager
@@ -175,6 +201,35 @@ def contents(folder: Path) -> set[str]:
 def current(folder: Path) -> Path:
     """Where the files of a folder are: in it, or where a save inside it was killed before they all were in place."""
     return folder / SAVED if (folder / SAVED).is_dir() else folder
+
+
+def read_whole(folder: Path, names: Collection[str], read: Callable[[Path], _Read]) -> _Read:
+    """What `read` makes of the files of these names, given the folder where they are.
+
+    Where it fails and they have been replaced meanwhile, it may have seen some of before and some of after, or none:
+    then it reads again. So what it raises is about files that stay.
+    """
+    for k in range(TRIES):
+        place = current(folder)
+        before = _versions(place, names)
+        try:
+            return read(place)
+        except (ValueError, OSError):
+            if k == TRIES - 1 or (place == current(folder) and before == _versions(place, names)):
+                raise
+    raise AssertionError  # not reached
+
+
+def _versions(folder: Path, names: Collection[str]) -> list[tuple[int, int, int] | None]:
+    """What tells files of these names from others that take their places; `None` for those that are not there."""
+    versions: list[tuple[int, int, int] | None] = []
+    for name in names:
+        try:
+            found = os.stat(folder / name)
+            versions.append((found.st_ino, found.st_mtime_ns, found.st_size))
+        except OSError:
+            versions.append(None)
+    return versions
 
 
 def settle(folder: Path) -> None:

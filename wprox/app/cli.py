@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -199,7 +200,7 @@ def _likelihood(log_prob: np.ndarray, dim: int) -> str:
 def _plain_errors() -> Iterator[None]:
     """Bad input ends the program with one sentence on stderr and exit code 2, Ctrl-C with exit code 130."""
     try:
-        with interruptions.raised():
+        with interruptions.raised(), _plain_warnings():
             yield
     except (ValueError, TypeError, ImportError, OSError, MemoryError, InverseError, FloatingPointError) as error:
         interrupted = interruptions.received is not None  # an import that was says so in its own way
@@ -208,6 +209,22 @@ def _plain_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(SENTENCE, err=True)
         raise typer.Exit(interruptions.exit_code) from None
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """What the library warns of is a sentence on stderr as well, without the line of code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def say(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if category is UserWarning:
+                typer.echo(f"wprox: {message}", err=True)
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = say
+        yield
 
 
 def _matched(table: Table, data: Path, flow: JKOFlow, folder: Path) -> np.ndarray:

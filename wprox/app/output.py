@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
@@ -9,8 +10,10 @@ from pathlib import Path
 from types import TracebackType
 
 from wprox._interruptions import interruptions
-from wprox._writing import Claim, contents, current
+from wprox._writing import LONGEST_NAME, Claim, clean_beside, contents, current
 from wprox.models.folders import CONFIG
+
+INTERRUPTED, ELSEWHERE = ".interrupted", ".saved"  # endings of what is not written where it was meant to be
 
 
 class FitFolder:
@@ -41,6 +44,8 @@ class FitFolder:
             with interruptions.held():
                 self._check()
                 self._claims.append(Claim(self.out))
+                for ending in (INTERRUPTED, ELSEWHERE):
+                    clean_beside(self._claims[0].path, ending)
             self._stack = stack.pop_all()
         return self
 
@@ -75,20 +80,22 @@ class FitFolder:
         """
         with interruptions.held():
             if not finished and self.has_model:
-                self._write_elsewhere(write, ".interrupted")
+                self._write_elsewhere(write, INTERRUPTED)
                 return
             try:
                 self._claims[0].write_folder(write, self.own, self.overwrite)
                 self.place = self.out
             except OSError as error:
                 self.trouble = error.strerror or str(error)
-                self._write_elsewhere(write, ".saved")
+                self._write_elsewhere(write, ELSEWHERE)
 
     def _write_elsewhere(self, write: Callable[[Path], None], ending: str) -> None:
         trouble: Exception | None = None
+        kept = LONGEST_NAME - len(ending) - 4  # and a number
+        name = os.fsencode(self._claims[0].path.name)[:kept].decode(errors="ignore")
         for parent in (lambda: self._claims[0].path.parent, Path.cwd, lambda: Path(tempfile.gettempdir())):
             try:
-                claim = Claim(_free(parent() / f"{self._claims[0].path.name}{ending}"))
+                claim = Claim(_free(parent() / f"{name}{ending}"))
                 self._claims.append(claim)
                 claim.write_folder(write, self.own)
                 self.place = claim.path

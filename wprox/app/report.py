@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from wprox._interruptions import interruptions
-from wprox._writing import current
+from wprox._writing import read_whole
 from wprox.app.tables import default_columns
 from wprox.models.json_files import is_count, is_list, is_number, is_text, read_json
 
@@ -48,9 +48,15 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: for a file that was not written by `wprox fit`.
     """
-    file = current(folder) / METRICS
-    if not file.is_file():
+    try:
+        return read_whole(folder, (METRICS,), lambda place: _checked_metrics(place / METRICS))
+    except FileNotFoundError:
         return {}
+
+
+def _checked_metrics(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(file)
     metrics = read_json(file, "delete it, or fit the model again")
     said = metrics if isinstance(metrics, dict) else {"data": None}
     data, results = said.get("data", {}), said.get("held_out", [])

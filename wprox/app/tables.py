@@ -114,7 +114,7 @@ def write_table(
     """
     file = Path(path)
     ending = check_output(file, overwrite)
-    numbers = np.asarray(as_plain(values, "values"))
+    numbers = np.asarray(_off_graph(as_plain(values, "values")))
     if numbers.ndim != 2 or 0 in numbers.shape:
         raise ValueError(f"values must have shape (n, d) with n, d ≥ 1, got {numbers.shape}")
     if numbers.dtype.kind not in "biuf":
@@ -250,7 +250,10 @@ def _header(file: Path, cells: list[str], text: str) -> list[str]:
         )
     if all(_is_number(name) for name in columns):
         if not (_counts(columns) or all(quoted)):
-            raise ValueError(f"{file} has no header: its first line is numbers; put the names of the columns there")
+            raise ValueError(
+                f"{file} has no header: its first line is numbers; put the names of the "
+                "columns there, or put the names in quotes where these are the names"
+            )
         warn(
             f"the columns of {file} are named by numbers ({', '.join(columns[:3])}{', …' if columns[3:] else ''}): if "
             "this is the first row, put a line with the names of the columns above it",
@@ -387,10 +390,20 @@ def _check_finite(table: Table, name: str) -> None:
         )
 
 
+def _off_graph(values: Any) -> Any:
+    """A tensor without its graph, in a precision that numpy knows; all else as it is."""
+    if not hasattr(values, "detach"):
+        return values
+    tensor = values.detach().cpu()
+    return tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+
+
 def _cells(numbers: np.ndarray) -> Any:
     """Rows as a .csv file shows them: integers as integers, other numbers in the fewest digits that give them back."""
     if numbers.dtype.kind == "b":
         return numbers.astype(np.int8).tolist()
+    if numbers.dtype == np.float16:
+        numbers = numbers.astype(np.float32)
     if numbers.dtype.kind == "f":
         whole = np.isfinite(numbers) & (numbers == np.rint(numbers)) & (np.abs(numbers) < 2**53)
         if whole.all():

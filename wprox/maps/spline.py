@@ -15,6 +15,8 @@ from wprox.maps._rational_quadratic import inverse_spline, spline
 from wprox.maps.affine import AffineMap
 from wprox.maps.base import ComposedMap, TransportMap
 
+LARGEST_BOUND = 1e18  # whose square is a number in float32 too
+
 
 class SplineMap(ComposedMap):
     r"""An affine map followed by neural spline transforms (Durkan, Bekasov, Murray, Papamakarios 2019).
@@ -31,7 +33,7 @@ class SplineMap(ComposedMap):
         hidden: the widths of the conditioner's hidden layers; (64,) in the plane, else (128, 128).
         frequencies: the number of octaves of Fourier features, sin and cos of 2^j π x_a / bound, that the conditioner
             sees beside x_a, so that it can follow fine detail (Tancik et al. 2020); 6 in the plane, else 0.
-        bound: the half-width of the splines' box, in units of x.
+        bound: the half-width of the splines' box, in units of x; at most 10¹⁸.
         coupling: `False` replaces halves by an autoregressive conditioner: more expressive a transform, but `inverse`
             costs d passes in place of one.
         affine: `False` leaves out the leading `AffineMap`.
@@ -62,6 +64,8 @@ class SplineMap(ComposedMap):
         widths = ((64,) if dim <= 2 else (128, 128)) if hidden is None else tuple(check_widths(hidden, least=0))
         frequencies = (6 if dim == 2 else 0) if frequencies is None else check_count(frequencies, "frequencies", 0)
         bound = check_positive(bound, "bound")
+        if bound > LARGEST_BOUND:
+            raise ValueError(f"bound must be at most {LARGEST_BOUND:g}, got {bound:g}; rescale x to the size of 1")
         coupling, affine = check_flag(coupling, "coupling"), check_flag(affine, "affine")
         dropout = check_non_negative(dropout, "dropout")
         if not dropout < 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wprox._checks import check_flag, check_path
 from wprox._version import __version__
-from wprox._writing import claimed, current
+from wprox._writing import claimed, read_whole
 from wprox.maps.registry import UnknownMapError
 from wprox.models.json_files import read_json, shown
 from wprox.models.state import State
@@ -109,25 +109,25 @@ def loaded_folder(folder: str | Path, model: str) -> Iterator[State]:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a model folder: there is no such folder; wprox fit makes one")
-    for last in (False, True):
-        place = current(folder)
-        for name in (CONFIG, TENSORS):
-            if not (place / name).is_file():
-                raise ValueError(f"{folder} is not a model folder: it has no {name}")
-        config = _read_config(place / CONFIG)
-        try:
-            packed = (place / TENSORS).read_bytes()
-            tensors = safetensors.torch.load(packed)
-        except Exception as error:  # of safetensors, or of torch where it knows no such type
-            said = f"{type(error).__name__}: {error}"[:LONGEST]
-            raise ValueError(f"{place / TENSORS} is damaged or truncated: {said}; save the model again") from None
-        if checksum(config, packed) == config.get("sha256"):
-            break
-        if last:  # the first time, the folder may have been replaced between the two files
-            raise ValueError(
-                f"{place / CONFIG} or {TENSORS} is damaged, or the two files come from different saves: their checksum "
-                "is another; save the model again"
-            )
+    return read_whole(folder, (CONFIG, TENSORS), lambda place: _read_files(folder, place))
+
+
+def _read_files(folder: Path, place: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    for name in (CONFIG, TENSORS):
+        if not (place / name).is_file():
+            raise ValueError(f"{folder} is not a model folder: it has no {name}")
+    config = _read_config(place / CONFIG)
+    try:
+        packed = (place / TENSORS).read_bytes()
+        tensors = safetensors.torch.load(packed)
+    except Exception as error:  # of safetensors, or of torch where it knows no such type
+        said = f"{type(error).__name__}: {error}"[:LONGEST]
+        raise ValueError(f"{place / TENSORS} is damaged or truncated: {said}; save the model again") from None
+    if checksum(config, packed) != config.get("sha256"):
+        raise ValueError(
+            f"{place / CONFIG} or {TENSORS} is damaged, or the two files come from different saves: their checksum is "
+            "another; save the model again"
+        )
     return config, tensors
 
 

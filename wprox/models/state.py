@@ -13,6 +13,7 @@ from wprox.maps import TransportMap
 from wprox.maps.base import describe
 from wprox.maps.registry import Allowance, rebuild
 
+LARGEST = 1e18  # a number in the description of a map, whose square is a number in float32 too
 SPARE, MORE = 1_000_000, 10  # building a map makes so many numbers, and so many times those of its tensors, at most
 
 Part = tuple[dict[str, Any], Mapping[str, Tensor]]  # what JSON holds of a part of a model, and the part's tensors
@@ -53,6 +54,8 @@ def map_of(part: Part, map_classes: Sequence[type[TransportMap]]) -> TransportMa
         StateError: where the tensors are not those of the map, or not finite.
     """
     description, tensors = part
+    if not map_classes:
+        _check_sizes(description)
     numbers, calls = sum(tensor.numel() for tensor in tensors.values()), len(tensors)
     allowance = Allowance(SPARE + MORE * numbers, 10 * MORE * (10 + calls))
     with nullcontext() if map_classes else allowance:  # classes of one's own may make what they like
@@ -65,6 +68,15 @@ def map_of(part: Part, map_classes: Sequence[type[TransportMap]]) -> TransportMa
             raise StateError(f"{name} is not as the map is made")
     map.load_state_dict(tensors)
     return map.eval()
+
+
+def _check_sizes(described: Any) -> None:
+    """Raise `StateError` for numbers in the description of a map, or of maps in it, that are none or beyond use."""
+    if isinstance(described, dict | list):
+        for value in described.values() if isinstance(described, dict) else described:
+            _check_sizes(value)
+    elif isinstance(described, float | int) and not abs(described) <= LARGEST:
+        raise StateError(f"a map has a setting of {described:g}")
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

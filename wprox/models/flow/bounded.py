@@ -89,8 +89,9 @@ class Probit(Bounded):
         below, above = (x - self.low) / self.width, (self.high - x) / self.width
         below = torch.where(below > 0, below, self.edges[0] / 2)
         above = torch.where(above > 0, above, self.edges[1] / 2)
-        # from the nearer end, where p has all its digits
-        z = torch.where(below < above, torch.special.ndtri(below), -torch.special.ndtri(above))
+        # from the nearer end, where p has all its digits, and there alone: at the other the gradient may be infinite
+        size = torch.special.ndtri(torch.where(below < above, below, above))
+        z = torch.where(below < above, size, -size)
         return z, 0.5 * (z.square() + math.log(2 * math.pi)) - self.width.log()
 
     def inverse(self, z: Tensor) -> Tensor:

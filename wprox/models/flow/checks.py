@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor
 
 from wprox.models.flow.preprocessing import Preprocessing
+from wprox.models.flow.tails import HEAVY
 from wprox.models.json_files import is_count, is_list, is_number, is_text
-from wprox.models.state import StateError, check_numbers
+from wprox.models.state import StateError, check_numbers, with_prefix
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 SWITCHES = ("standardize", "integer", "drop_constant")  # arguments that change what the tensors mean
+INTERVALS = (("std", 0.0, math.inf, False), ("edges", 0.0, 1.0, False), ("tails", 0.0, max(HEAVY), True))  # with ends?
 
 
 def check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -22,6 +25,7 @@ def check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> No
     arguments = parameters if isinstance(parameters, dict) else {}
     ends = ["preprocessing.low", "preprocessing.high"]
     held = [name in tensors for name in ends]
+    steps = set(with_prefix("preprocessing.", tensors))
     complaints = {
         "it names no known dtype": config.get("dtype") not in DTYPES,
         "it has no blocks": not isinstance(blocks, list) or not blocks,
@@ -29,7 +33,8 @@ def check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> No
         "its bounds are missing": arguments.get("bounds") is not None and not all(held),
         "it has bounds that it does not speak of": arguments.get("bounds") is None and any(held),
         "its blocks have no step sizes": not is_list(sizes, _is_positive) or len(sizes or []) != len(blocks or []),
-        "its jitter is no number": not is_number(config.get("jitter")),
+        "its preprocessing is not what it says": config["format"] > 1 and steps not in _preprocessing(config),
+        "its jitter is no number of at least 0": not _is_finite(config.get("jitter")) or config["jitter"] < 0,
         "it does not say whether it was interrupted": not isinstance(config.get("interrupted"), bool),
         "its columns have no names": config.get("columns") is not None and not is_list(config["columns"], is_text),
         f"{', '.join(SWITCHES)} are true or false": any(
@@ -41,8 +46,21 @@ def check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> No
             raise StateError(complaint)
 
 
+def _preprocessing(config: Mapping[str, Any]) -> list[set[str]]:
+    """The tensors that a preprocessing may have, by what the configuration says."""
+    said = config.get("preprocessing")
+    if said is not None:
+        return [set(said)] if is_list(said, is_text) else []
+    always, bounds = {"kept", "template", "mean", "std"}, {"low", "high", "edges"}  # as the first folders of format 2
+    return [always, always | bounds, always | {"tails"}]
+
+
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and abs(value) < float("inf")
+
+
 def _is_positive(value: Any) -> bool:
-    return is_number(value) and 0 < value < float("inf")
+    return _is_finite(value) and value > 0
 
 
 def _is_stage(stage: Any) -> bool:
@@ -67,12 +85,18 @@ def check_preprocessing(
         raise StateError("preprocessing.kept does not say which columns are kept")
     if columns is not None and len(columns) != n:
         raise StateError(f"it names {len(columns)} columns, and has {n}")
+    shapes = {"template": (n,), "edges": (2, k)}
     for name, tensor in tensors.items():
         if name != "kept":
             check_numbers(tensor, f"preprocessing.{name}")
-            if tensor.dtype != torch.float64 or tensor.shape[-1:] != (n if name == "template" else k,):
+            if tensor.dtype != torch.float64 or tensor.shape != shapes.get(name, (k,)):
                 raise StateError(f"preprocessing.{name} has type {tensor.dtype} and shape {tuple(tensor.shape)}")
-    if tensors["mean"].shape != (k,) or tensors["std"].shape != (k,) or not bool((tensors["std"] > 0).all()):
-        raise StateError("preprocessing.mean and preprocessing.std do not standardise the columns")
+    for name, low, high, ends in INTERVALS:
+        if name in tensors and not bool(_within(tensors[name], low, high, ends).all()):
+            raise StateError(f"preprocessing.{name} has numbers beyond {low:g} and {high:g}")
     if "low" in tensors and not bool((tensors["low"] < tensors["high"]).all()):
         raise StateError("preprocessing.low is not below preprocessing.high")
+
+
+def _within(tensor: Tensor, low: float, high: float, ends: bool) -> Tensor:
+    return (tensor >= low) & (tensor <= high) if ends else (tensor > low) & (tensor < high)

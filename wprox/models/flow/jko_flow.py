@@ -375,6 +375,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             "jitter": self.jitter_,
             "columns": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
             "dtype": str(self._dtype).removeprefix("torch."),
+            "preprocessing": sorted(self.preprocessing_.state()),
         }
         preprocessing = {f"preprocessing.{name}": tensor for name, tensor in self.preprocessing_.state().items()}
         blocks = self._trained.state()

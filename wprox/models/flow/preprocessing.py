@@ -61,6 +61,13 @@ class Preprocessing:
                 f"bounds must be a pair (low, high) of numbers or of one number a column, got {described(bounds)}"
             )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was pickled, by 0.1.0 too, which had no tails, and the ends in place of the map between them."""
+        if "mean" in state and "tails" not in state:
+            learned = {"bounded": bounded_from_state(state), "tails": Tails(torch.zeros_like(state["mean"]))}
+            state = {name: value for name, value in state.items() if name not in ("low", "high")} | learned
+        self.__dict__.update({"plain": False} | state)
+
     def fit(self, x: Tensor, columns: list[str] | None = None) -> Preprocessing:
         """Learn which columns vary, the bounds, the moments and the tails from x: (n, d)."""
         given, x = x, x.double()
@@ -110,9 +117,10 @@ class Preprocessing:
                     f"bounds: {name} must be a number or {self.n_features} of them, got shape {tuple(end.shape)}"
                 )
             ends.append(end.expand(self.n_features)[self.kept])
-        low, high = ends
+        low, high = (ends[0].ceil(), ends[1].floor()) if self.integer else ends
         if not bool((low < high).all()):
-            raise ValueError("bounds: low must be below high in every column")
+            whole = ", and two whole numbers between them where integer=True" if self.integer else ""
+            raise ValueError(f"bounds: low must be below high in every column{whole}")
         return low, high + 1 if self.integer else high
 
     def _bounds_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,7 +255,11 @@ class Preprocessing:
                 x = torch.minimum(x, self.bounded.high - 1)
         full = self.template.expand(len(x), -1).clone()
         full[:, self.kept] = x
-        full = full.to(dtype or z.dtype)
+        dtype = dtype or z.dtype
+        if self.tails.any:  # which grow fast beyond what is ever drawn
+            largest = torch.finfo(dtype).max
+            full = full.clamp(-largest, largest)
+        full = full.to(dtype)
         if isinstance(self.bounded, Probit) and not self.integer:
             full[:, self.kept] = _between(full[:, self.kept], self.bounded)
         return full

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 CLIP = 20.0  # robust standard deviations from the median beyond which an entry does not count for more
+FEW = 0.02  # of the rows, beyond which entries so far out are a mode where their distances differ by less than this:
+ALIKE = 0.3  # the standard deviation of their logarithm, which is 1 for the tails of a Cauchy law
 START = 3.0  # standard deviations at which heavy tails begin
 HEAVY = (0.25, 0.5, 1.0)  # the tails to choose from: 1/λ moments are finite, for λ = 1 as few as Cauchy's
 GAIN = 0.05  # nats a row and column of held-out likelihood, from which on a tail is heavy
@@ -21,19 +23,29 @@ def robust_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
     That is, within 20 robust standard deviations of the median, 1.4826 times the median distance from it of the
     entries that are not at it. One of n entries then moves the mean by at most 20/n of them, wherever it is; columns
-    with no entry so far out, as nearly all have none, keep their mean and standard deviation.
+    with no entry so far out, as nearly all have none, keep their mean and standard deviation. So do those where many
+    lie equally far out, which are a mode of their own and neither outliers nor a tail.
     """
     mean, std = x.mean(0), x.std(0)
     for columns in _column_blocks(x):
         block = x[:, columns]
-        middle = block.median(0).values
-        distance = (block - middle).abs()
-        reach = CLIP * 1.4826 * torch.where(distance > 0, distance, math.nan).nanmedian(0).values
-        far = (distance > reach).any(0)
+        middle, reach, has_mode = _middle(block)
+        far = ((block - middle).abs() > reach).any(0) & ~has_mode
         if bool(far.any()):
             clipped = torch.minimum(torch.maximum(block, middle - reach), middle + reach)[:, far]
             mean[columns][far], std[columns][far] = clipped.mean(0), clipped.std(0)
     return mean, std
+
+
+def _middle(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The median of each column, how far most entries reach from it, and whether many are a mode beyond, (d,) each."""
+    middle = x.median(0).values
+    distance = (x - middle).abs()
+    reach = CLIP * 1.4826 * torch.where(distance > 0, distance, math.nan).nanmedian(0).values
+    far = distance > reach
+    logs = torch.where(far, distance, math.nan).log_()
+    variance = (logs - logs.nanmean(0)).square_().nanmean(0)
+    return middle, reach, (far.sum(0) > max(1, FEW * len(x))) & (variance < ALIKE**2)
 
 
 @dataclass(frozen=True)
@@ -57,8 +69,9 @@ class Tails:
     def fit(cls, z: Tensor) -> Tails:
         """The tails of greatest held-out likelihood of standardised columns z: (n, d), where it is clearly greater.
 
-        Both halves of the rows are held out in turn, and standardised by the other. With a normal law behind the map,
-        the gain of a tail is the mean of (z² − y²)/2 + log ∂y/∂z, to which only rows beyond a contribute.
+        Columns with a mode far out have none. Both halves of the rows are held out in turn, and standardised by the
+        other. With a normal law behind the map, the gain of a tail is the mean of (z² − y²)/2 + log ∂y/∂z, to which
+        only rows beyond a contribute.
         """
         strength = z.new_zeros(z.shape[1])
         if len(z) < FEWEST:
@@ -73,7 +86,8 @@ class Tails:
                     gain = (held_out.square() - y.square()) / 2 + log_slope
                     gains[k + 1] += gain.sum(0) / len(z)
             best, choice = gains.max(0)
-            strength[columns] = torch.where(best > GAIN, z.new_tensor((0.0, *HEAVY))[choice], 0.0)
+            heavier = (best > GAIN) & ~_middle(z[:, columns])[2]
+            strength[columns] = torch.where(heavier, z.new_tensor((0.0, *HEAVY))[choice], 0.0)
         return cls(strength)
 
     @property
