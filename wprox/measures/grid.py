@@ -41,8 +41,7 @@ class Grid(Measure):
     r"""A histogram on a box: the density is constant on each cell, and the support points are the cell centres.
 
     With cells of volume |c| and masses w_i, `integrate(f)` = Σ_i w_i f(x_i) is the midpoint rule, log ρ(x_i) =
-    log(w_i / |c|), and `integrate_pairs` is one convolution by FFT, never n² pairs. Cells of `mask` are walls: they
-    hold no mass and are no support points, so no functional is ever evaluated inside them.
+    log(w_i / |c|), and `integrate_pairs` is one convolution by FFT. Cells of `mask` are walls, without support points.
 
     Arguments:
         mass: (n_1, …, n_d) with d ≤ 3, non-negative, of any positive total (counts will do): it is divided by its sum.
@@ -218,8 +217,7 @@ class Grid(Measure):
     def _with_weights(self, weights: Tensor) -> Grid:
         """`with_weights` for inner loops, unchecked."""
         result = object.__new__(Grid)
-        result.__dict__.update(self.__dict__)
-        result.weights = weights
+        result.__dict__ |= vars(self) | {"weights": weights}
         return result
 
     def to(self, dtype: torch.dtype) -> Grid:
