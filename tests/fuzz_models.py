@@ -135,6 +135,7 @@ def metric_calls() -> dict[str, Call]:
         "metrics.bures_wasserstein": works(metrics.bures_wasserstein, p=LAW, q=LAW),
         "metrics.energy_distance": works(metrics.energy_distance, p=p, q=q),
         "metrics.ess": works(metrics.ess, weights=torch.tensor([0.5, 0.5]), log=False),
+        "metrics.pareto_k": works(metrics.pareto_k, weights=torch.linspace(0.1, 1, 60), log=False),
         "metrics.ess(log)": works(lambda weights: metrics.ess(weights, log=True), weights=torch.tensor([0.5, 0.5])),
         "metrics.mmd": works(metrics.mmd, p=p, q=q, kernel=None, unbiased=False),
         "metrics.sinkhorn_divergence": works(metrics.sinkhorn_divergence, p=p, q=q, blur=0.5, tol=1e-3, iterations=100),

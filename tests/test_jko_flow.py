@@ -197,10 +197,13 @@ def test_bounded_data_stay_in_bounds_and_integrate_to_one():
 
 
 def test_smoothing_gives_a_law_without_a_density_one():
-    """Two atoms smoothed for δ are the mixture of two Gaussians of variance 1 − e^{−2δ} in standardised units."""
+    """Two atoms smoothed for δ are the mixture of two Gaussians of variance 1 − e^{−2δ} in standardised units.
+
+    So short a training is 6 to 11 % off, by the seed.
+    """
     x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64).repeat(500, 1)
     delta = 0.2
-    flow = JKOFlow(smoothing=delta, n_blocks=3, iterations=200, fine_tune_iterations=200, jitter=0.0).fit(x)
+    flow = JKOFlow(smoothing=delta, n_blocks=3, iterations=200, fine_tune_iterations=200, jitter=0.0, seed=3).fit(x)
     std = x.std()
     axis = torch.linspace(-2.5, 2.5, 400, dtype=torch.float64)[:, None]
     z = axis / std
@@ -841,7 +844,7 @@ def test_bad_tables(x, error, message):
         ({"bounds": 3}, ValueError, "pair"),
         ({"bounds": ([0.0] * 3, 1.0)}, ValueError, "a number or 2 of them"),
         ({"seed": -1}, ValueError, "seed"),
-        ({"seed": 10**20}, ValueError, "seed must be below"),
+        ({"seed": 10**20}, ValueError, "seed must be an integer of 64 bits"),
         ({"fine_tune_learning_rate": -1.0}, ValueError, "fine_tune_learning_rate must be positive"),
         ({"weight_decay": -1.0}, ValueError, "weight_decay must be finite and not negative"),
         ({"tol": "a"}, TypeError, "tol must be a number"),
@@ -869,7 +872,7 @@ def test_bad_calls(flow):
             flow.sample(n)
     with pytest.raises(TypeError, match="n must be an integer"):
         flow.sample(2.5)
-    with pytest.raises(ValueError, match="do not fit into memory"):
+    with pytest.raises(ValueError, match=r"would take .* GiB of memory"):
         flow.sample(10**12)
     with pytest.raises(NotFittedError):
         JKOFlow().latents(blobs(5))

@@ -263,7 +263,11 @@ def test_seed_decides_the_initial_map():
     [
         (lambda: wprox.AffineMap(0), ValueError, "dim must be at least 1, got 0"),
         (lambda: wprox.AffineMap(2.0), TypeError, "dim must be an integer"),
-        (lambda: wprox.AffineMap.from_matrix(torch.zeros(2, 3)), ValueError, r"shape \(d, d\), got \(2, 3\)"),
+        (
+            lambda: wprox.AffineMap.from_matrix(torch.zeros(2, 3)),
+            ValueError,
+            r"shape \(d, d\), one row a coordinate, got \(2, 3\)",
+        ),
         (lambda: wprox.AffineMap.from_matrix([[1.0, 1.0], [0.0, 1.0]]), ValueError, "symmetric"),
         (lambda: wprox.AffineMap.from_matrix(-torch.eye(2)), ValueError, "smallest eigenvalue is -1"),
         (lambda: wprox.ComposedMap([]), ValueError, "at least one map"),

@@ -424,7 +424,7 @@ def test_schemes_that_do_not_move_the_anchor_refuse_one(name):
     ("options", "error"),
     [
         ({"step_size": -0.5}, "step_size must be positive"),
-        ({"anchor": normal(5)}, "the anchor must be a measure"),
+        ({"anchor": normal(5)}, "anchor must be a wprox measure, got Tensor"),
         ({"anchor": wprox.Particles(normal(4))}, r"the anchor must have a point for each .*\(5, 2\), got \(4, 2\)"),
         ({"anchor": wprox.Particles(normal(5), [0.6, 0.1, 0.1, 0.1, 0.1])}, "must have the weights of the measure"),
         ({"functional": half_square}, "functional must be a wprox.Functional, got function"),
@@ -595,7 +595,7 @@ def test_what_is_given_in_the_place_of_something_else_gets_a_sentence(arguments,
 def test_what_is_no_measure_gets_a_sentence(initial, error):
     with pytest.raises(TypeError, match=error):
         wprox.jko(wprox.PotentialEnergy(half_square), wprox.ParticleProx(), initial)
-    with pytest.raises(TypeError, match="ParticleProx needs"):
+    with pytest.raises(TypeError, match=error.replace("initial", "measure", 1)):
         wprox.ParticleProx().step(wprox.PotentialEnergy(half_square), initial, 0.1)
 
 

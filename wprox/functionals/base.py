@@ -86,7 +86,7 @@ class Functional(ABC):
             if next(k for k, base in enumerate(lineage) if name in vars(base)) > value_from:
                 setattr(cls, name, vars(Functional)[name])
         for name in OF_MEASURES:
-            if name in vars(cls):
+            if vars(cls).get(name, vars(Functional)[name]) is not vars(Functional)[name]:
                 setattr(cls, name, _of_measures(vars(cls)[name]))
         doors(cls, "__init__", *DOORS)
 

@@ -142,7 +142,7 @@ class Allowance(TorchFunctionMode):
     Example:
         >>> from wprox.maps.registry import Allowance, rebuild
         >>> with Allowance(1_000_000, 1000):
-        ...     rebuild({"class": "AffineMap", "config": {"dim": 1_000_000}})
+        ...     rebuild({"class": "AffineMap", "config": {"dim": 10_000}})
         Traceback (most recent call last):
         ...
         ValueError: a map has more parameters than there are

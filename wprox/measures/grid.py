@@ -109,8 +109,9 @@ class Grid(Measure):
         ]
         self.mask: Tensor | None = None
         if mask is not None:
+            given = as_plain(mask, "mask")
             try:
-                walls = torch.as_tensor(as_plain(mask, "mask"), device=device).clone()  # the caller's array may change
+                walls = torch.as_tensor(given, device=device).clone()  # the caller's array may change
             except NO_ARRAY:
                 raise TypeError(
                     f"mask must be boolean (true in walls) of shape {shape}, got {described(mask)}"
