@@ -210,8 +210,7 @@ class Grid(Measure):
 
     def with_weights(self, weights: Tensor) -> Grid:
         """The same cells with other masses, (n,), not negative; differentiable in them, whatever their sum is."""
-        values = as_floating(weights, "weights")
-        check_masses(values, len(self), "cell")
+        check_masses(values := as_floating(weights, "weights"), len(self), "cell")
         return self._with_weights(values)
 
     def _with_weights(self, weights: Tensor) -> Grid:
