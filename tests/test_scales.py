@@ -7,6 +7,7 @@ import torch
 
 import wprox
 from wprox.metrics import energy_distance, mmd, sinkhorn_divergence, w2
+from wprox.models.sampler.target import ScaledTarget
 from wprox.solvers import Ending
 
 DECADES = (1e-10, 1e-5, 1e5, 1e10)
@@ -282,3 +283,25 @@ def test_entropic_couplings_end_and_bound_the_distance_with_weights_below_roundi
     rho = wprox.Particles(x, weights)
     step = wprox.ParticleProx("sinkhorn", blur=0.3, iterations=3).step(wprox.MMD(y), rho, 0.2)
     assert float(step.transport_cost) >= float(w2(rho, step.measure)) ** 2 * (1 - 1e-9)
+
+
+def test_a_target_far_from_0_is_not_rounded_to_the_single_precision_of_its_coordinates():
+    """log g(m + s u) + log s at m = 5, s = 1e-3 is that at m = 0, s = 1: in float32 x knows u to 2e-4 only."""
+    u = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+
+    def scaled(s, m):
+        units = wprox.Gaussian(torch.full((2,), m), s**2 * torch.eye(2))
+        return ScaledTarget(lambda x: -8 * ((x - m) / s).square().sum(1).sin(), units)
+
+    far, near = scaled(1e-3, 5.0), scaled(1.0, 0.0)
+    difference = far.log_prob(u) - near.log_prob(u)
+    torch.testing.assert_close(difference, difference.mean().expand(100), atol=1e-4, rtol=0)
+    assert far.log_prob(u).dtype == torch.float32
+
+
+def test_points_too_far_apart_for_blur_are_told():
+    x = normal(20, 2)
+    far = x.clone()
+    far[0] = 1e9
+    with pytest.warns(UserWarning, match="points are so far apart"):
+        sinkhorn_divergence(wprox.Particles(x), wprox.Particles(far), 0.5)

@@ -16,6 +16,7 @@ from wprox.transport.atoms import atoms, check_same_space
 from wprox.transport.gaussian import entropic_trace
 
 LOST = 1e-200  # a sum below this may soon underflow in Sinkhorn iterations on a kernel
+ROUNDING = 1e-2  # of costs, in units of ε, that is told
 LEVEL_TOL, LEVEL_ITERATIONS = 1e-2, 20  # of the marginals at each level of ε on the way down, and the most iterations
 PLAIN, CYCLE = 20, 120  # Sinkhorn iterations that are not over-relaxed, of so many
 
@@ -143,6 +144,14 @@ def _all_potentials(
 ) -> tuple[Tensor, Tensor]:
     """`_potentials`, also at points without mass, where they are the smooth c-transforms of the others."""
     rows, columns = a > 0, b > 0
+    rounding = torch.finfo(cost.dtype).eps * float(cost.max())
+    if rounding > ROUNDING * epsilon:
+        warn(
+            f"points are so far apart, {math.sqrt(2 * float(cost.max())):.2g}, that costs are rounded by "
+            f"{rounding:.2g}, and blur² is {epsilon:.2g}: entropic transport of them is inaccurate; raise blur, or "
+            "leave the far points out",
+            UserWarning,
+        )
     if bool(rows.all()) and bool(columns.all()):
         return _potentials(cost, a, b, epsilon, tol, iterations, symmetric)
     first, second = _potentials(cost[rows][:, columns], a[rows], b[columns], epsilon, tol, iterations, symmetric)

@@ -16,6 +16,7 @@ from wprox.measures.laws import as_gaussian
 from wprox.solvers import GaussianProx, StepFailedError
 
 FIRST, GROWTH = 0.1, 4.0  # γ of the Gaussian that is fitted, in the time to move by its spread
+COARSE = 1e-5  # of a width: rounding of coordinates that is seen
 MOST_FAILURES = 10  # steps that are too long for their solver, and are followed by shorter ones
 LONG, STILL = 16.0, 1e-2  # it has arrived where a step so much longer than its spread² moves it by so little of that
 
@@ -25,11 +26,15 @@ class ScaledTarget:
 
     Arguments:
         log_target: log g, (n, d) → (n,); what it returns is checked.
-        units: the Gaussian, in whose dtype log g is called.
+        units: the Gaussian, in whose dtype log g is called; in float64 where it is so far from 0 that coordinates of
+            single precision would be rounded by more than 1e-5 of its width, and log g is computed in both.
     """
 
     def __init__(self, log_target: Callable[[Tensor], Tensor], units: Gaussian) -> None:
         self.log_target, self.units, self.dim = log_target, units, units.dim
+        coarse = torch.finfo(units.dtype).eps * float((units.loc.abs() / units.scale_tril.norm(dim=1)).max()) > COARSE
+        in_double = coarse and _computes_in_double(log_target, units.loc.double()[None])
+        self.dtype = torch.float64 if in_double else units.dtype
 
     def to_x(self, u: Tensor) -> Tensor:
         """x = m + L u, row by row."""
@@ -47,7 +52,7 @@ class ScaledTarget:
 
     def log_prob(self, u: Tensor) -> Tensor:
         """log g(x) + log |det L| at x = m + L u, the log-density of u up to log Z."""
-        x = self.to_x(u.to(self.units.dtype))
+        x = self.to_x(u.to(self.dtype))
         return (checked(self.log_target(x), x) + self.log_det).to(u)
 
     @property
