@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -273,14 +274,12 @@ def test_signals_during_the_first_imports(name, code, module, tmp_path):
     """A torch that sends the signal while it is imported, as the first package that wprox imports."""
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text(SENDS.format(name))
-    (tmp_path / "bin").mkdir()
-    script = tmp_path / "bin" / "wprox"  # as pip writes it
-    script.write_text("from wprox.cli import main\nmain()\n")
+    script = Path(sysconfig.get_path("scripts")) / "wprox"
     done = subprocess.run(
         [sys.executable, *(["-m", "wprox"] if module else [str(script)]), "info", "x"],
         capture_output=True,
         text=True,
-        cwd=tmp_path / "bin",
+        cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"},
         preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)],
         timeout=60,
