@@ -39,6 +39,11 @@ def as_plain(values: Any, name: str) -> Any:
     return values
 
 
+def place_of(index: list[int]) -> str:
+    """An entry of an array, for messages."""
+    return f"row {index[0]}, column {index[1]}" if len(index) == 2 else f"index {tuple(index)}"
+
+
 def is_labelled(values: Any) -> bool:
     """Whether these are a data frame, a series or an index, whose numbers have labels."""
     return hasattr(values, "to_numpy") and hasattr(values, "dtypes" if hasattr(values, "columns") else "dtype")
@@ -58,8 +63,7 @@ def _plain_array(values: np.ndarray, name: str) -> np.ndarray:
     if isinstance(values, np.ma.MaskedArray):
         mask = np.ma.getmaskarray(values)
         if mask.any():
-            first = tuple(int(index) for index in np.argwhere(mask)[0])
-            where = f"row {first[0]}, column {first[1]}" if len(first) == 2 else f"index {first}"
+            where = place_of(np.argwhere(mask)[0].tolist())
             raise ValueError(
                 f"{name} has {int(mask.sum())} masked entries, the first at {where}; remove or impute them first"
             )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wprox._arrays import as_plain
+from wprox._arrays import as_plain, place_of
 from wprox._autograd import NO_BATCHES, is_batched
 
 StepSize = float | Sequence[float] | Callable[[int], float]
@@ -124,8 +124,7 @@ def check_finite(tensor: Tensor, name: str) -> None:
     bad = ~torch.isfinite(tensor)
     count = int(bad.sum())
     if count:
-        first = tuple(bad.nonzero()[0].tolist())
-        where = f"row {first[0]}, column {first[1]}" if len(first) == 2 else f"index {first}"
+        where = place_of(bad.nonzero()[0].tolist())
         raise ValueError(
             f"{name} has {count} NaN or infinite entries, the first at {where}; remove or impute them first"
         )

@@ -168,7 +168,7 @@ class SinkhornProx(Solver):
         cost = (2 * blur**2 * divergence).clamp(min=0.0)  # ≥ 0, but for rounding
         if isinstance(kernel, HeatKernel):
             _warn_of_long_moves(float(cost), blur, kernel.steps, max(grid.cell_widths))
-        end = grid.with_weights(solution.mass)
+        end = grid._with_weights(solution.mass)
         if grid.dim == 1 and grid.mask is None:
             cost = line_square(grid, end)
         result = source.with_weights(solution.mass.to(source.dtype))

@@ -188,9 +188,10 @@ class NeuralProx(ParticleSolver):
         if standardise and not float(value + cost / (2 * problem.step_size)) <= task.energy * task.at_rest(task.whole):
             map, pushed_held_out, is_shown = self._new_map(source, seed), None, False
             rho, value, cost = self._result(problem, map)
-        if pushed_held_out is None:
+        if pushed_held_out is None and (problem.held_out is not None or not is_shown):
             pushed_held_out = push(map, task.validation.measure)
         if not is_shown:
+            assert pushed_held_out is not None
             is_shown = task.is_shown(task.validation.measure, pushed_held_out, generator)
         residual = problem.residual(rho) if task.is_followed else None
         ending = task.ending(outcome, is_shown, cost, residual)
