@@ -133,6 +133,18 @@ def metric_calls() -> dict[str, Call]:
     line = MEASURES["Quantiles"]
     return {
         "metrics.bures_wasserstein": works(metrics.bures_wasserstein, p=LAW, q=LAW),
+        "metrics.classifier_two_sample": works(
+            metrics.classifier_two_sample, True, real=some_points(40), generated=some_points(40, seed=1), seed=0
+        ),
+        "metrics.train_on_synthetic": works(
+            metrics.train_on_synthetic,
+            True,
+            real=some_points(40),
+            generated=some_points(40, seed=1),
+            test=some_points(40, seed=2),
+            target="x2",
+            seed=0,
+        ),
         "metrics.energy_distance": works(metrics.energy_distance, p=p, q=q),
         "metrics.ess": works(metrics.ess, weights=torch.tensor([0.5, 0.5]), log=False),
         "metrics.pareto_k": works(metrics.pareto_k, weights=torch.linspace(0.1, 1, 60), log=False),

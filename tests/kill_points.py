@@ -29,9 +29,20 @@ from wprox.app.tables import write_table
 
 CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.link", "os.symlink", "os.truncate", "os.chmod"}
 SCENARIOS = ("new", "overwrite", "in place")  # a folder with a file of the user's is written in place
-FILES = {"model.safetensors", "config.json", "metrics.json", "samples.png", "trajectory.png"}
+FILES = {"model.safetensors", "config.json", "metrics.json", "samples.png", "trajectory.png", "report.html"}
 NOTES = "notes.txt"
-QUICK = ["--blocks", "1", "--iterations", "1", "--no-fine-tune", "--no-baselines", "--quiet", "--threads", "1"]
+QUICK = [
+    "--blocks",
+    "1",
+    "--iterations",
+    "1",
+    "--no-fine-tune",
+    "--no-baselines",
+    "--quiet",
+    "--threads",
+    "1",
+    "--report",
+]
 
 
 def changes(event: str, arguments: tuple[object, ...], folder: str) -> bool:
@@ -136,6 +147,13 @@ class Runs:
             def savefig(self, file: Path) -> None:
                 file.write_text(str(seed))
 
+        class Report:
+            def page(self) -> str:
+                return str(seed)
+
+            def numbers(self) -> dict[str, int]:
+                return {}
+
         def fit(self: JKOFlow, X: torch.Tensor, validation: torch.Tensor) -> JKOFlow:
             vars(self).update({name: value for name, value in vars(trained).items() if name.endswith("_")})
             self._dtype = trained._dtype
@@ -143,6 +161,7 @@ class Runs:
 
         JKOFlow.fit = fit  # type: ignore[assignment]
         fitting._pictures = lambda *_: {name: Picture() for name in ("samples.png", "trajectory.png")}  # type: ignore
+        fitting._report = lambda *_: Report()  # type: ignore
 
 
 def held(runs: Runs) -> int | None:
@@ -159,7 +178,7 @@ def held(runs: Runs) -> int | None:
     assert set(os.listdir(place)) - {".wprox-saving", NOTES} == FILES, os.listdir(place)
     assert json.loads((place / "metrics.json").read_text())["seed"] == seed
     if not runs.real:
-        assert {(place / name).read_text() for name in ("samples.png", "trajectory.png")} == {str(seed)}
+        assert {(place / name).read_text() for name in ("samples.png", "trajectory.png", "report.html")} == {str(seed)}
     return int(seed)
 
 

@@ -49,6 +49,10 @@ FineTuneIterations = Annotated[
 Baselines = Annotated[
     bool, typer.Option("--baselines/--no-baselines", help="Fit a Gaussian, mixtures and kernel densities too.")
 ]
+Report = Annotated[bool, typer.Option("--report", help="Write report.html: generated beside real rows, on one page.")]
+Target = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="What the report predicts after training on generated rows.")
+]
 
 
 def main() -> None:
@@ -74,13 +78,15 @@ def fit(
     fine_tune: FineTune = True,
     fine_tune_iterations: FineTuneIterations = None,
     baselines: Baselines = True,
+    report: Report = False,
+    target: Target = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor cores to use.", show_default="all")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Fit a JKO flow to DATA and report its likelihood on rows it has not seen.
 
-    Writes the model (model.safetensors, config.json), metrics.json, samples.png and trajectory.png to FOLDER. Ctrl-C
-    ends the training early and keeps the blocks trained so far.
+    Writes the model (model.safetensors, config.json), metrics.json, samples.png and trajectory.png to FOLDER, with
+    --report also report.html. Ctrl-C ends the training early and keeps the blocks trained so far.
     """
     options = FitOptions(
         data=data,
@@ -98,6 +104,8 @@ def fit(
         fine_tune=fine_tune,
         fine_tune_iterations=fine_tune_iterations,
         baselines=baselines,
+        report=report,
+        target=target,
         threads=threads,
         quiet=quiet,
     )

@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from wprox.app.baselines import Baseline
+    from wprox.app.html.report import Report
 
 FAILED = 1
 VALIDATION_FRACTION = 0.1  # of the rows that are not held out: for early stopping and the baselines' settings
 DRAWN_SAMPLES = 3_000
-SAMPLES, TRAJECTORY = "samples.png", "trajectory.png"
-FILES = (CONFIG, TENSORS, METRICS, SAMPLES, TRAJECTORY)
+SAMPLES, TRAJECTORY, REPORT = "samples.png", "trajectory.png", "report.html"
+FILES = (CONFIG, TENSORS, METRICS, SAMPLES, TRAJECTORY, REPORT)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class FitOptions:
     fine_tune: bool
     fine_tune_iterations: int | None
     baselines: bool
+    report: bool
+    target: str | None
     threads: int | None
     quiet: bool
 
@@ -105,6 +108,8 @@ def fit_table(options: FitOptions) -> None:
 def _fit(options: FitOptions, folder: FitFolder) -> None:
     start, quiet = time.perf_counter(), options.quiet
     table = read_table(options.data)
+    reading = time.perf_counter() - start
+    _check_target(options, table)
     _check_entries(table, options.data, options.integer, options.bounds)
     rows = _split(table.values, options.data, options.held_out, options.seed)
     constant = _constant_columns(rows.train, table, options.data, options.drop_constant)
@@ -117,13 +122,17 @@ def _fit(options: FitOptions, folder: FitFolder) -> None:
     if table.named:
         flow.feature_names_in_ = np.array(table.columns, dtype=object)
     metrics = _metrics_of(flow, rows, table, constant, options)
-    _write(flow, rows, table.columns, metrics, folder, finished=not (failed or flow.interrupted_))
-    if options.baselines and not (failed or flow.interrupted_):
+    metrics["data"]["seconds"] = reading
+    finished = not (failed or flow.interrupted_)
+    report = _write(flow, rows, metrics, folder, options, finished)
+    if options.baselines and finished:
         for baseline in _baselines(rows, options):
             result = model_result(baseline.name, baseline.setting, baseline.nll, flow.preprocessing_.dim)
             metrics["held_out"].append(result | {"seconds": baseline.seconds})
     metrics["seconds"] = time.perf_counter() - start
     folder.replace(METRICS, metrics_text(metrics))
+    if report is not None:
+        folder.replace(REPORT, report.page())
     if not quiet:
         show(results_table(metrics["held_out"], len(rows.test)))
     _say_where(flow, folder, failed)
@@ -132,13 +141,16 @@ def _fit(options: FitOptions, folder: FitFolder) -> None:
 
 
 def _write(
-    flow: JKOFlow, rows: Rows, columns: Sequence[str], metrics: dict[str, Any], folder: FitFolder, finished: bool
-) -> None:
-    """Write the flow, metrics.json and pictures; the flow also where its likelihood or pictures cannot be made."""
+    flow: JKOFlow, rows: Rows, metrics: dict[str, Any], folder: FitFolder, options: FitOptions, finished: bool
+) -> Report | None:
+    """Write the flow, metrics.json, pictures and the report; the flow also where the others cannot be made."""
     pictures: dict[str, Figure] = {}
+    report: Report | None = None
 
     def write(new: Path) -> None:
         flow.save(new)
+        if report is not None:
+            (new / REPORT).write_text(report.page(), encoding="utf-8")
         (new / METRICS).write_text(metrics_text(metrics), encoding="utf-8")
         for name, figure in pictures.items():
             figure.savefig(new / name)
@@ -148,9 +160,13 @@ def _write(
     try:
         nll = -flow.score(rows.test)
         metrics["held_out"].append(model_result("JKO flow", setting, nll, flow.preprocessing_.dim))
-        pictures |= _pictures(flow, rows.test, columns)
+        pictures |= _pictures(flow, rows.test, metrics["data"]["columns"])
+        if options.report:
+            report = _report(flow, rows, metrics, options)
+            metrics["generated"] = report.numbers()
     finally:
         folder.write(write, finished)
+    return report
 
 
 def _say_where(flow: JKOFlow, folder: FitFolder, failed: bool) -> None:
@@ -189,6 +205,14 @@ def _metrics_of(flow: JKOFlow, rows: Rows, table: Table, constant: list[str], op
         "held_out": [],
         "blocks": flow.history_,
     }
+
+
+def _check_target(options: FitOptions, table: Table) -> None:
+    """The column that the report predicts, checked before there is a training to lose."""
+    if options.target is not None and not options.report:
+        raise ValueError("--target says which column the report predicts; add --report")
+    if options.target is not None and options.target not in table.columns:
+        raise ValueError(f"--target: {options.data} has no column {options.target!r}; it has {listed(table.columns)}")
 
 
 def _check_entries(table: Table, data: Path, integer: bool, bounds: tuple[float, float] | None) -> None:
@@ -284,3 +308,24 @@ def _pictures(flow: JKOFlow, rows: np.ndarray, columns: Sequence[str]) -> dict[s
 
     generated = flow.sample(DRAWN_SAMPLES, seed=0)
     return {SAMPLES: plot_samples(rows, generated, columns), TRAJECTORY: plot_flow(flow, rows)}
+
+
+def _report(flow: JKOFlow, rows: Rows, metrics: dict[str, Any], options: FitOptions) -> Report:
+    """The report, of as many generated rows as there are real ones."""
+    with interruptions.held():
+        from wprox.app.html.facts import Tables, gather
+        from wprox.app.html.report import MOST_GENERATED, MOST_LATENTS, Report
+
+    start, data = time.perf_counter(), metrics["data"]
+    say("comparing generated rows with real ones", options.quiet)
+    generated = flow.sample(min(MOST_GENERATED, sum(map(len, rows))), seed=options.seed)
+    latents = np.asarray(flow.transform(rows.test[:MOST_LATENTS]))
+    facts = gather(Tables(*rows, generated, data["columns"]), latents, options.target, options.seed)
+    taken = dict.fromkeys(data["columns"], _taken(options)) | dict.fromkeys(data["constant_columns"], "constant")
+    return Report(facts, metrics, taken, time.perf_counter() - start)
+
+
+def _taken(options: FitOptions) -> str:
+    """How the options say that columns are taken."""
+    kind = "whole number, dequantised" if options.integer else "number"
+    return kind if options.bounds is None else f"{kind} between {options.bounds[0]:g} and {options.bounds[1]:g}"

@@ -18,7 +18,7 @@ from wprox.functionals.structure import Structure
 from wprox.jko import Trajectory
 from wprox.measures import Gaussian, Measure, Particles, Quantiles
 from wprox.measures.laws import standard_normal
-from wprox.metrics import Distance, Law, wasserstein
+from wprox.metrics.distances import Distance, Law, wasserstein
 from wprox.solvers import QuantileProx, Step, StepFailedError
 from wprox.theory import bounds
 from wprox.theory.stein import StepError, stein_residual
