@@ -177,7 +177,13 @@ def test_ranks_are_those_of_all_tables():
     [
         (lambda: classifier_two_sample(normals(10, 0), normals(50, 0)), ValueError, "20 rows or more, got 10"),
         (lambda: classifier_two_sample(normals(30, 0), normals(30, 0)[:, :2]), ValueError, "generated has x1, x2$"),
-        (lambda: classifier_two_sample([1.0] * 30, normals(30, 0)), TypeError, r"array of numbers \(n, d\)"),
+        (lambda: classifier_two_sample([1.0] * 30, normals(30, 0)), ValueError, r"array of numbers \(n, d\)"),
+        (
+            lambda: classifier_two_sample(normals(30, 0) * np.inf, normals(30, 0)),
+            ValueError,
+            "'x1' has infinite entries",
+        ),
+        (lambda: train_on_synthetic(*[line(30, 0)] * 3, None), TypeError, "name of a column, or its number from 0"),
         (
             lambda: classifier_two_sample(normals(0, 0), normals(30, 0)),
             ValueError,

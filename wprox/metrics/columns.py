@@ -9,10 +9,9 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from wprox._arrays import as_plain, is_labelled
-from wprox._checks import described
+from wprox._arrays import is_labelled
+from wprox._checks import as_real
 
 DAY = 86_400e9  # nanoseconds
 
@@ -109,11 +108,10 @@ def _entries(table: Any, name: str) -> dict[str, Any]:
         if len(held) < table.shape[1]:
             raise ValueError(f"{name} has several columns of one name; rename them")
     else:
-        array = as_plain(table, name)
-        array = table = np.asarray(array.detach().cpu() if isinstance(array, Tensor) else array)
-        if array.ndim != 2 or array.dtype.kind not in "biufO":
-            raise TypeError(f"{name} must be a data frame or an array of numbers (n, d), got {described(table)}")
-        held = {f"x{k + 1}": array[:, k] for k in range(array.shape[1])}
+        table = as_real(table, name).detach().cpu().double().numpy()
+        if table.ndim != 2:
+            raise ValueError(f"{name} must be a data frame or an array of numbers (n, d), got shape {table.shape}")
+        held = {f"x{k + 1}": table[:, k] for k in range(table.shape[1])}
     if 0 in table.shape:
         raise ValueError(f"{name} is empty: it has {table.shape[0]} rows and {table.shape[1]} columns; give some rows")
     return held
@@ -131,6 +129,8 @@ def _together(name: str, parts: Sequence[Any]) -> list[Column]:
         return [Column(name, _days(part), "date") for part in parts]
     plain = [_plain(part) for part in parts]
     if all(values.dtype.kind == "f" for values in plain):
+        if any(np.isinf(values).any() for values in plain):
+            raise ValueError(f"column {name!r} has infinite entries; leave these rows out, or mark the entries missing")
         return [Column(name, values) for values in plain]
     texts = [[None if _is_missing(entry) else str(entry) for entry in part] for part in parts]
     counts = Counter(text for part in texts for text in part if text is not None)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from wprox._checks import described
 from wprox._random import check_seed
 from wprox.metrics.columns import Column, Columns, as_columns, count_of, ranked, rows_of
 
@@ -172,6 +173,8 @@ def train_on_synthetic(real: Any, generated: Any, test: Any, target: str | int, 
 
 def _name_of(target: str | int, columns: Columns) -> str:
     names = [column.name for column in columns]
+    if not isinstance(target, str | int):
+        raise TypeError(f"target must be the name of a column, or its number from 0, got {described(target)}")
     if type(target) is int and 0 <= target < len(names):
         target = names[target]
     if target not in names:
