@@ -118,12 +118,23 @@ def test_copies_are_found_and_rows_of_the_same_law_are_none():
     train, held_out, fresh = tables
     found = comparison.nearest(train, held_out, fresh)
     assert found.copies == (0.0, 0.0)
+    assert found.held_out_near == 0.05
     assert found.generated_near <= found.chance
     copied = comparison.nearest(train, held_out, train)
     assert copied.copies == (0.0, 1.0)
     assert copied.generated_near == 1.0
     noisy = comparison.Nearest(found.held_out, np.where(np.arange(300) % 5 == 0, 1e-6, found.generated))
     assert noisy.generated_near > noisy.chance
+
+
+@pytest.mark.parametrize(("n", "m"), [(18, 100), (150, 150)])
+def test_rows_of_the_same_law_look_copied_as_often_as_chance_has_it(n, m):
+    """400 times at level 0.05: more than 36 are found with probability 3e-4 (binomial), the false alarm."""
+    rng = np.random.default_rng(0)
+    found = [comparison.Nearest(rng.exponential(size=n), rng.exponential(size=m)) for _ in range(400)]
+    assert sum(nearest.generated_near > nearest.chance for nearest in found) <= 36
+    equal = comparison.Nearest(np.zeros(n), np.zeros(m))
+    assert equal.held_out_near == equal.generated_near == equal.chance == 1.0
 
 
 def test_distances_are_in_standard_deviations_and_one_for_another_text():

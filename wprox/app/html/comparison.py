@@ -110,19 +110,30 @@ class Nearest:
 
     @property
     def near(self) -> float:
-        """The distance below which a twentieth of the held-out rows lie."""
-        return float(np.quantile(self.held_out, NEAR))
+        """The distance within which a twentieth of the held-out rows lie, or the nearest of them."""
+        return float(np.sort(self.held_out)[max(1, int(NEAR * len(self.held_out))) - 1])
+
+    @property
+    def held_out_near(self) -> float:
+        """The part of the held-out rows that are so near: more than a twentieth where several are equally near."""
+        return float((self.held_out <= self.near).mean())
 
     @property
     def generated_near(self) -> float:
-        """The part of the generated rows that are as near: a twentieth where rows are not copied."""
+        """The part of the generated rows that are so near."""
         return float((self.generated <= self.near).mean())
 
     @property
     def chance(self) -> float:
-        """What that part stays below in 95 of 100 cases, for generated rows of the law of the held-out rows."""
+        """What that part stays below in 95 of 100 cases, for generated rows of the law of the held-out rows.
+
+        The probability of the k smallest of n draws is a Beta(k, n − k + 1) variable, whatever the law.
+        """
+        from scipy.stats import betabinom
+
         n, m = len(self.held_out), len(self.generated)
-        return NEAR + 1.645 * math.sqrt(NEAR * (1 - NEAR) * (1 / n + 1 / m)) + 1 / n
+        k = round(self.held_out_near * n)
+        return float(betabinom.ppf(0.95, m, k, n - k + 1)) / m
 
     @property
     def copies(self) -> tuple[float, float]:

@@ -201,8 +201,8 @@ def copies(facts: Facts) -> Markup:
 def verdict_on_copies(facts: Facts) -> str:
     found = facts.nearest
     said = (
-        f"{percent(found.generated_near)} of the generated rows are as near to a training row as the nearest 5 % of "
-        f"the held-out rows (by chance up to {percent(found.chance)})"
+        f"{percent(found.generated_near)} of the generated rows are as near to a training row as the nearest "
+        f"{percent(found.held_out_near)} of the held-out rows (by chance up to {percent(found.chance)})"
     )
     return said + (": they look copied." if found.generated_near > found.chance else ": no sign of copies.")
 
