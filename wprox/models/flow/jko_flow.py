@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from wprox.models.flow.density import FlowDensity, mean_log_prob
 from wprox.models.flow.parameters import from_json, to_json
 from wprox.models.flow.preprocessing import Preprocessing
 from wprox.models.flow.settings import FlowSettings, TableSize
+from wprox.models.flow.table.columns import TableColumns
+from wprox.models.flow.table.files import check_table, table_from_json, table_to_json
+from wprox.models.flow.table.preprocessing import TablePreprocessing
 from wprox.models.flow.training import TrainedBlocks, block_solver, refinements, train
 from wprox.models.folders import loaded_folder, save_folder
 from wprox.models.state import State, check_dimensions, with_prefix
@@ -75,6 +78,10 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             small enough) and where rows are mapped; 512 MB.
         validation_fraction: the part of X held out, where `fit` gets no validation data.
         standardize, integer, bounds, smoothing, drop_constant: see `wprox.models.flow.preprocessing.Preprocessing`.
+        columns: `None` for a table of numbers. "auto" takes the columns of a data frame as they are (text, truth values,
+            whole numbers, decimals, dates, gaps, atoms; docs/tables.md), or a dict from names to "category",
+            "boolean", "integer", "number", "date", "drop" or a list of levels in their order, where they are not what
+            they seem; or `TableColumns`, learned of a larger table. Rows then go out as they came in.
         seed: of everything random.
         progress: show progress bars.
 
@@ -89,6 +96,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         n_features_in_, feature_names_in_: the number of columns, and their names where X was a data frame. Rows of
             another frame are then matched by name.
         interrupted_: whether Ctrl-C ended the training early.
+        columns_: how each column was taken, where `columns` asked for it; print it.
 
     Example:
         >>> import torch, wprox
@@ -124,6 +132,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         bounds: tuple[Any, Any] | None = None,
         smoothing: float = 0.0,
         drop_constant: bool = False,
+        columns: str | Mapping[Any, Any] | TableColumns | None = None,
         seed: int = 0,
         progress: bool = False,
     ) -> None:
@@ -151,6 +160,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self.bounds = bounds
         self.smoothing = smoothing
         self.drop_constant = drop_constant
+        self.columns = columns
         self.seed = seed
         self.progress = progress
 
@@ -172,19 +182,22 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             StepFailedError: where the objective becomes non-finite; blocks trained before stay usable.
         """
         fraction = check_fraction(self.validation_fraction, "validation_fraction")
-        X, columns = as_table(X, "X")
+        table = None if self.columns is None else TableColumns.of(X, self.columns)
+        X, columns = as_table(X, "X") if table is None else (table.read(X), table.features)
         generator = make_generator(check_seed(self.seed))
-        preprocessing = self._new_preprocessing().fit(X, columns)
+        preprocessing = self._new_preprocessing(table).fit(X, columns)
         X = preprocessing.check(X).detach()
         if validation is None:
             rows, held_out = hold_out(X, fraction, generator)
         else:
-            held_out = preprocessing.check(in_order(validation, "validation", columns), "validation").detach()
+            rows = in_order(validation, "validation", columns) if table is None else table.read(validation, "validation")
+            held_out = preprocessing.check(rows, "validation").detach()
             rows = X
         settings = FlowSettings.of(self.get_params(deep=False), TableSize(len(rows), preprocessing.dim))
         solver = block_solver(settings)  # which checks the map
         data = FlowData.prepare(rows, held_out, preprocessing, self.jitter, generator)
-        self.preprocessing_, self._data, self.jitter_ = preprocessing, data, data.jitter
+        self._take_preprocessing(preprocessing)
+        self._data, self.jitter_ = data, data.jitter
         self.n_features_in_, self._dtype = X.shape[1], X.dtype
         del X, rows, held_out  # copies, which training has no use for
         self._name_features(columns)
@@ -195,8 +208,21 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             self._take(trained)
         return self
 
-    def _new_preprocessing(self) -> Preprocessing:
+    def _new_preprocessing(self, table: TableColumns | None = None) -> Preprocessing:
+        if table is not None:
+            if self.integer or self.bounds is not None:
+                raise ValueError(
+                    "integer=True and bounds speak of a table of numbers, columns of each column; give one of them"
+                )
+            return TablePreprocessing(table, self.standardize, self.smoothing)
         return Preprocessing(self.standardize, self.integer, self.bounds, self.smoothing, self.drop_constant)
+
+    def _take_preprocessing(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing_ = preprocessing
+        if isinstance(preprocessing, TablePreprocessing):
+            self.columns_ = preprocessing.columns
+        elif hasattr(self, "columns_"):
+            del self.columns_
 
     def _name_features(self, columns: Sequence[str] | None) -> None:
         if columns is not None:
@@ -273,7 +299,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     def inverse_transform(self, Z: Any) -> Tensor:
         """The rows whose latent points are Z: noise → data."""
-        return self._density.from_latent(as_points(Z, "Z", self._density.preprocessing.dim))
+        rows = self._density.from_latent(as_points(Z, "Z", self._density.preprocessing.dim))
+        return self.columns_.write(rows) if hasattr(self, "columns_") else rows
 
     def latents(self, X: Any) -> list[Tensor]:
         """The data on their way to the Gaussian: preprocessed, then after each block; N + 1 tensors (n, d)."""
@@ -334,8 +361,9 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     def _checked(self, X: Any, within_bounds: bool = True) -> Tensor:
         self._check_fitted()
-        table = in_order(X, "X", getattr(self, "feature_names_in_", None))
-        return self.preprocessing_.check(table, within_bounds=within_bounds)
+        columns = getattr(self, "feature_names_in_", None)
+        rows = self.columns_.read(X) if hasattr(self, "columns_") else in_order(X, "X", columns)
+        return self.preprocessing_.check(rows, within_bounds=within_bounds)
 
     def _check_fitted(self) -> None:
         if not getattr(self, "blocks_", None):
@@ -376,6 +404,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             "columns": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
             "dtype": str(self._dtype).removeprefix("torch."),
             "preprocessing": sorted(self.preprocessing_.state()),
+            "table": table_to_json(self.columns_) if hasattr(self, "columns_") else None,
         }
         preprocessing = {f"preprocessing.{name}": tensor for name, tensor in self.preprocessing_.state().items()}
         blocks = self._trained.state()
@@ -388,11 +417,15 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         check_config(config, tensors)
         flow = cls(**from_json(config["parameters"]))
         learned = with_prefix("preprocessing.", tensors)
-        flow.preprocessing_ = flow._new_preprocessing().load_state(learned)
-        check_preprocessing(flow.preprocessing_, learned, config["columns"])
+        table = table_from_json(config.get("table"))
+        flow._take_preprocessing(flow._new_preprocessing(table).load_state(learned))
+        check_preprocessing(flow.preprocessing_, learned, config["columns"] if table is None else None)
+        if table is not None:
+            check_table(table, flow.preprocessing_.dim, config["columns"])
         flow._take(TrainedBlocks.from_state(state, map_classes))
         check_dimensions(flow.blocks_, flow.preprocessing_.dim)
-        flow.n_features_in_, flow.jitter_ = flow.preprocessing_.n_features, config["jitter"]
+        flow.n_features_in_ = flow.preprocessing_.n_features if table is None else len(table.columns)
+        flow.jitter_ = config["jitter"]
         flow._dtype = getattr(torch, config["dtype"])
         flow._name_features(config["columns"])
         return flow
