@@ -883,7 +883,7 @@ def test_columns_of_data_frames_are_matched_by_name(tmp_path):
     flow = JKOFlow(**QUICK).fit(frame)
     flow.save(tmp_path / "model")
     for fitted in (flow, JKOFlow.load(tmp_path / "model")):
-        assert torch.equal(fitted.log_prob(frame[["b", "a"]]), fitted.log_prob(frame))
+        assert np.array_equal(fitted.log_prob(frame[["b", "a"]]), fitted.log_prob(frame))
         with pytest.raises(ValueError, match=r"missing \['b'\], new \['c'\]"):
             fitted.log_prob(frame.rename(columns={"b": "c"}))
     assert list(flow.set_output(transform="pandas").transform(frame).columns) == ["jkoflow0", "jkoflow1"]
@@ -902,7 +902,7 @@ def test_rows_are_taken_however_they_lie_in_memory():
     expected = JKOFlow(**settings).fit(x).log_prob(x)
     backwards = x.numpy()[::-1].copy()[::-1]
     for same in (backwards, x.numpy().astype(">f8"), x.clone().requires_grad_(), x.T.contiguous().T):
-        assert torch.equal(JKOFlow(**settings).fit(same).log_prob(same), expected)
+        assert torch.equal(torch.as_tensor(JKOFlow(**settings).fit(same).log_prob(same)), expected)
 
 
 def test_large_integers_are_kept_exactly():

@@ -36,6 +36,8 @@ def as_plain(values: Any, name: str) -> Any:
         parts = [part if isinstance(part, int | float) else as_plain(part, name) for part in values]
         shapes = {part.shape if isinstance(part, np.ndarray) else None for part in parts}
         return np.stack(parts) if len(shapes) == 1 and None not in shapes else parts
+    if hasattr(values, "__array__") and not isinstance(values, np.generic):  # which torch does not ask for
+        return _plain_array(np.asarray(values), name)
     return values
 
 

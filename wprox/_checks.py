@@ -9,6 +9,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice, pairwise
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -64,6 +65,7 @@ def as_real(values: Any, name: str) -> Tensor:
     """Anything `torch.as_tensor` takes, as a floating-point tensor of single or double precision, finite or not."""
     values = as_plain(values, name)
     if isinstance(values, np.ndarray):
+        values = _of_numbers(values)
         _refuse_text(values, name)
         # torch knows no negative strides and no foreign byte order
         values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
@@ -99,20 +101,32 @@ def check_precision(dtype: Any, name: str) -> torch.dtype:
     return dtype
 
 
+def _of_numbers(values: np.ndarray) -> np.ndarray:
+    """An array of objects that are all numbers, as data frames with mixed columns become, in float64."""
+    if values.dtype != object or not all(isinstance(value, Real) for value in values.flat):
+        return values
+    try:
+        return values.astype(np.float64)
+    except OverflowError:  # an integer that no float holds
+        return values
+
+
 def _refuse_text(values: np.ndarray, name: str) -> None:
     """Raise `TypeError` that names the columns which are not numbers."""
     if values.dtype.kind in "biufc" and values.dtype.itemsize <= (16 if values.dtype.kind == "c" else 8):
         return
-    columns = []
+    columns, trouble = [], ""
     if values.ndim == 2:
         for j in range(values.shape[1]):
             try:
-                values[:, j].astype(float)
-            except (TypeError, ValueError):
+                for value in values[:, j].tolist():
+                    float(value)
+            except (TypeError, ValueError, OverflowError) as error:
                 columns.append(str(j))
-    where = (
-        f": column {', '.join(columns)}" if columns else f", got dtype {values.dtype}; convert it with astype(float)"
-    )
+                trouble = trouble or str(error)
+    where = f", got dtype {values.dtype}; convert it with astype(float)"
+    if columns:
+        where = f": column {', '.join(columns)} ({trouble})"
     raise TypeError(f"{name} must be an array of numbers{where}")
 
 
@@ -134,11 +148,15 @@ def as_points(values: Any, name: str, dim: int | None = None) -> Tensor:
     """A finite tensor of shape (n, d) with n ≥ 1, and d = `dim` where that is given."""
     points = as_floating(values, name)
     if points.ndim != 2:
-        hint = "reshape a single feature to (n, 1) and a single row to (1, d)"
-        hint = hint if points.ndim == 1 else "give one row a point"
-        raise ValueError(f"{name} must have shape (n, d), got {tuple(points.shape)}; {hint}")
+        hint = "Reshape your data: a single feature to (n, 1), a single row to (1, d)"
+        hint = hint if points.ndim == 1 else "Give one row a point"
+        raise ValueError(f"{name} must have shape (n, d), got {tuple(points.shape)}. {hint}")
     if points.shape[0] == 0 or points.shape[1] == 0:
-        raise ValueError(f"{name} is empty: got shape {tuple(points.shape)}, expected at least one row and one column")
+        missing = "sample" if points.shape[0] == 0 else "feature"  # in scikit-learn's words, which its checks ask for
+        raise ValueError(
+            f"{name} is empty: 0 {missing}(s) (shape={tuple(points.shape)}) while a minimum of 1 is required; give at "
+            "least one row and one column"
+        )
     if dim is not None and points.shape[1] != dim:
         raise ValueError(f"{name} has {points.shape[1]} columns, expected {dim}, one a coordinate")
     return points

@@ -75,7 +75,9 @@ def adult(n: int, rng: np.random.Generator) -> pd.DataFrame:
     hours = np.where(rng.random(n) < 0.47, 40, hours).astype(int)
     logit = -6.2 + 0.35 * level + 0.3 * job + 0.03 * age + 1.9 * married + 0.025 * (hours - 40) - 0.3 * female
     income = rng.random(n) < 1 / (1 + np.exp(-logit))
-    gain = np.where(rng.random(n) < 0.03 + 0.15 * income, np.round(np.exp(8 + 0.9 * income + rng.standard_normal(n))), 0)
+    gain = np.where(
+        rng.random(n) < 0.03 + 0.15 * income, np.round(np.exp(8 + 0.9 * income + rng.standard_normal(n))), 0
+    )
     country = rng.choice(["US", "MX", "PH", "DE", "CA", "IN", "CU"], n, p=[0.9, 0.03, 0.02, 0.015, 0.015, 0.01, 0.01])
     employer = np.where(rng.random(n) < 0.7, "Private", np.where(job > 4, "Self-emp", "Gov")).astype(object)
     occupation = np.array(jobs, dtype=object)[job]
@@ -161,7 +163,9 @@ def is_number(column: pd.Series) -> bool:
 
 
 def as_numbers(column: pd.Series) -> pd.Series:
-    return column.astype("int64").where(column.notna()).astype(float) if column.dtype.kind == "M" else column.astype(float)
+    return (
+        column.astype("int64").where(column.notna()).astype(float) if column.dtype.kind == "M" else column.astype(float)
+    )
 
 
 def distance(real: pd.Series, made: pd.Series) -> float:
@@ -169,7 +173,9 @@ def distance(real: pd.Series, made: pd.Series) -> float:
     if is_number(real):
         x, y = (np.sort(as_numbers(c).fillna(np.inf).to_numpy()) for c in (real, made))
         places = np.unique(np.concatenate((x, y)))
-        return float(np.abs(np.searchsorted(x, places, "right") / len(x) - np.searchsorted(y, places, "right") / len(y)).max())
+        return float(
+            np.abs(np.searchsorted(x, places, "right") / len(x) - np.searchsorted(y, places, "right") / len(y)).max()
+        )
     p, q = (c.astype(str).where(c.notna(), "missing").value_counts(normalize=True) for c in (real, made))
     return float(p.subtract(q, fill_value=0).abs().sum() / 2)
 

@@ -117,7 +117,7 @@ def sample(
     with _plain_errors():
         check_output(out, overwrite)
         flow = JKOFlow.load(folder)
-        rows = flow.sample(n, seed).numpy()
+        rows = flow.sample(n, seed)
         write_table(out, rows, columns_of(flow, folder), overwrite)
 
 
@@ -139,7 +139,7 @@ def score(
             check_output(out, overwrite)
         flow = JKOFlow.load(folder)
         values = _matched(read_table(data), data, flow, folder)
-        log_prob = flow.log_prob(values).numpy()
+        log_prob = flow.log_prob(values)
         if out is not None:
             write_table(out, log_prob[:, None], ["log_prob"], overwrite)
         typer.echo(_likelihood(log_prob, flow.preprocessing_.dim))

@@ -282,5 +282,5 @@ def _pictures(flow: JKOFlow, rows: np.ndarray, columns: Sequence[str]) -> dict[s
     with interruptions.held():
         from wprox.plot import plot_flow, plot_samples
 
-    generated = flow.sample(DRAWN_SAMPLES, seed=0).numpy()
+    generated = flow.sample(DRAWN_SAMPLES, seed=0)
     return {SAMPLES: plot_samples(rows, generated, columns), TRAJECTORY: plot_flow(flow, rows)}

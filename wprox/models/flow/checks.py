@@ -35,6 +35,7 @@ def check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> No
         "its blocks have no step sizes": not is_list(sizes, _is_positive) or len(sizes or []) != len(blocks or []),
         "its preprocessing is not what it says": config["format"] > 1 and steps not in _preprocessing(config),
         "its jitter is no number of at least 0": not _is_finite(config.get("jitter")) or config["jitter"] < 0,
+        "it does not say whether it saw a tensor": not isinstance(config.get("saw_tensor", True), bool),
         "it does not say whether it was interrupted": not isinstance(config.get("interrupted"), bool),
         "its columns have no names": config.get("columns") is not None and not is_list(config["columns"], is_text),
         f"{', '.join(SWITCHES)} are true or false": any(

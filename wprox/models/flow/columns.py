@@ -1,14 +1,18 @@
-"""The columns of a table: their names in a data frame, and their order in a frame that comes later."""
+"""The columns of a table: names, and their order in a frame that comes later; results as rows were given."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from wprox._arrays import as_plain
 from wprox._checks import as_points
+
+Array = Any  # a tensor where the rows are a tensor, else a NumPy array
 
 
 def as_table(X: Any, name: str) -> tuple[Tensor, list[str] | None]:
@@ -26,6 +30,9 @@ def as_table(X: Any, name: str) -> tuple[Tensor, list[str] | None]:
         if text:
             raise TypeError(f"{name} has columns that are not numbers: {', '.join(text)}; encode or drop them")
         X = X.to_numpy(dtype=float, na_value=float("nan"))
+    X = as_plain(X, name)
+    if "complex" in str(getattr(X, "dtype", "")):
+        raise ValueError(f"Complex data not supported: {name} is in {X.dtype}; give its real part, as in {name}.real")
     if getattr(X, "dtype", None) in (torch.float16, torch.bfloat16):  # a table is data as stored: all of it fits
         X = X.float()
     return as_points(X, name), columns
@@ -43,3 +50,12 @@ def in_order(X: Any, name: str, fitted: Sequence[str] | None) -> Tensor:
             f"{name} has other columns than the data that the flow was fitted to: missing {missing}, new {unknown}"
         )
     return table[:, [columns.index(column) for column in fitted]]
+
+
+def as_given(result: Tensor, X: Any) -> Array:
+    """A result about rows X as X is held: a tensor on the device of a tensor, and a NumPy array for all else."""
+    return result.to(X.device) if isinstance(X, Tensor) else as_numpy(result)
+
+
+def as_numpy(result: Tensor) -> np.ndarray:
+    return result.detach().cpu().numpy()

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
@@ -18,22 +16,21 @@ from wprox.maps import TransportMap
 from wprox.maps.registry import MapFactory, check_map_classes
 from wprox.metrics import Distance
 from wprox.models.flow.checks import check_config, check_preprocessing
-from wprox.models.flow.columns import as_table, in_order
+from wprox.models.flow.columns import Array, as_given, as_numpy, as_table, in_order
 from wprox.models.flow.data import FlowData, hold_out
-from wprox.models.flow.density import FlowDensity, mean_log_prob
+from wprox.models.flow.density import FlowDensity
+from wprox.models.flow.estimator import FlowEstimator
 from wprox.models.flow.parameters import from_json, to_json
-from wprox.models.flow.preprocessing import Preprocessing
 from wprox.models.flow.settings import FlowSettings, TableSize
 from wprox.models.flow.table.columns import TableColumns
 from wprox.models.flow.table.files import check_table, table_from_json, table_to_json
-from wprox.models.flow.table.preprocessing import TablePreprocessing
 from wprox.models.flow.training import TrainedBlocks, block_solver, refinements, train
 from wprox.models.folders import loaded_folder, save_folder
 from wprox.models.state import State, check_dimensions, with_prefix
 from wprox.theory.certificate import Certificate, certify_path
 
 
-class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class JKOFlow(FlowEstimator):
     r"""A density model and sampler: JKO steps of KL(· ‖ N(0, I)), trained one after the other, then together.
 
     Block n is an invertible network T_n that minimises KL(T#p_{n−1} ‖ N(0, I)) + E|T(x) − x|²/(2γ_n) from the law
@@ -43,9 +40,10 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     fine-tuned together. The likelihood is exact, by the change of variables; sampling runs the blocks backwards.
 
     It has scikit-learn's manners: `fit` returns the flow, arguments are stored untouched, learned attributes end in
-    `_`. Networks are trained in float32; what uses them computes in and returns the dtype of its input (`sample`: of
-    the training data), but the way to latent points and back is computed in float64, in which it is exact. The same
-    seed on the same machine gives the same flow.
+    `_`. Results are what their input is, tensors on its device for tensors and NumPy arrays for arrays, data frames and
+    lists (or data frames, where `set_output` says so for `transform`), in its dtype; `sample` returns what `fit` saw.
+    Networks are trained in float32; the way to latent points and back is computed in float64, in which it is exact.
+    The same seed on the same machine gives the same flow.
 
     Arguments:
         map: "spline", "ode", "residual", "convex", or a factory dim → `TransportMap`.
@@ -105,6 +103,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         >>> flow.log_prob(x).shape, flow.sample(4, seed=0).shape
         (torch.Size([500]), torch.Size([4, 2]))
     """
+
+    _saw_tensor = True  # in `fit`; flows from files of 0.1.0 do not say
 
     def __init__(
         self,
@@ -182,6 +182,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             StepFailedError: where the objective becomes non-finite; blocks trained before stay usable.
         """
         fraction = check_fraction(self.validation_fraction, "validation_fraction")
+        saw_tensor = isinstance(X, Tensor)
         table = None if self.columns is None else TableColumns.of(X, self.columns)
         X, columns = as_table(X, "X") if table is None else (table.read(X), table.features)
         generator = make_generator(check_seed(self.seed))
@@ -190,15 +191,17 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         if validation is None:
             rows, held_out = hold_out(X, fraction, generator)
         else:
-            rows = in_order(validation, "validation", columns) if table is None else table.read(validation, "validation")
-            held_out = preprocessing.check(rows, "validation").detach()
+            rows = (
+                in_order(validation, "validation", columns) if table is None else table.read(validation, "validation")
+            )
+            held_out = preprocessing.check(rows, "validation").detach().to(X.device)
             rows = X
         settings = FlowSettings.of(self.get_params(deep=False), TableSize(len(rows), preprocessing.dim))
         solver = block_solver(settings)  # which checks the map
         data = FlowData.prepare(rows, held_out, preprocessing, self.jitter, generator)
         self._take_preprocessing(preprocessing)
         self._data, self.jitter_ = data, data.jitter
-        self.n_features_in_, self._dtype = X.shape[1], X.dtype
+        self.n_features_in_, self._dtype, self._saw_tensor = X.shape[1], X.dtype, saw_tensor
         del X, rows, held_out  # copies, which training has no use for
         self._name_features(columns)
         trained = TrainedBlocks()
@@ -207,28 +210,6 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         finally:  # the blocks before one that failed are kept
             self._take(trained)
         return self
-
-    def _new_preprocessing(self, table: TableColumns | None = None) -> Preprocessing:
-        if table is not None:
-            if self.integer or self.bounds is not None:
-                raise ValueError(
-                    "integer=True and bounds speak of a table of numbers, columns of each column; give one of them"
-                )
-            return TablePreprocessing(table, self.standardize, self.smoothing)
-        return Preprocessing(self.standardize, self.integer, self.bounds, self.smoothing, self.drop_constant)
-
-    def _take_preprocessing(self, preprocessing: Preprocessing) -> None:
-        self.preprocessing_ = preprocessing
-        if isinstance(preprocessing, TablePreprocessing):
-            self.columns_ = preprocessing.columns
-        elif hasattr(self, "columns_"):
-            del self.columns_
-
-    def _name_features(self, columns: Sequence[str] | None) -> None:
-        if columns is not None:
-            self.feature_names_in_ = np.array(columns, dtype=object)
-        elif hasattr(self, "feature_names_in_"):
-            del self.feature_names_in_
 
     @property
     def _trained(self) -> TrainedBlocks:
@@ -274,7 +255,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     # use
 
-    def log_prob(self, X: Any) -> Tensor:
+    def log_prob(self, X: Any) -> Array:
         r"""log p(x) of each row, (n,), in nats: log N(T(z); 0, I) + log|det ∇T(z)| + log|det ∂z/∂x|.
 
         For integer data it is the mean over eight draws of the dequantisation noise, a lower bound of log P(x) in
@@ -283,28 +264,22 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
         Where X is a tensor that wants a gradient, log p carries one, and so serves as the target of `KL` and `KSD`.
         """
-        return self._density.log_prob(self._checked(X, within_bounds=False))
+        return as_given(self._density.log_prob(self._checked(X, within_bounds=False)), X)
 
-    def score_samples(self, X: Any) -> Tensor:
-        """`log_prob` under scikit-learn's name."""
-        return self.log_prob(X)
-
-    def score(self, X: Any, y: Any = None) -> float:
-        """The mean of `log_prob`: what `GridSearchCV` maximises; −∞, with a warning, where a row's density is 0."""
-        return mean_log_prob(self.log_prob(X))
-
-    def transform(self, X: Any) -> Tensor:
+    def transform(self, X: Any) -> Array:
         """The latent points T(z) of rows X, (n, d): data → noise. Integers enter from the middle of their cell."""
-        return self._density.to_latent(self._checked(X))
+        return as_given(self._density.to_latent(self._checked(X)), X)
 
-    def inverse_transform(self, Z: Any) -> Tensor:
+    def inverse_transform(self, Z: Any) -> Array:
         """The rows whose latent points are Z: noise → data."""
-        rows = self._density.from_latent(as_points(Z, "Z", self._density.preprocessing.dim))
-        return self.columns_.write(rows) if hasattr(self, "columns_") else rows
+        density = self._density
+        points = as_points(Z, "Z", density.preprocessing.dim).to(density.preprocessing.mean.device)
+        rows = density.from_latent(points)
+        return self.columns_.write(rows) if hasattr(self, "columns_") else as_given(rows, Z)
 
-    def latents(self, X: Any) -> list[Tensor]:
-        """The data on their way to the Gaussian: preprocessed, then after each block; N + 1 tensors (n, d)."""
-        return self._density.path(self._checked(X))
+    def latents(self, X: Any) -> list[Array]:
+        """The data on their way to the Gaussian: preprocessed, then after each block; N + 1 times (n, d)."""
+        return [as_given(z, X) for z in self._density.path(self._checked(X))]
 
     def certificate(
         self,
@@ -338,8 +313,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         path = self._density.images(self.preprocessing_.forward(X, make_generator(seed))[0].double())
         return certify_path(path, self.step_sizes_, initial_w2, values, seed)
 
-    def sample(self, n: int = 1, seed: Seed = None) -> Tensor:
-        """n generated rows, (n, d): T⁻¹ of standard normal draws."""
+    def sample(self, n: int = 1, seed: Seed = None) -> Array:
+        """n generated rows, (n, d): T⁻¹ of standard normal draws; a tensor where `fit` saw one, else a NumPy array."""
         mean = self._density.preprocessing.mean
         shape = check_count(n, "n"), len(mean)
         generator = make_generator(seed, mean.device)
@@ -348,26 +323,13 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             noise = torch.randn(shape, generator=generator, dtype=self._dtype, device=mean.device)
         except (RuntimeError, MemoryError):
             raise ValueError(f"n = {n} rows of {shape[1]} numbers do not fit into memory; draw fewer at once") from None
-        return self.inverse_transform(noise)
-
-    @property
-    def _n_features_out(self) -> int:  # asked for by scikit-learn's get_feature_names_out
-        return self.preprocessing_.dim
+        rows = self.inverse_transform(noise)
+        return rows if self._saw_tensor or hasattr(self, "columns_") else as_numpy(rows)
 
     @property
     def _density(self) -> FlowDensity:
         self._check_fitted()
         return FlowDensity(self.preprocessing_, self.blocks_, check_count(self.memory_budget, "memory_budget"))
-
-    def _checked(self, X: Any, within_bounds: bool = True) -> Tensor:
-        self._check_fitted()
-        columns = getattr(self, "feature_names_in_", None)
-        rows = self.columns_.read(X) if hasattr(self, "columns_") else in_order(X, "X", columns)
-        return self.preprocessing_.check(rows, within_bounds=within_bounds)
-
-    def _check_fitted(self) -> None:
-        if not getattr(self, "blocks_", None):
-            raise NotFittedError("this JKOFlow is not fitted yet: call fit(X) first, or JKOFlow.load(folder)")
 
     # files
 
@@ -403,6 +365,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             "jitter": self.jitter_,
             "columns": list(self.feature_names_in_) if hasattr(self, "feature_names_in_") else None,
             "dtype": str(self._dtype).removeprefix("torch."),
+            "saw_tensor": self._saw_tensor,
             "preprocessing": sorted(self.preprocessing_.state()),
             "table": table_to_json(self.columns_) if hasattr(self, "columns_") else None,
         }
@@ -425,8 +388,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         flow._take(TrainedBlocks.from_state(state, map_classes))
         check_dimensions(flow.blocks_, flow.preprocessing_.dim)
         flow.n_features_in_ = flow.preprocessing_.n_features if table is None else len(table.columns)
-        flow.jitter_ = config["jitter"]
-        flow._dtype = getattr(torch, config["dtype"])
+        flow.jitter_, flow._dtype = config["jitter"], getattr(torch, config["dtype"])
+        flow._saw_tensor = config.get("saw_tensor", True)
         flow._name_features(config["columns"])
         return flow
 

@@ -72,6 +72,8 @@ class Preprocessing:
         """Learn which columns vary, the bounds, the moments and the tails from x: (n, d)."""
         given, x = x, x.double()
         self.n_features = x.shape[1]
+        if len(x) == 1:
+            raise ValueError("the table has 1 sample, in which nothing varies; give hundreds of rows to learn from")
         constant = (x == x[0]).all(0)
         if bool(constant.any()) and not self.drop_constant:
             names = [columns[j] if columns else str(j) for j in constant.nonzero()[:, 0].tolist()]

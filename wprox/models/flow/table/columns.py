@@ -201,7 +201,9 @@ class TableColumns:
     def __str__(self) -> str:
         lines = [("column", "kind", "taken as", "remarks"), *self.described()]
         widths = [max(len(line[k]) for line in lines) for k in range(4)]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+        return "\n".join(
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
 
 
 def _inferred(series: Any, container: str) -> Any:

@@ -229,7 +229,9 @@ def _is_whole(values: Values) -> bool:
 def _rounding(values: Values) -> str:
     """The precision of the column's numbers."""
     said = values.dtype.lower()
-    return next((kind for kind in ("float16", "float32") if kind in said), "float32" if said[:5] == "float[" else "float64")
+    return next(
+        (kind for kind in ("float16", "float32") if kind in said), "float32" if said[:5] == "float[" else "float64"
+    )
 
 
 def _is_noisy(plain: np.ndarray, repeats: float, grid: Grid) -> bool:
