@@ -4,13 +4,13 @@
     python examples/benchmarks/mixed_tables.py --table titanic --methods flow copula ctgan
     python examples/benchmarks/mixed_tables.py --minutes 2            CTGAN and the flow stop after about that time
 
-Half of the rows are modelled, the others are what generated rows are held against, and so is the modelled half itself
-("real", the ceiling). `marginals`: the total variation of columns of labels and the Kolmogorov distance of numbers, gaps
+Half of the rows are modelled; generated rows are held against the others, and so is the modelled half itself ("real",
+the ceiling). `marginals`: the total variation of columns of labels and the Kolmogorov distance of numbers, gaps
 included, on average; `pairs`: the mean absolute difference of Cramér's V of all pairs of columns, numbers in five bins;
 `gaps`: the largest difference of a column's share of gaps; `forest`: the area under the ROC curve, on real rows, of a
 random forest for the target that is trained on generated ones. The tables `titanic` and `adult` are made here, with a
-dependence like that of the tables of those names; `fair`, `anes96` and `randhie` come with statsmodels. SDV is not needed
-for the flow: pip install sdv statsmodels.
+dependence like that of the tables of those names; `fair`, `anes96` and `randhie` come with statsmodels. SDV is not
+needed for the flow: pip install sdv statsmodels.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def titanic(n: int, rng: np.random.Generator) -> pd.DataFrame:
 
 
 def adult(n: int, rng: np.random.Generator) -> pd.DataFrame:
-    """A census: education in words and years, hours with a peak at 40, gains that are mostly 0, gaps that go together."""
+    """A census: education in words and years, hours with a peak at 40, gains mostly 0, gaps that go together."""
     schools = ["7th-8th", "9th", "11th", "HS-grad", "Some-college", "Assoc", "Bachelors", "Masters", "Doctorate"]
     years = np.array([4, 5, 7, 9, 10, 11, 13, 14, 16])
     jobs = ["Service", "Craft", "Transport", "Sales", "Clerical", "Exec", "Prof"]

@@ -76,8 +76,8 @@ class JKOFlow(FlowEstimator):
             small enough) and where rows are mapped; 512 MB.
         validation_fraction: the part of X held out, where `fit` gets no validation data.
         standardize, integer, bounds, smoothing, drop_constant: see `wprox.models.flow.preprocessing.Preprocessing`.
-        columns: `None` for a table of numbers. "auto" takes the columns of a data frame as they are (text, truth values,
-            whole numbers, decimals, dates, gaps, atoms; docs/tables.md), or a dict from names to "category",
+        columns: `None` for a table of numbers. "auto" takes the columns of a data frame as they are (text, truth
+            values, whole numbers, decimals, dates, gaps, atoms; docs/tables.md), or a dict from names to "category",
             "boolean", "integer", "number", "date", "drop" or a list of levels in their order, where they are not what
             they seem; or `TableColumns`, learned of a larger table. Rows then go out as they came in.
         seed: of everything random.

@@ -12,9 +12,9 @@ from torch import Tensor
 from wprox._warnings import warn
 from wprox.models.flow.table.finding import Column, check_wishes, find_column
 from wprox.models.flow.table.frames import Frame, as_frame, is_frame, pandas
-from wprox.models.flow.table.laws import Category, Constant, Copy, Law, Number, same, source_of
+from wprox.models.flow.table.laws import Category, Constant, Copy, Law, Number, source_of
 from wprox.models.flow.table.order import canonical_orders
-from wprox.models.flow.table.values import Dates, Labels
+from wprox.models.flow.table.values import DAY, PER_SECOND, Dates, Labels
 
 COPIED = 10  # rows that are not as most, from which on two columns of levels do not agree by accident
 CONTAINERS = ("frame", "array", "tensor")
@@ -110,7 +110,8 @@ class TableColumns:
             unknown = sorted(set(given) - {str(column) for column in (*kept, *self.dropped)})
             if missing or unknown:
                 raise ValueError(
-                    f"{name} has other columns than the data that the flow was fitted to: missing {missing}, new {unknown}"
+                    f"{name} has other columns than the data that the flow was fitted to: missing {missing}, new "
+                    f"{unknown}"
                 )
             X = X.iloc[:, [given[str(column)] for column in kept]]
         taken = [
@@ -201,9 +202,7 @@ class TableColumns:
     def __str__(self) -> str:
         lines = [("column", "kind", "taken as", "remarks"), *self.described()]
         widths = [max(len(line[k]) for line in lines) for k in range(4)]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def _inferred(series: Any, container: str) -> Any:
@@ -276,9 +275,8 @@ def taken_as(column: Column, columns: list[Column]) -> str:
 def _number_said(column: Column, law: Number) -> str:
     said = "numbers"
     if isinstance(column.values, Dates):
-        step = np.timedelta64(column.values.step, column.values.unit)
-        day = np.timedelta64(1, "D")
-        said = f"dates by the {'day' if step == day else str(step.astype(object))}"
+        seconds = column.values.step / PER_SECOND[column.values.unit]
+        said = "dates by the day" if seconds == DAY else f"times by {seconds:g} s"
     elif law.grid is not None:
         said = f"multiples of {law.grid.width:g}" if law.grid.width != 1 else "whole numbers"
     atoms = ", ".join(column.values.shown(atom) for atom in law.atoms)

@@ -13,7 +13,18 @@ import torch
 from wprox.models.flow.table.frames import Series, pandas, rows_said
 from wprox.models.flow.table.grids import Grid, find_grid
 from wprox.models.flow.table.laws import Category, Constant, Law, Number
-from wprox.models.flow.table.values import EXACT, ISO, OBJECTS, Dates, Labels, Numbers, Values, times_of
+from wprox.models.flow.table.values import (
+    DAY,
+    EXACT,
+    ISO,
+    OBJECTS,
+    PER_SECOND,
+    Dates,
+    Labels,
+    Numbers,
+    Values,
+    times_of,
+)
 
 KINDS = ("auto", "category", "boolean", "integer", "number", "date", "drop")
 FEW = 10  # numbers, up to which they are levels, where each comes so often on average:
@@ -104,8 +115,8 @@ def _values_of_objects(series: Series, name: Any, wish: str) -> tuple[Values, st
         texts = np.array([isinstance(entry, str) for entry in series])
         mixed = texts if texts.mean() < 0.5 else ~(texts | series.isna().to_numpy())
         raise ValueError(
-            f"column {name!r} mixes kinds of entries ({inferred}): the others are {rows_said(mixed, series)}; mend them, "
-            f'or say columns={{{name!r}: "category"}}'
+            f"column {name!r} mixes kinds of entries ({inferred}): the others are {rows_said(mixed, series)}; mend "
+            f'them, or say columns={{{name!r}: "category"}}'
         )
     for pattern, form in ISO.items():
         if bool(present.str.fullmatch(pattern).all()):
@@ -117,8 +128,8 @@ def _values_of_objects(series: Series, name: Any, wish: str) -> tuple[Values, st
         bad = np.zeros(len(series), dtype=bool)
         bad[np.flatnonzero(~series.isna().to_numpy())] = ~numeric.to_numpy()
         raise ValueError(
-            f"column {name!r} is nearly all numbers, {rows_said(bad, series)}; mend these entries (leave what is missing "
-            f'empty), or say columns={{{name!r}: "category"}}'
+            f"column {name!r} is nearly all numbers, {rows_said(bad, series)}; mend these entries (leave what is "
+            f'missing empty), or say columns={{{name!r}: "category"}}'
         )
     return _labels(series, name), "category"
 
@@ -151,10 +162,10 @@ def _rank(label: Any) -> tuple[bool, Any]:
 
 def _dates(series: Series, name: Any, unit: str | None, form: str) -> Dates:
     times, gap = times_of(series, str(name), unit, form)
-    own = unit or getattr(series.dt, "unit", "ns")
+    own = str(unit or getattr(series.dt, "unit", "ns"))
     distinct = np.unique(times[~gap])
     step = int(np.gcd.reduce(np.diff(distinct))) if len(distinct) > 1 else 1
-    day = int(np.timedelta64(1, "D") / np.timedelta64(1, own))
+    day = DAY * PER_SECOND[own]
     step = day if step % day == 0 else step  # whole days are days, whatever they are multiples of
     if (int(distinct[-1]) - int(distinct[0])) // step > EXACT:
         raise ValueError(f"column {name!r} has dates too far apart for its resolution; round them to seconds")
@@ -228,10 +239,8 @@ def _is_whole(values: Values) -> bool:
 
 def _rounding(values: Values) -> str:
     """The precision of the column's numbers."""
-    said = values.dtype.lower()
-    return next(
-        (kind for kind in ("float16", "float32") if kind in said), "float32" if said[:5] == "float[" else "float64"
-    )
+    said = values.dtype.lower().replace("float[", "float32[")  # as Arrow calls it
+    return next((kind for kind in ("float16", "float32") if kind in said), "float64")
 
 
 def _is_noisy(plain: np.ndarray, repeats: float, grid: Grid) -> bool:

@@ -5,13 +5,13 @@ Jensen's inequality
 
     log P(v) ≥ E_{q(z|v)}[log p(z) − log q(z | v)],
 
-with equality where q is the law of z given v under p. For whole numbers and q uniform this is the bound of Theis, van den
-Oord and Bethge (2016); for categories it is that of Hoogeboom et al. (*Argmax flows*, 2021). A law's `encode` returns z
-and −log q(z | v), or the logarithm of a Jacobian where z is not random; `decode` is v(z).
+with equality where q is the law of z given v under p. For whole numbers and q uniform this is the bound of Theis, van
+den Oord and Bethge (2016); for categories it is that of Hoogeboom et al. (*Argmax flows*, 2021). A law's `encode`
+returns z and −log q(z | v), or 0 where z is not random; `decode` is v(z).
 
-Categories have probabilities, numbers densities: where numbers lie on a grid, the probability of a number divided by the
-width of its cell, which is the probability itself for whole numbers. So is every term of a row's log-likelihood in the
-units of the data, and that of numbers on a fine grid is that of the numbers without it.
+Categories have probabilities, numbers densities: where numbers lie on a grid, the probability of a number divided by
+the width of its cell, which is the probability itself for whole numbers. So every term of a row's log-likelihood is in
+the units of the data, and that of numbers on a fine grid is what it would be without the grid.
 """
 
 from __future__ import annotations

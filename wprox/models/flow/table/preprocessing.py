@@ -49,8 +49,8 @@ class TablePreprocessing(Preprocessing):
             entry = "a label" if number == -1 and not hasattr(column.values, "unit") else column.values.shown(number)
             raise ValueError(
                 f"{int((~held).sum())} entries of {name} are none that the columns had in the data that the flow was "
-                f"fitted to, so that their density is 0 and they have no latent point; the first is in row {row}, column "
-                f"{column.name!r}: {entry}"
+                f"fitted to, so that their density is 0 and they have no latent point; the first is in row {row}, "
+                f"column {column.name!r}: {entry}"
             )
         return x
 

@@ -19,6 +19,10 @@ ISO = {  # how texts that are dates look, and how they are written
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d": "%Y-%m-%d %H:%M:%S",
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d": "%Y-%m-%dT%H:%M:%S",
 }
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # pandas' units
+DAY = 86_400  # seconds
+YEARS = -62_135_596_800, 253_402_214_400  # seconds from 1970 to the years 1 and 9999, which can be written
+NANOSECOND_YEARS = -9_214_560_000, 9_214_646_400  # to 1678 and 2262, between which there are nanoseconds
 OBJECTS = "date"  # the form of `datetime.date`s
 
 
@@ -114,7 +118,10 @@ class Numbers(Values):
         gap = np.isnan(numbers)
         kind = pandas().api.types.pandas_dtype(self.dtype)
         if self.dtype == "object":
-            taken = [None if missing else int(x) if self.whole else x for x, missing in zip(numbers.tolist(), gap)]
+            taken = [
+                None if missing else int(x) if self.whole else x
+                for x, missing in zip(numbers.tolist(), gap, strict=True)
+            ]
             return pandas().Series(taken, dtype=object)
         if not pandas().api.types.is_integer_dtype(kind):
             with np.errstate(over="ignore"):
@@ -153,9 +160,9 @@ class Dates(Values):
 
     def entries(self, numbers: np.ndarray) -> Series:
         gap = np.isnan(numbers)
-        first, last = (np.datetime64(end, self.unit).astype(np.int64) for end in self._ends())
-        lowest, highest = ((int(end) - self.origin) / self.step for end in (first, last))
-        steps = np.rint(np.where(gap, 0, numbers).clip(np.ceil(lowest), np.floor(highest))).astype(np.int64)
+        ends = NANOSECOND_YEARS if self.unit == "ns" else YEARS
+        lowest, highest = ((end * PER_SECOND[self.unit] - self.origin) // self.step for end in ends)
+        steps = np.rint(np.where(gap, 0, numbers).clip(lowest + 1, highest)).astype(np.int64)
         times = (self.origin + steps * self.step).view(f"datetime64[{self.unit}]")
         times[gap] = np.datetime64("NaT")
         series = pandas().Series(times)
@@ -166,15 +173,10 @@ class Dates(Values):
         taken[gap] = None
         return taken.astype(self.dtype)
 
-    def _ends(self) -> tuple[str, str]:
-        """The first and the last date that can be written."""
-        return ("1678-01-01", "2262-01-01") if self.unit == "ns" else ("0001-01-01", "9999-12-31")
-
     def shown(self, number: float) -> str:
         if np.isnan(number):
             return "missing"
-        time = np.datetime64(self.origin + round(number) * self.step, self.unit)
-        return str(time).replace("T00:00:00", "").removesuffix(".000000000").removesuffix(".000000")
+        return str(self.entries(np.array([number]))[0]).removesuffix(" 00:00:00")
 
 
 def times_of(series: Series, name: str, unit: str | None, form: str) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +198,8 @@ def times_of(series: Series, name: str, unit: str | None, form: str) -> tuple[np
         if bad.any():
             raise ValueError(
                 f"column {name!r} holds dates, but {rows_said(bad, series)}: no date, or none that pandas can hold "
-                f'(years 1678 to 2261); mend these entries, or take them as they are by columns={{{name!r}: "category"}}'
+                f"(years 1678 to 2261); mend these entries, or take them as they are by "
+                f'columns={{{name!r}: "category"}}'
             )
         series = dates
     if getattr(series.dt, "tz", None) is not None:
