@@ -143,7 +143,7 @@ def write_table(
             np.save(temporary, numbers, allow_pickle=False)
         elif ending == ".csv":
             with temporary.open("w", newline="", encoding="utf-8") as stream:
-                stream.write(",".join(_quoted(name) for name in names) + "\n")
+                stream.write(",".join(quoted(name) for name in names) + "\n")
                 csv.writer(stream, lineterminator="\n").writerows(_cells(numbers))
         else:
             frame = pandas_for(file).DataFrame({name: numbers[:, j] for j, name in enumerate(names)})
@@ -282,7 +282,7 @@ def _header(file: Path, cells: list[str], text: str) -> list[str]:
     return columns
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     """A column's name as a .csv file has it: in quotes where it would not be read back otherwise."""
     plain = name == name.strip() and not _is_number(name) and not any(letter in name for letter in UNSAFE)
     return name if plain else '"' + name.replace('"', '""') + '"'

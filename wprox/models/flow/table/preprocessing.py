@@ -18,11 +18,13 @@ class TablePreprocessing(Preprocessing):
 
     Arguments:
         columns: of the table.
-        standardize, smoothing: as for `Preprocessing`.
+        standardize, smoothing, plain: as for `Preprocessing`.
     """
 
-    def __init__(self, columns: TableColumns, standardize: bool = True, smoothing: float = 0.0) -> None:
-        super().__init__(standardize, smoothing=smoothing)
+    def __init__(
+        self, columns: TableColumns, standardize: bool = True, smoothing: float = 0.0, plain: bool = False
+    ) -> None:
+        super().__init__(standardize, smoothing=smoothing, plain=plain)
         self.columns = columns
 
     def fit(self, x: Tensor, columns: list[str] | None = None) -> TablePreprocessing:
