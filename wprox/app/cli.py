@@ -155,7 +155,8 @@ def score(
         log_prob = np.asarray(flow.log_prob(_matched(read(data), data, flow, folder)))
         if out is not None:
             write_table(out, log_prob[:, None], ["log_prob"], overwrite)
-        typer.echo(_likelihood(log_prob, flow.preprocessing_.dim))
+        why = "with entries of no kind that was seen" if hasattr(flow, "columns_") else "outside the bounds"
+        typer.echo(_likelihood(log_prob, flow.preprocessing_.dim, why))
 
 
 @app.command()
@@ -171,7 +172,9 @@ def info(folder: Folder) -> None:
         columns = columns_of(flow, folder)
         size = f"{counted(len(flow.blocks_), 'block')}, {counted(flow.preprocessing_.dim, 'dimension')}"
         typer.echo(f"JKO flow in {folder}: {size}")
-        typer.echo(str(flow.columns_) if hasattr(flow, "columns_") else f"columns: {listed(columns)}")
+        typer.echo(f"columns: {listed(columns)}")
+        if hasattr(flow, "columns_"):
+            typer.echo(str(flow.columns_))
         if fitted:
             typer.echo(f"fitted to {fitted['training_rows']:,} of the {fitted['rows']:,} rows of {fitted['file']}")
             if fitted["constant_columns"]:
@@ -193,7 +196,7 @@ def info(folder: Folder) -> None:
             show(results_table(metrics["held_out"], fitted["held_out_rows"]))
 
 
-def _likelihood(log_prob: np.ndarray, dim: int) -> str:
+def _likelihood(log_prob: np.ndarray, dim: int, why: str) -> str:
     """The NLL of rows in words, with that of the rows that have a density where others have none."""
     nll = -float(log_prob.mean())
     said = f"{len(log_prob):,} rows: NLL {nll:.4f} nats, {bits(nll, dim):.4f} bits/dim"
@@ -202,9 +205,8 @@ def _likelihood(log_prob: np.ndarray, dim: int) -> str:
         return said
     first = int(possible.argmin()) + 1
     said += (
-        f"; {counted(int((~possible).sum()), 'row')} with density 0 (outside the bounds, of no kind that was seen, or "
+        f"; {counted(int((~possible).sum()), 'row')} with density 0 ({why}, or too far out), the first is row {first}"
     )
-    said += f"too far out), the first is row {first}"
     if not possible.any():
         return said
     nll = -float(log_prob[possible].mean())
@@ -250,11 +252,11 @@ def _matched(table: Table | MixedTable, data: Path, flow: JKOFlow, folder: Path)
         raise ValueError(
             f"{data} has {len(table.columns)} columns, the model was fitted to {len(columns)}: {listed(columns)}"
         )
+    missing = [name for name in names if name not in table.columns] if names is not None and table.named else []
+    if missing:
+        raise ValueError(f"{data} has no column {listed(missing)}, which the model was fitted to")
     if isinstance(table, MixedTable):
         return rows_for(table, flow.columns_)
     if names is None or not table.named or table.columns == names:
         return table.values
-    missing = [name for name in names if name not in table.columns]
-    if missing:
-        raise ValueError(f"{data} has no column {listed(missing)}, which the model was fitted to")
     return table.values[:, [table.columns.index(name) for name in names]]

@@ -158,8 +158,12 @@ def _read(options: FitOptions) -> tuple[Table | MixedTable, TableColumns | None]
     """The table, and how its columns are taken, where not all as numbers: what they are is learned of all rows."""
     if options.mixed:
         table = read_mixed(options.data)
-        return table, TableColumns.learn(table.rows, options.wishes)
-    numbers = read_table(options.data)
+        learned = TableColumns.learn(table.rows, options.wishes)
+        if not learned.is_plain or learned.dropped:
+            return table, learned
+        numbers = Table(np.asarray(table.rows, dtype=np.float64), table.columns, table.named)
+    else:
+        numbers = read_table(options.data)
     _check_entries(numbers, options.data, options.integer, options.bounds)
     return numbers, None
 

@@ -75,7 +75,10 @@ class TableColumns:
             raise ValueError("all columns are constant; there is nothing to learn")
         rare = [str(column.name) for column in columns if any("once" in remark for remark in column.remarks)]
         if rare:
-            warn(f"categories that come once, of which little can be learnt, in {', '.join(rare)}: merge rare ones")
+            warn(
+                f"categories that come once, of which little can be learnt, in {', '.join(rare)}: merge rare ones",
+                UserWarning,
+            )
         return cls(columns, dropped, container)
 
     @classmethod
@@ -138,6 +141,11 @@ class TableColumns:
     def laws(self) -> list[Law]:
         """How the columns are encoded."""
         return [column.law for column in self.columns]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all columns are numbers with a density and nothing else."""
+        return all(law == Number(noisy=False) for law in self.laws)
 
     @property
     def dim(self) -> int:
