@@ -287,5 +287,6 @@ def _number_said(column: Column, law: Number) -> str:
         said = "dates by the day" if seconds == DAY else f"times by {seconds:g} s"
     elif law.grid is not None:
         said = f"multiples of {law.grid.width:g}" if law.grid.width != 1 else "whole numbers"
+    said += " ≥ 0" if law.positive else ""
     atoms = ", ".join(column.values.shown(atom) for atom in law.atoms)
     return said + (f"; with a probability of their own: {atoms}" if atoms else "")

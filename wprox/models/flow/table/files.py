@@ -11,6 +11,7 @@ import torch
 from wprox.models.flow.table.columns import CONTAINERS, TableColumns
 from wprox.models.flow.table.finding import Column
 from wprox.models.flow.table.grids import MOST_DECIMALS, ROUNDINGS, Grid
+from wprox.models.flow.table.half_line import HalfLine
 from wprox.models.flow.table.laws import Category, Constant, Copy, Intervals, Law, Number
 from wprox.models.flow.table.values import ISO, OBJECTS, Dates, Labels, Numbers, Values
 from wprox.models.json_files import is_list, is_text
@@ -150,6 +151,8 @@ def _law_to_json(law: Law) -> dict[str, Any]:
         "atoms": [_number(x) for x in law.atoms],
         "frequencies": None if law.kinds is None else law.kinds.widths.tolist(),
         "noisy": law.noisy,
+        "positive": law.positive,
+        "half_line": None if law.half is None else [law.half.scale, law.half.shift],
         "source": law.source,
         "mean": law.mean,
         "std": law.std,
@@ -197,7 +200,13 @@ def _number_law(held: dict[str, Any], source: int | None) -> Number:
     numbers = type(mean) is float and type(std) is float and math.isfinite(mean) and 0 < std < math.inf
     _demand(numbers and isinstance(noisy, bool), "moments are none")
     kinds = _intervals(held["frequencies"], len(atoms) + 1) if atoms else None
-    return Number(grid, atoms, noisy, source, kinds, mean, std)
+    positive, half = held["positive"], held["half_line"]
+    _demand(isinstance(positive, bool) and positive == (half is not None), "it does not say where numbers end")
+    if half is not None:
+        scale, shift = half
+        _demand(all(type(x) is float and 0 <= x < math.inf for x in half) and scale > 0, "a half-line is none")
+        half = HalfLine(scale, shift)
+    return Number(grid, atoms, noisy, positive, source, kinds, half, mean, std)
 
 
 def _column_from_json(held: dict[str, Any], place: int) -> Column:

@@ -12,6 +12,7 @@ import torch
 
 from wprox.models.flow.table.frames import Series, pandas, rows_said
 from wprox.models.flow.table.grids import Grid, find_grid
+from wprox.models.flow.table.half_line import wants_half_line
 from wprox.models.flow.table.laws import Category, Constant, Law, Number
 from wprox.models.flow.table.values import (
     DAY,
@@ -26,7 +27,7 @@ from wprox.models.flow.table.values import (
     times_of,
 )
 
-KINDS = ("auto", "category", "boolean", "integer", "number", "date", "drop")
+KINDS = ("auto", "category", "boolean", "integer", "number", "positive", "date", "drop")
 FEW = 10  # numbers, up to which they are levels, where each comes so often on average:
 OFTEN = 5
 LEVELS = 200  # numbers off any grid, up to which they are levels, where each comes `FEW` times on average
@@ -36,7 +37,7 @@ ATOM_ROWS, ATOM_SHARE, ATOM_PEAK = 10, 0.02, 5.0  # an atom has so many rows, sh
 ATOMS = 12  # at most, by their frequency
 FINE = 1e-3  # of a standard deviation: a grid that needs no noise where few numbers come twice
 LARGE = 2.0**30  # places on a grid, beyond which noise would be lost in rounding
-CROWDED = 0.02  # of the numbers, within a tenth of the way from the least to the median: a bound
+CROWDED = 0.02  # of the different numbers, within a tenth of the way from the least to the median: a bound
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,12 @@ def find_column(series: Series, name: Any, wish: Any) -> tuple[Column, np.ndarra
     if bool(series.isna().all()):
         raise ValueError(f'column {name!r} is all missing; drop it, or say columns={{{name!r}: "drop"}}')
     values, kind = _values_of(series, name, wish)
+    expected = {"date": Dates, "number": Numbers, "integer": Numbers, "positive": Numbers}
+    if isinstance(wish, str) and not isinstance(values, expected.get(wish, Values)):
+        raise ValueError(f"columns[{name!r}] says {wish}, but the column holds entries of type {series.dtype}")
     numbers = values.numbers(series, str(name))
     if isinstance(values, Labels):
         return _labelled(name, values, numbers, wish), numbers
-    if isinstance(values, Dates) and values.step == 0:
-        values = Dates(values.dtype, values.unit, values.origin, 1, values.form)
     return _numeric(name, values, kind, numbers, str(wish)), numbers
 
 
@@ -106,7 +108,7 @@ def _values_of_objects(series: Series, name: Any, wish: str) -> tuple[Values, st
     if wish in ("category", "boolean") or inferred == "boolean":
         return _labels(series, name), "category"
     if inferred in ("integer", "floating", "mixed-integer-float", "decimal") or (
-        wish in ("number", "integer") and inferred in ("string", "mixed-integer", "mixed")
+        wish in ("number", "integer", "positive") and inferred in ("string", "mixed-integer", "mixed")
     ):
         return Numbers(str(series.dtype), whole=inferred == "integer"), "number"
     if inferred == "date":
@@ -220,11 +222,17 @@ def _numeric(name: Any, values: Values, kind: str, x: np.ndarray, wish: str) -> 
         return Column(name, values, Category(levels), "category" if kind == "number" else kind)
     if wish == "number" and kind == "number":
         grid = None
-    atoms = (*map(float, found), *odd)
+    rest = torch.as_tensor(finite[~np.isin(finite, found)])
+    if wish == "positive" and plain[0] < 0:
+        raise ValueError(f"columns[{name!r}] says positive, but {int((rest < 0).sum())} entries are below 0")
+    positive = wish == "positive" or (
+        wish in ("auto", "integer") and kind == "number" and wants_half_line(rest, grid.width / 2 if grid else 0.0)
+    )
+    noisy = grid is not None and _is_noisy(plain, repeats, grid)
+    law = Number(grid, (*map(float, found), *odd), noisy, positive)
     if kind == "number" and grid is not None:
         kind = "decimal" if grid.decimals else "integer"
-    noisy = grid is not None and _is_noisy(plain, repeats, grid)
-    return Column(name, values, Number(grid, atoms, noisy), kind, _bounds(name, plain, wish))
+    return Column(name, values, law, kind, () if kind == "date" else _offers(x, plain, law))
 
 
 def _has(x: np.ndarray, level: float) -> bool:
@@ -269,16 +277,18 @@ def _atoms(distinct: np.ndarray, counts: np.ndarray, grid: Grid | None, n: int) 
     return sorted(map(float, distinct[chosen]))
 
 
-def _bounds(name: Any, plain: np.ndarray, wish: str) -> tuple[str, ...]:
-    """The bounds that the numbers seem to have, as an offer."""
-    low, high = float(plain.min()), float(plain.max())
-    if low < 0 or wish != "auto":
-        return ()
-    middle = float(np.median(plain))
-    crowded = float((plain <= low + (middle - low) / 10).mean()) >= CROWDED
-    if high <= 1 and low >= 0:
-        return ("all between 0 and 1",)
-    return ("all ≥ 0, with many near 0",) if crowded and low <= middle / 10 else ()
+def _offers(x: np.ndarray, plain: np.ndarray, law: Number) -> tuple[str, ...]:
+    """What the user could say of a column of numbers."""
+    low, high = float(plain[0]), float(plain[-1])
+    offers: list[str] = []
+    if len(plain) == len(x) and high - low == len(x) - 1:
+        offers.append('each number once: a row number? "drop" leaves it out')
+    if low >= 0 and not law.positive:
+        if high <= 1 or (high <= 100 and law.grid is None):
+            offers.append(f"all between 0 and {1 if high <= 1 else 100}")
+        elif float((plain <= low + (float(np.median(plain)) - low) / 10).mean()) >= CROWDED and low <= high / 20:
+            offers.append('all ≥ 0: "positive" keeps them there')
+    return tuple(offers)
 
 
 def check_wishes(wishes: Any, names: Sequence[Any]) -> dict[Any, Any]:

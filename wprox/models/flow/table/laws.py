@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from wprox.models.flow.table.grids import Grid
+from wprox.models.flow.table.half_line import HALF_LOG, HalfLine
 from wprox.models.flow.tails import robust_moments
 
-HALF_LOG = 0.5 * math.log(2 * math.pi)
 MARGIN = 1e-6  # of an interval, on each side, that is not drawn: rounding could lead to its neighbour
 PRIOR = 0.5  # of a row, that is added to the count of each level (Jeffreys' prior)
 
@@ -219,16 +219,20 @@ class Number(Law):
         grid: on which the numbers lie, if any.
         atoms: the numbers with probabilities; NaN for gaps, infinite ones as well.
         noisy: whether the grid is coarse enough for noise.
+        positive: whether the numbers are never below 0, and their coordinate is `HalfLine`'s.
         source: the column whose gaps this one shares.
         kinds: learned; of the atoms, and of all other numbers.
-        mean, std: learned; of the numbers that are no atoms.
+        half: learned, where they are positive.
+        mean, std: learned; of the coordinate of the numbers that are no atoms.
     """
 
     grid: Grid | None = None
     atoms: tuple[float, ...] = ()
     noisy: bool = True
+    positive: bool = False
     source: int | None = None
     kinds: Intervals | None = None
+    half: HalfLine | None = None
     mean: float = 0.0
     std: float = 1.0
 
@@ -248,13 +252,21 @@ class Number(Law):
     def fit(self, x: Tensor) -> Number:
         code = self._code(x)
         plain = x[code == len(self.atoms)]
+        half = HalfLine.fit(plain, self._shift) if self.positive else None
+        plain = plain if half is None else half.forward(plain)[0]
         mean, std = (float(moment[0]) for moment in robust_moments(plain[:, None]))
         kinds = Intervals.fit(code[code <= len(self.atoms)], len(self.atoms) + 1) if self.atoms else None
-        return replace(self, kinds=kinds, mean=mean, std=std)
+        return replace(self, kinds=kinds, half=half, mean=mean, std=std)
+
+    @property
+    def _shift(self) -> float:
+        """From 0 to the end of its cell."""
+        return 0.0 if self.grid is None else self.grid.width / 2
 
     def holds(self, x: Tensor, source: Tensor | None) -> Tensor:
         code = self._code(x)
-        known = (code < len(self.atoms)) | (x.isfinite() if self.grid is None else self.grid.holds(x))
+        on = x.isfinite() if self.grid is None else self.grid.holds(x)
+        known = (code < len(self.atoms)) | (on & (x >= 0) if self.positive else on)
         return known if source is None else torch.where(source.isnan(), x.isnan(), known)
 
     def encode(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,6 +276,9 @@ class Number(Law):
         if self.grid is not None and self.noisy:
             within, log_inner = inner(noise)
             y, log_q = x + self.grid.width * (within - 0.5), log_q + log_inner
+        if self.half is not None:
+            y, log_slope = self.half.forward(torch.where(plain, y, 0.0))
+            log_q = log_q + log_slope
         if not bool(plain.all()):
             drawn, log_slope = to_normal(noise)
             y = torch.where(plain, y, self.mean + self.std * drawn)
@@ -278,7 +293,9 @@ class Number(Law):
         return torch.stack((z, y), 1), log_q + log_kind
 
     def decode(self, z: Tensor, source: Tensor | None) -> Tensor:
-        x = z[:, -1] if self.grid is None else self.grid.nearest(z[:, -1])
+        x = z[:, -1] if self.half is None else self.half.inverse(z[:, -1])
+        x = x if self.grid is None else self.grid.nearest(x)
+        x = x.clamp(min=0.0) if self.positive else x
         if self.kinds is not None:
             code = self.kinds.decode(z[:, 0])
             atoms = z.new_tensor((*self.atoms, 0.0))
