@@ -187,9 +187,9 @@ TWO_VALUES = "a\n" + "1\n2\n" * 20
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
-        ("a,b\n1,2\n3,nan\ninf,4\n", [], ["2 NaN or infinite entries", "row 2, column 'b'"]),
-        ("a,city\n1,Paris\n2,Rome\n", [], ["not numbers", "'city'"]),
-        ("a,b\n" + "1,2\n2,2\n" * 50, [], ["1 of 2 columns", "constant", ": b.", "--drop-constant"]),
+        ("a,b\n1,2\n3,nan\ninf,4\n", ["--numbers"], ["2 NaN or infinite entries", "row 2, column 'b'"]),
+        ("a,city\n1,Paris\n2,Rome\n", ["--numbers"], ["not numbers", "'city'"]),
+        ("a,b\n" + "1,2\n2,2\n" * 50, ["--numbers"], ["1 of 2 columns", "constant", ": b.", "--drop-constant"]),
         ("a,b\n" + "1,2\n" * 50, ["--drop-constant"], ["all columns", "constant"]),
         ("a,b\n1,2\n3,4\n5,6\n", [], ["has 3 rows", "Give more rows"]),
         ("a,b\n1,2\n3\n", [], ["1 entries in row 2"]),

@@ -184,7 +184,9 @@ def test_numbers_are_short(value, said):
 
 
 def test_points_outside_lie_on_the_rim_and_dates_have_names():
-    chart = charts.Chart((0.0, 1.0), (0.0, 1.0), "a", "date").points(np.array([2.0]), np.array([-1.0]), "real")
+    chart = charts.Chart((0.0, 1.0), (0.0, 1.0), "a", ("date", "number")).points(
+        np.array([2.0]), np.array([-1.0]), "real"
+    )
     x, y = map(float, re.search(r"M([\d.]+) ([\d.]+)h0", chart.parts[0]).groups())
     assert (x, y) == (charts.WIDTH - charts.RIGHT, charts.HEIGHT - charts.BOTTOM)
     assert "1970-01-01" in chart.svg()
@@ -359,6 +361,22 @@ def test_the_report_has_the_baselines(data, tmp_path):
         "add --target COLUMN",
     ):
         assert words in said
+
+
+def test_a_table_of_mixed_columns_has_a_report(tmp_path, monkeypatch):
+    monkeypatch.setattr("wprox.app.fitting._pictures", lambda *_: {})
+    people(200, 0).assign(born=lambda rows: rows.born.dt.strftime("%Y-%m-%d")).to_csv(
+        tmp_path / "people.csv", index=False
+    )
+    options = ["--report", "--target", HOSTILE, "--column", "pets=drop"]
+    result = run("fit", tmp_path / "people.csv", "--out", tmp_path / "model", *QUICK, *options)
+    assert result.exit_code == 0, result.output
+    said = checked((tmp_path / "model" / "report.html").read_text(encoding="utf-8"))
+    for words in ("constant; always 'the same'", "date; dates by the day", "1990-", f"predicts {HOSTILE} in", "mostly"):
+        assert words in said
+    assert "pets" not in said.split("Likelihood")[0].split("missing", 1)[1]
+    refused = run("fit", tmp_path / "people.csv", "--out", tmp_path / "other", *QUICK, *options, "--target", "pets")
+    assert "has no column 'pets'" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from scipy.linalg import solve_triangular
 
 from wprox._checks import as_points, check_count
 from wprox.models.flow.preprocessing import Preprocessing
+from wprox.models.flow.table.columns import TableColumns
+from wprox.models.flow.table.preprocessing import TablePreprocessing
 
 COMPONENTS = (1, 2, 5, 10, 20, 50)
 REGULARIZATIONS = (1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -67,9 +69,18 @@ class _Part:
 class _Coordinates:
     """Training, validation and held-out rows in one coordinate system."""
 
-    def __init__(self, name: str, parts: Sequence[torch.Tensor], integer: bool, bounds: Any, seed: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        parts: Sequence[torch.Tensor],
+        integer: bool,
+        bounds: Any,
+        seed: int,
+        columns: TableColumns | None = None,
+    ) -> None:
         self.name = name
-        self.preprocessing = Preprocessing(integer=integer, bounds=bounds, drop_constant=True, plain=True).fit(parts[0])
+        plain = Preprocessing(integer=integer, bounds=bounds, drop_constant=True, plain=True)
+        self.preprocessing = (plain if columns is None else TablePreprocessing(columns, plain=True)).fit(parts[0])
         self.rows, self.validation_rows, self.seed = parts[0], parts[1], seed
         self.validation, self.held_out = (self._scored(part) for part in parts[1:])
 
@@ -116,6 +127,7 @@ def fit_baselines(
     *,
     integer: bool = False,
     bounds: tuple[Any, Any] | None = None,
+    columns: TableColumns | None = None,
     seed: int = 0,
     report: Callable[[str], None] | None = None,
 ) -> list[Baseline]:
@@ -137,6 +149,8 @@ def fit_baselines(
         held_out: (k, d), to report on.
         integer: whether the data are integers.
         bounds: (low, high) between which the data lie, as for `JKOFlow`.
+        columns: of a table of mixed columns, of which the parts are the numbers (`TableColumns.read`): the models are
+            fitted to the coordinates that a flow has, with the same noise and the same bound of the likelihood.
         seed: of the dequantisation, the subsampling and the mixtures' initialisation.
         report: called with one line of text as each family starts.
 
@@ -148,13 +162,14 @@ def fit_baselines(
         >>> [b.name for b in fit_baselines(x[:200], x[200:300], x[300:])]
         ['Gaussian', 'Gaussian mixture', 'kernel density']
     """
-    parts = [as_points(train, "train").double()]
-    parts += [
-        as_points(x, name, parts[0].shape[1]).double()
-        for x, name in ((validation, "validation"), (held_out, "held_out"))
-    ]
+    parts = [train, validation, held_out]
+    if columns is None:
+        width = as_points(train, "train").shape[1]
+        names = ("train", "validation", "held_out")
+        parts = [as_points(x, name, width).double() for x, name in zip(parts, names, strict=True)]
     seed = check_count(seed, "seed", least=0)
-    systems = [_Coordinates("standardised", parts, integer, None, seed)]
+    systems = [_Coordinates("standardised", parts, integer, None, seed, columns)]
+    noisy = integer or (columns is not None and columns.is_random)
     if bounds is not None:
         systems.append(_Coordinates("logit", parts, integer, bounds, seed))
     families: list[tuple[str, Callable[[_Coordinates, _Choice | None], _Choice]]] = [
@@ -169,7 +184,7 @@ def fit_baselines(
             report(name)
         choices = [(family(system, None), system) for system in systems]
         choice, system = min(choices, key=lambda pair: pair[0].validation_nll)
-        if integer:  # with one draw of the noise a row so far; now, in the better coordinates, with several
+        if noisy:  # with one draw of the noise a row so far; now, in the better coordinates, with several
             choice = family(system, choice)
         setting = f"{choice.setting}, {system.name} coordinates" if len(systems) > 1 else choice.setting
         nll = choice.held_out()

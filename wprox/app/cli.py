@@ -13,6 +13,7 @@ import typer
 
 from wprox._interruptions import SENTENCE, interruptions
 from wprox.app.fitting import FitOptions, fit_table
+from wprox.app.frames import MixedTable, read_mixed, rows_for, write_rows
 from wprox.app.report import bits, columns_of, counted, listed, names_of, read_metrics, results_table, show
 from wprox.app.tables import Table, check_output, read_table, write_table
 from wprox.maps import InverseError
@@ -38,6 +39,16 @@ Bounds = Annotated[
 ]
 DropConstant = Annotated[
     bool, typer.Option("--drop-constant", help="Leave out columns that do not vary; samples have them again.")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=KIND",
+        help="How a column is taken, if not as it seems: category, integer, number, date, boolean or drop.",
+    ),
+]
+OnlyNumbers = Annotated[
+    bool, typer.Option("--numbers", help="Take all columns as numbers with a density, whatever they look like.")
 ]
 Smoothing = Annotated[
     float, typer.Option(metavar="DELTA", help="For data without a density: model e^-δ x + √(1 - e^-2δ) noise.")
@@ -69,6 +80,8 @@ def fit(
     integer: Integer = False,
     bounds: Bounds = None,
     drop_constant: DropConstant = False,
+    column: Columns = None,
+    numbers: OnlyNumbers = False,
     smoothing: Smoothing = 0.0,
     held_out: Annotated[float, typer.Option(metavar="FRACTION", help="Rows kept apart to report on.")] = 0.15,
     seed: Annotated[int, typer.Option(help="Of the split and the training: same seed, same model.")] = 0,
@@ -95,6 +108,7 @@ def fit(
         integer=integer,
         bounds=bounds,
         drop_constant=drop_constant,
+        columns=None if numbers else tuple(column or ()),
         smoothing=smoothing,
         held_out=held_out,
         seed=seed,
@@ -125,8 +139,7 @@ def sample(
     with _plain_errors():
         check_output(out, overwrite)
         flow = JKOFlow.load(folder)
-        rows = flow.sample(n, seed)
-        write_table(out, rows, columns_of(flow, folder), overwrite)
+        write_rows(out, flow.sample(n, seed), columns_of(flow, folder), overwrite)
 
 
 @app.command()
@@ -146,11 +159,12 @@ def score(
         if out is not None:
             check_output(out, overwrite)
         flow = JKOFlow.load(folder)
-        values = _matched(read_table(data), data, flow, folder)
-        log_prob = flow.log_prob(values)
+        read = read_mixed if hasattr(flow, "columns_") else read_table
+        log_prob = np.asarray(flow.log_prob(_matched(read(data), data, flow, folder)))
         if out is not None:
             write_table(out, log_prob[:, None], ["log_prob"], overwrite)
-        typer.echo(_likelihood(log_prob, flow.preprocessing_.dim))
+        why = "with entries of no kind that was seen" if hasattr(flow, "columns_") else "outside the bounds"
+        typer.echo(_likelihood(log_prob, flow.preprocessing_.dim, why))
 
 
 @app.command()
@@ -167,6 +181,8 @@ def info(folder: Folder) -> None:
         size = f"{counted(len(flow.blocks_), 'block')}, {counted(flow.preprocessing_.dim, 'dimension')}"
         typer.echo(f"JKO flow in {folder}: {size}")
         typer.echo(f"columns: {listed(columns)}")
+        if hasattr(flow, "columns_"):
+            typer.echo(str(flow.columns_))
         if fitted:
             typer.echo(f"fitted to {fitted['training_rows']:,} of the {fitted['rows']:,} rows of {fitted['file']}")
             if fitted["constant_columns"]:
@@ -188,7 +204,7 @@ def info(folder: Folder) -> None:
             show(results_table(metrics["held_out"], fitted["held_out_rows"]))
 
 
-def _likelihood(log_prob: np.ndarray, dim: int) -> str:
+def _likelihood(log_prob: np.ndarray, dim: int, why: str) -> str:
     """The NLL of rows in words, with that of the rows that have a density where others have none."""
     nll = -float(log_prob.mean())
     said = f"{len(log_prob):,} rows: NLL {nll:.4f} nats, {bits(nll, dim):.4f} bits/dim"
@@ -196,8 +212,9 @@ def _likelihood(log_prob: np.ndarray, dim: int) -> str:
     if possible.all():
         return said
     first = int(possible.argmin()) + 1
-    said += f"; {counted(int((~possible).sum()), 'row')} with density 0 (outside the bounds, or too far out)"
-    said += f", the first is row {first}"
+    said += (
+        f"; {counted(int((~possible).sum()), 'row')} with density 0 ({why}, or too far out), the first is row {first}"
+    )
     if not possible.any():
         return said
     nll = -float(log_prob[possible].mean())
@@ -235,16 +252,19 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-def _matched(table: Table, data: Path, flow: JKOFlow, folder: Path) -> np.ndarray:
-    """The table's values in the order of the flow's columns: by name where both have names, else as they stand."""
+def _matched(table: Table | MixedTable, data: Path, flow: JKOFlow, folder: Path) -> Any:
+    """The table's rows in the order of the flow's columns: by name where both have names, else as they stand."""
     columns, names = columns_of(flow, folder), names_of(flow, folder)
-    if len(table.columns) != len(columns):
+    dropped = len(set(flow.columns_.dropped) & set(table.columns)) if hasattr(flow, "columns_") else 0
+    if len(table.columns) - dropped != len(columns):
         raise ValueError(
             f"{data} has {len(table.columns)} columns, the model was fitted to {len(columns)}: {listed(columns)}"
         )
-    if names is None or not table.named or table.columns == names:
-        return table.values
-    missing = [name for name in names if name not in table.columns]
+    missing = [name for name in names if name not in table.columns] if names is not None and table.named else []
     if missing:
         raise ValueError(f"{data} has no column {listed(missing)}, which the model was fitted to")
+    if isinstance(table, MixedTable):
+        return rows_for(table, flow.columns_)
+    if names is None or not table.named or table.columns == names:
+        return table.values
     return table.values[:, [table.columns.index(name) for name in names]]

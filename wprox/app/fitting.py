@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,10 +18,13 @@ import typer
 
 from wprox._interruptions import SENTENCE, interruptions
 from wprox._version import __version__
+from wprox.app.frames import MixedTable, drawable, read_mixed, typed
 from wprox.app.output import FitFolder
 from wprox.app.report import METRICS, counted, listed, metrics_text, model_result, results_table, say, show
 from wprox.app.tables import Table, read_table
 from wprox.models.flow.jko_flow import JKOFlow
+from wprox.models.flow.table.columns import TableColumns
+from wprox.models.flow.table.finding import KINDS
 from wprox.models.folders import CONFIG, TENSORS
 from wprox.solvers import StepFailedError
 
@@ -47,6 +51,7 @@ class FitOptions:
     integer: bool
     bounds: tuple[float, float] | None
     drop_constant: bool
+    columns: tuple[str, ...] | None
     smoothing: float
     held_out: float
     seed: int
@@ -60,6 +65,23 @@ class FitOptions:
     target: str | None
     threads: int | None
     quiet: bool
+
+    @property
+    def mixed(self) -> bool:
+        """Whether columns are taken as they are, and not all as numbers, as some of the options ask for."""
+        numbers = self.columns is None or self.integer or self.bounds is not None
+        if numbers and self.columns:
+            raise ValueError("--column goes with none of --numbers, --integer and --bounds, which speak of all columns")
+        return not numbers and find_spec("pandas") is not None
+
+    @property
+    def wishes(self) -> dict[str, str]:
+        """What --column says, by name."""
+        pairs = [said.rpartition("=") for said in self.columns or ()]
+        if any(not name or kind not in KINDS for name, _, kind in pairs):
+            given = " ".join(self.columns or ())
+            raise ValueError(f"--column takes NAME=KIND, with a kind of {', '.join(KINDS)}; got {given}")
+        return {name: kind for name, _, kind in pairs}
 
     @property
     def of_the_flow(self) -> dict[str, Any]:
@@ -81,11 +103,11 @@ class FitOptions:
 
 
 class Rows(NamedTuple):
-    """The rows of a table: to train on, to stop by, and to report on."""
+    """The rows of a table, arrays or data frames: to train on, to stop by, and to report on."""
 
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+    train: Any
+    validation: Any
+    test: Any
 
 
 def fit_table(options: FitOptions) -> None:
@@ -107,26 +129,27 @@ def fit_table(options: FitOptions) -> None:
 
 def _fit(options: FitOptions, folder: FitFolder) -> None:
     start, quiet = time.perf_counter(), options.quiet
-    table = read_table(options.data)
+    table, learned = _read(options)
     reading = time.perf_counter() - start
-    _check_target(options, table)
-    _check_entries(table, options.data, options.integer, options.bounds)
-    rows = _split(table.values, options.data, options.held_out, options.seed)
-    constant = _constant_columns(rows.train, table, options.data, options.drop_constant)
-    size = f"{counted(len(table.values), 'row')} of {counted(len(table.columns), 'number')}"
+    _check_target(options, table.columns if learned is None else list(map(str, learned.names)))
+    rows = _split(table, options.data, options.held_out, options.seed)
+    constant = _constant_columns(rows.train, table, options, learned)
+    size = f"{counted(sum(map(len, rows)), 'row')} of {counted(len(table.columns), 'column')}"
     say(f"{options.data}: {size}; training on {len(rows.train):,}", quiet)
-    if constant:
+    if learned is not None:
+        say(str(learned), quiet)
+    elif constant:
         say(f"left out, for they do not vary in the training rows: {listed(constant)}", quiet)
 
-    flow, failed = _train(rows, options)
-    if table.named:
+    flow, failed = _train(rows, options, learned)
+    if table.named and learned is None:
         flow.feature_names_in_ = np.array(table.columns, dtype=object)
     metrics = _metrics_of(flow, rows, table, constant, options)
     metrics["data"]["seconds"] = reading
     finished = not (failed or flow.interrupted_)
     report = _write(flow, rows, metrics, folder, options, finished)
     if options.baselines and finished:
-        for baseline in _baselines(rows, options):
+        for baseline in _baselines(rows, options, flow):
             result = model_result(baseline.name, baseline.setting, baseline.nll, flow.preprocessing_.dim)
             metrics["held_out"].append(result | {"seconds": baseline.seconds})
     metrics["seconds"] = time.perf_counter() - start
@@ -138,6 +161,20 @@ def _fit(options: FitOptions, folder: FitFolder) -> None:
     _say_where(flow, folder, failed)
     place = folder.place
     say(f"wrote {place} in {metrics['seconds']:.0f} s; next: wprox sample {place} -n 1000 --out samples.csv", quiet)
+
+
+def _read(options: FitOptions) -> tuple[Table | MixedTable, TableColumns | None]:
+    """The table, and how its columns are taken, where not all as numbers: what they are is learned of all rows."""
+    if options.mixed:
+        table = read_mixed(options.data)
+        learned = TableColumns.learn(table.rows, options.wishes)
+        if not learned.is_plain or learned.dropped:
+            return table, learned
+        numbers = Table(np.asarray(table.rows, dtype=np.float64), table.columns, table.named)
+    else:
+        numbers = read_table(options.data)
+    _check_entries(numbers, options.data, options.integer, options.bounds)
+    return numbers, None
 
 
 def _write(
@@ -187,18 +224,22 @@ def _say_where(flow: JKOFlow, folder: FitFolder, failed: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def _metrics_of(flow: JKOFlow, rows: Rows, table: Table, constant: list[str], options: FitOptions) -> dict[str, Any]:
+def _metrics_of(
+    flow: JKOFlow, rows: Rows, table: Table | MixedTable, constant: list[str], options: FitOptions
+) -> dict[str, Any]:
     """What metrics.json says of a flow, before it is compared with others."""
+    taken = {"taken": flow.columns_.described()} if hasattr(flow, "columns_") else {}
     return {
         "wprox": __version__,
         "data": {
             "file": str(options.data),
-            "rows": len(table.values),
+            "rows": sum(map(len, rows)),
             "training_rows": len(rows.train),
             "validation_rows": len(rows.validation),
             "held_out_rows": len(rows.test),
             "columns": table.columns,
             "constant_columns": constant,
+            **taken,
         },
         "seed": options.seed,
         "interrupted": flow.interrupted_,
@@ -207,12 +248,12 @@ def _metrics_of(flow: JKOFlow, rows: Rows, table: Table, constant: list[str], op
     }
 
 
-def _check_target(options: FitOptions, table: Table) -> None:
+def _check_target(options: FitOptions, columns: list[str]) -> None:
     """The column that the report predicts, checked before there is a training to lose."""
     if options.target is not None and not options.report:
         raise ValueError("--target says which column the report predicts; add --report")
-    if options.target is not None and options.target not in table.columns:
-        raise ValueError(f"--target: {options.data} has no column {options.target!r}; it has {listed(table.columns)}")
+    if options.target is not None and options.target not in columns:
+        raise ValueError(f"--target: {options.data} has no column {options.target!r}; it has {listed(columns)}")
 
 
 def _check_entries(table: Table, data: Path, integer: bool, bounds: tuple[float, float] | None) -> None:
@@ -237,13 +278,15 @@ def _refuse_entries(table: Table, bad: np.ndarray, data: Path, what: str) -> Non
         )
 
 
-def _split(values: np.ndarray, data: Path, fraction: float, seed: int) -> Rows:
+def _split(table: Table | MixedTable, data: Path, fraction: float, seed: int) -> Rows:
     """Training, validation and held-out rows, drawn at random."""
     if not 0 < fraction < 1:
         raise ValueError(f"--held-out must lie between 0 and 1, got {fraction:g}")
     if seed < 0:
         raise ValueError(f"--seed must not be negative, got {seed}")
-    n = len(values)
+    rows = table.rows if isinstance(table, MixedTable) else table.values
+    taken = getattr(rows, "iloc", rows)
+    n = len(rows)
     held_out = max(1, round(fraction * n))
     validation = max(1, round(VALIDATION_FRACTION * (n - held_out)))
     if n - held_out - validation < 2:
@@ -253,13 +296,18 @@ def _split(values: np.ndarray, data: Path, fraction: float, seed: int) -> Rows:
         )
     order = np.random.default_rng(seed).permutation(n)
     return Rows(
-        values[order[held_out + validation :]],
-        values[order[held_out : held_out + validation]],
-        values[order[:held_out]],
+        taken[order[held_out + validation :]],
+        taken[order[held_out : held_out + validation]],
+        taken[order[:held_out]],
     )
 
 
-def _constant_columns(train: np.ndarray, table: Table, data: Path, drop: bool) -> list[str]:
+def _constant_columns(
+    train: Any, table: Table | MixedTable, options: FitOptions, learned: TableColumns | None
+) -> list[str]:
+    if learned is not None:
+        return [str(column.name) for column in learned.columns if column.kind == "constant"]
+    data, drop = options.data, options.drop_constant
     constant = [name for name, same in zip(table.columns, (train == train[0]).all(0), strict=True) if same]
     if constant and not drop:
         raise ValueError(
@@ -272,16 +320,17 @@ def _constant_columns(train: np.ndarray, table: Table, data: Path, drop: bool) -
     return constant
 
 
-def _train(rows: Rows, options: FitOptions) -> tuple[JKOFlow, bool]:
+def _train(rows: Rows, options: FitOptions, learned: TableColumns | None) -> tuple[JKOFlow, bool]:
     """The trained flow, and whether its training failed after some blocks."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
         import_module("threadpoolctl").threadpool_limits(options.threads)  # numpy's; it comes with scikit-learn
-    flow = JKOFlow(**options.of_the_flow)
+    flow = JKOFlow(columns=learned, **options.of_the_flow)
+    train, validation = (part if learned is not None else torch.as_tensor(part) for part in rows[:2])
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="interrupted", category=RuntimeWarning)  # said at the end
-            return flow.fit(torch.as_tensor(rows.train), validation=torch.as_tensor(rows.validation)), False
+            return flow.fit(train, validation=validation), False
     except StepFailedError as error:
         typer.echo(f"wprox: {error}", err=True)
         if not getattr(flow, "blocks_", None):
@@ -289,12 +338,14 @@ def _train(rows: Rows, options: FitOptions) -> tuple[JKOFlow, bool]:
         return flow, True
 
 
-def _baselines(rows: Rows, options: FitOptions) -> list[Baseline]:
+def _baselines(rows: Rows, options: FitOptions, flow: JKOFlow) -> list[Baseline]:
     with interruptions.held():
         from wprox.app.baselines import fit_baselines
 
+    learned = getattr(flow, "columns_", None)
     return fit_baselines(
-        *rows,
+        *(rows if learned is None else map(learned.read, rows)),
+        columns=learned,
         integer=options.integer,
         bounds=options.bounds,
         seed=options.seed,
@@ -302,12 +353,16 @@ def _baselines(rows: Rows, options: FitOptions) -> list[Baseline]:
     )
 
 
-def _pictures(flow: JKOFlow, rows: np.ndarray, columns: Sequence[str]) -> dict[str, Figure]:
+def _pictures(flow: JKOFlow, rows: Any, columns: Sequence[str]) -> dict[str, Figure]:
     with interruptions.held():
         from wprox.plot import plot_flow, plot_samples
 
     generated = flow.sample(DRAWN_SAMPLES, seed=0)
-    return {SAMPLES: plot_samples(rows, generated, columns), TRAJECTORY: plot_flow(flow, rows)}
+    trajectory = plot_flow(flow, rows)
+    if (learned := getattr(flow, "columns_", None)) is not None:
+        rows, generated = drawable(rows, learned), drawable(generated, learned)
+        columns = [str(name) for name in learned.names]
+    return {SAMPLES: plot_samples(rows, generated, columns), TRAJECTORY: trajectory}
 
 
 def _report(flow: JKOFlow, rows: Rows, metrics: dict[str, Any], options: FitOptions) -> Report:
@@ -320,8 +375,13 @@ def _report(flow: JKOFlow, rows: Rows, metrics: dict[str, Any], options: FitOpti
     say("comparing generated rows with real ones", options.quiet)
     generated = flow.sample(min(MOST_GENERATED, sum(map(len, rows))), seed=options.seed)
     latents = np.asarray(flow.transform(rows.test[:MOST_LATENTS]))
-    facts = gather(Tables(*rows, generated, data["columns"]), latents, options.target, options.seed)
-    taken = dict.fromkeys(data["columns"], _taken(options)) | dict.fromkeys(data["constant_columns"], "constant")
+    tables, names = [*rows, generated], data["columns"]
+    taken = dict.fromkeys(names, _taken(options)) | dict.fromkeys(data["constant_columns"], "constant")
+    if (learned := getattr(flow, "columns_", None)) is not None:
+        tables, names = [typed(table, learned) for table in tables], [str(name) for name in learned.names]
+        taken = {name: "; ".join(filter(None, said)) for name, *said in learned.described()}
+    train, validation, held_out, drawn = tables
+    facts = gather(Tables(train, validation, held_out, drawn, names), latents, options.target, options.seed)
     return Report(facts, metrics, taken, time.perf_counter() - start)
 
 

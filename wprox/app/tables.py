@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from wprox._writing import claimed
 ENDINGS = (".csv", ".npy", ".parquet")
 UNSAFE = '",;\t\r\n\ufeff'  # in names: separators, and what programs take for the ends of lines and files
 CELL = re.compile(r'("(?:[^"]|"")*"|[^,]*),')
+Read = TypeVar("Read")  # what comes of a file
 MISSING = frozenset({"", "na", "n/a", "null", "none", "<na>"})
 
 
@@ -65,8 +66,19 @@ def read_table(path: str | os.PathLike[str]) -> Table:
         (['height', 'weight'], (2, 2))
     """
     file = Path(path)
-    readers: dict[str, Callable[[Path], Table]] = {".csv": _read_csv, ".npy": _read_npy, ".parquet": _read_parquet}
-    reader = readers[check_ending(file)]
+    readers: dict[str, Callable[[Path], Table]] = {".csv": _read_csv, ".npy": read_npy, ".parquet": _read_parquet}
+    table = read_checked(file, readers[check_ending(file)])
+    check_shape(file, table.values.shape, table.columns)
+    _check_finite(table, str(file))
+    return table
+
+
+def read_checked(file: Path, reader: Callable[[Path], Read]) -> Read:
+    """What a reader makes of a file.
+
+    Raises:
+        ValueError: naming the file, where it is missing, empty or cannot be read.
+    """
     if not file.exists():
         raise ValueError(f"{file} does not exist; check the path")
     if not file.is_file():
@@ -74,17 +86,19 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     try:
         if file.stat().st_size == 0:
             raise ValueError(f"{file} is empty: it has 0 bytes")
-        table = reader(file)
+        return reader(file)
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror or error}") from error
-    if table.values.shape[0] == 0 or table.values.shape[1] == 0:
-        n, d = table.values.shape
+
+
+def check_shape(file: Path, shape: tuple[int, ...], columns: Sequence[str]) -> None:
+    """Raise `ValueError` for a table without rows or columns, or with names that repeat."""
+    if 0 in shape:
+        n, d = shape
         raise ValueError(f"{file} has no numbers: {n} rows and {d} columns; at least one of each is needed")
-    repeated = sorted({name for name in table.columns if table.columns.count(name) > 1})
+    repeated = sorted({name for name in columns if columns.count(name) > 1})
     if repeated:
         raise ValueError(f"{file} has several columns of one name: {', '.join(map(repr, repeated))}; rename them")
-    _check_finite(table, str(file))
-    return table
 
 
 def write_table(
@@ -129,10 +143,10 @@ def write_table(
             np.save(temporary, numbers, allow_pickle=False)
         elif ending == ".csv":
             with temporary.open("w", newline="", encoding="utf-8") as stream:
-                stream.write(",".join(_quoted(name) for name in names) + "\n")
+                stream.write(",".join(quoted(name) for name in names) + "\n")
                 csv.writer(stream, lineterminator="\n").writerows(_cells(numbers))
         else:
-            frame = _pandas(file).DataFrame({name: numbers[:, j] for j, name in enumerate(names)})
+            frame = pandas_for(file).DataFrame({name: numbers[:, j] for j, name in enumerate(names)})
             frame.to_parquet(temporary, index=False)
 
 
@@ -158,7 +172,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool) -> str:
     file = Path(path)
     ending = check_ending(file)
     if ending == ".parquet":
-        _pandas(file)
+        pandas_for(file)
     if file.is_dir():
         raise ValueError(f"{file} is a folder; give the path of a file")
     if not file.absolute().parent.is_dir():
@@ -183,6 +197,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _read_csv(file: Path) -> Table:
+    table, text = parse_csv(file)
+    _refuse_text(file, [f"{table.columns[j]!r} (row {row}: {cell!r})" for j, (cell, row) in sorted(text.items())])
+    check_end(file)
+    return table
+
+
+def parse_csv(file: Path) -> tuple[Table, dict[int, tuple[str, int]]]:
+    """The numbers in a .csv file, and which columns have text: the first entry and its row, of each by its place."""
     numbers = array("d")
     text: dict[int, tuple[str, int]] = {}
     try:
@@ -205,9 +227,7 @@ def _read_csv(file: Path) -> Table:
         raise ValueError(f"{file} is not text in UTF-8 ({error.reason}); save it as a UTF-8 .csv file") from error
     except csv.Error as error:
         raise ValueError(f"{file} is not a readable .csv file (line {reader.line_num}: {error})") from error
-    _refuse_text(file, [f"{columns[j]!r} (row {row}: {cell!r})" for j, (cell, row) in sorted(text.items())])
-    _check_end(file)
-    return Table(np.array(numbers, dtype=np.float64).reshape(n, len(columns)), columns)
+    return Table(np.array(numbers, dtype=np.float64).reshape(n, len(columns)), columns), text
 
 
 def _first_lines(stream: Iterable[str]) -> list[str]:
@@ -222,7 +242,7 @@ def _first_lines(stream: Iterable[str]) -> list[str]:
     return lines
 
 
-def _check_end(file: Path) -> None:
+def check_end(file: Path) -> None:
     """A number of which the end is missing is a number as well: only the end of the line says that it is whole."""
     with file.open("rb") as stream:
         stream.seek(-1, os.SEEK_END)
@@ -262,7 +282,7 @@ def _header(file: Path, cells: list[str], text: str) -> list[str]:
     return columns
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     """A column's name as a .csv file has it: in quotes where it would not be read back otherwise."""
     plain = name == name.strip() and not _is_number(name) and not any(letter in name for letter in UNSAFE)
     return name if plain else '"' + name.replace('"', '""') + '"'
@@ -300,7 +320,8 @@ def _parse_row(row: list[str], number: int, text: dict[int, tuple[str, int]]) ->
     return result
 
 
-def _read_npy(file: Path) -> Table:
+def read_npy(file: Path) -> Table:
+    """The numbers in an .npy file."""
     try:
         objects = _check_npy(file)
         values = None if objects else np.load(file, allow_pickle=False)
@@ -341,7 +362,8 @@ def _check_npy(file: Path) -> bool:
     return bool(dtype.hasobject)
 
 
-def _pandas(file: Path) -> Any:
+def pandas_for(file: Path) -> Any:
+    """pandas, which a file needs."""
     try:
         import_module("pyarrow")  # the engine that pandas needs
         return import_module("pandas")
@@ -349,15 +371,20 @@ def _pandas(file: Path) -> Any:
         raise ImportError(f'{file}: .parquet files need pandas and pyarrow: pip install "wprox[parquet]"') from error
 
 
-def _read_parquet(file: Path) -> Table:
-    pandas = _pandas(file)
+def parquet_frame(file: Path) -> Any:
+    """The data frame in a .parquet file."""
+    pandas = pandas_for(file)
     try:
-        frame = pandas.read_parquet(file)
+        return pandas.read_parquet(file)
     except Exception as error:  # whatever damaged metadata make pyarrow and pandas do
         said = str(error) or type(error).__name__
         raise ValueError(f"{file} is not a readable .parquet file (cut off, or not one at all): {said}") from None
+
+
+def _read_parquet(file: Path) -> Table:
+    frame = parquet_frame(file)
     columns = [str(name) for name in frame.columns]
-    types = pandas.api.types
+    types = pandas_for(file).api.types
     text = [
         f"{name!r} ({kind})"
         for name, kind in zip(columns, frame.dtypes, strict=True)

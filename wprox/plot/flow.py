@@ -41,8 +41,9 @@ def plot_flow(flow: HasLatents, X: Any, panels: int = 5) -> Figure:
     Returns:
         The figure.
     """
-    rows = torch.as_tensor(as_array(X))
-    path = [as_array(z) for z in flow.latents(rows[thin(len(rows))])]
+    drawn = thin(len(X))
+    rows = X.iloc[drawn] if hasattr(X, "iloc") else torch.as_tensor(as_array(X))[drawn]
+    path = [as_array(z) for z in flow.latents(rows)]
     start = path[0]
     d = start.shape[1]
     if d > 2:

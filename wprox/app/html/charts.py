@@ -28,13 +28,13 @@ class Chart:
         x: the ends of the horizontal axis.
         y: the ends of the vertical axis.
         label: what it shows, for those who do not see it.
-        kind: what x counts: "number", "whole" numbers, or a "date" in days since 1970.
+        kinds: what x and y count: "number", "whole" numbers, or a "date" in days since 1970.
     """
 
     x: tuple[float, float]
     y: tuple[float, float]
     label: str
-    kind: str = "number"
+    kinds: tuple[str, str] = ("number", "number")
     parts: list[str] = field(default_factory=list)
 
     def place(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,25 +79,20 @@ class Chart:
         """
         base = HEIGHT - BOTTOM
         axes = [f'<path class="axis" d="M{LEFT} {TOP}V{base}H{WIDTH - RIGHT}"/>']
-        if across is None:
-            ticks = [(value, self._said(value)) for value in self._ticks()]
-        else:
-            ticks = _named(across, max(2, 44 // max(1, len(across))))
+        ticks = self._ticks() if across is None else _named(across, max(2, 44 // max(1, len(across))))
         for value, text in ticks:
             u = float(self.place(np.array([value]), np.zeros(1))[0][0])
             axes.append(f'<text x="{u:.1f}" y="{base + 15}" text-anchor="middle">{escaped(text)}</text>')
-        ticks = [(value, number(value)) for value in ticks_between(*self.y)] if up is None else _named(up, 5)
-        for value, text in ticks:
+        says = (lambda value: date(value)[:4]) if self.kinds[1] == "date" else number  # there is room for the year
+        for value, text in [(v, says(v)) for v in ticks_between(*self.y)] if up is None else _named(up, 5):
             v = float(self.place(np.zeros(1), np.array([value]))[1][0])
             axes.append(f'<text x="{LEFT - 4}" y="{v + 4:.1f}" text-anchor="end">{escaped(text)}</text>')
         return drawing(WIDTH, HEIGHT, self.label, [*self.parts, *axes])
 
-    def _ticks(self) -> list[float]:
-        ticks = ticks_between(*self.x, most=3 if self.kind == "date" else 5)
-        return [tick for tick in ticks if self.kind != "whole" or tick == round(tick)]
-
-    def _said(self, value: float) -> str:
-        return date(value) if self.kind == "date" else number(value)
+    def _ticks(self) -> list[tuple[float, str]]:
+        kind = self.kinds[0]
+        ticks = ticks_between(*self.x, most=3 if kind == "date" else 5)
+        return [(x, date(x) if kind == "date" else number(x)) for x in ticks if kind != "whole" or x == round(x)]
 
 
 def _named(names: Sequence[str], room: int) -> list[tuple[float, str]]:

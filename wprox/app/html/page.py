@@ -25,6 +25,7 @@ nav a{color:#2b6cb0}
 table{border-collapse:collapse;font-size:.9rem}
 th,td{padding:.25em .75em .25em 0;border-bottom:1px solid var(--rule);vertical-align:top}
 .text{text-align:left;overflow-wrap:break-word;min-width:7em}
+.text+.text{min-width:11em}
 .number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 .best td{font-weight:700}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,285px),1fr));gap:16px}
@@ -48,7 +49,7 @@ rect{stroke:#edf2f7;stroke-width:.5}
 .mark.real{color:var(--real)}.mark.generated{color:var(--generated)}
 .bar{display:inline-block;height:.8em;min-width:1px;background:#a0aec0}
 td:has(.bar){width:100%;min-width:120px;text-align:left}
-@media(max-width:600px){table{font-size:.8rem}th,td{padding-right:.5em}.text{min-width:5.5em}}
+@media(max-width:600px){table{font-size:.8rem}th,td{padding-right:.5em}.text{min-width:5.5em}.text+.text{min-width:9em}}
 footer{margin:3em 0 1em;color:var(--faint);font-size:.85rem}
 """
 ALONE = (  # what a browser is told: no network, no scripts

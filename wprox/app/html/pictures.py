@@ -25,7 +25,7 @@ def marginal(real: Column, generated: Column) -> Markup:
         heights = [np.histogram(part.known, edges)[0] / max(1, len(part.known)) for part in (real, generated)]
     top = max(float(max(part.max() for part in heights)), 1e-9) * 1.08
     kind = "whole" if real.kind == "number" and edges[0] % 1 == 0.5 else real.kind
-    chart = Chart((float(edges[0]), float(edges[-1])), (0.0, top), label, kind)
+    chart = Chart((float(edges[0]), float(edges[-1])), (0.0, top), label, (kind, "number"))
     return chart.bars(edges, heights[0], REAL).steps(edges, heights[1], GENERATED).svg(names, up=())
 
 
@@ -51,7 +51,7 @@ def pair(first: Column, second: Column, axes: tuple[Column, Column], kind: str) 
     )
     across, up = ((-0.5, len(axis.levels) - 0.5) if axis.kind == "text" else _window(axis) for axis in axes)
     label = f"{first.name} and {second.name}, {kind} rows"
-    return Chart(across, up, label, first.kind).points(x, y, kind).svg(_names(first), _names(second))
+    return Chart(across, up, label, (first.kind, second.kind)).points(x, y, kind).svg(_names(first), _names(second))
 
 
 def _window(column: Column) -> tuple[float, float]:
@@ -59,8 +59,7 @@ def _window(column: Column) -> tuple[float, float]:
 
 
 def _names(column: Column) -> list[str] | None:
-    """What stands at an axis of a column in place of numbers; nothing where numbers would be days."""
-    return {"text": list(column.levels), "date": None}.get(column.kind)
+    return list(column.levels) if column.kind == "text" else None
 
 
 def distances(nearest: Nearest) -> Markup:

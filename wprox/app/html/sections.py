@@ -104,7 +104,7 @@ def marginals(facts: Facts) -> Markup:
 
 def _excess(facts: Facts, k: int) -> float:
     found = facts.marginals[k]
-    return -math.inf if math.isnan(found.value) else found.value - found.chance
+    return found.value - found.chance if found.value > 0 else -math.inf
 
 
 def _legend() -> Markup:

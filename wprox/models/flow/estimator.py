@@ -15,12 +15,20 @@ from torch import Tensor
 from wprox.models.flow.columns import Array, in_order
 from wprox.models.flow.density import mean_log_prob
 from wprox.models.flow.preprocessing import Preprocessing
+from wprox.models.flow.table.columns import TableColumns
+from wprox.models.flow.table.preprocessing import TablePreprocessing
 
 
 class FlowEstimator(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """A density estimator and transformer whose `fit` sets `preprocessing_`, `blocks_` and `n_features_in_`."""
 
+    standardize: bool
+    integer: bool
+    bounds: tuple[Any, Any] | None
+    smoothing: float
+    drop_constant: bool
     preprocessing_: Preprocessing
+    columns_: TableColumns
     n_features_in_: int
 
     @abstractmethod
@@ -44,6 +52,22 @@ class FlowEstimator(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMi
     def _n_features_out(self) -> int:  # asked for by scikit-learn's get_feature_names_out
         return self.preprocessing_.dim
 
+    def _new_preprocessing(self, table: TableColumns | None = None) -> Preprocessing:
+        if table is not None:
+            if self.integer or self.bounds is not None:
+                raise ValueError(
+                    "integer=True and bounds speak of a table of numbers, columns of each column; give one of them"
+                )
+            return TablePreprocessing(table, self.standardize, self.smoothing)
+        return Preprocessing(self.standardize, self.integer, self.bounds, self.smoothing, self.drop_constant)
+
+    def _take_preprocessing(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing_ = preprocessing
+        if isinstance(preprocessing, TablePreprocessing):
+            self.columns_ = preprocessing.columns
+        elif hasattr(self, "columns_"):
+            del self.columns_
+
     def _name_features(self, columns: Sequence[str] | None) -> None:
         if columns is not None:
             self.feature_names_in_ = np.array(columns, dtype=object)
@@ -53,6 +77,8 @@ class FlowEstimator(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMi
     def _checked(self, X: Any, within_bounds: bool = True) -> Tensor:
         """Rows with the columns that were fitted, on the device of the flow."""
         self._check_fitted()
+        if hasattr(self, "columns_"):  # which says itself what it takes
+            return self.preprocessing_.check(self.columns_.read(X), within_bounds=within_bounds)
         table = in_order(X, "X", getattr(self, "feature_names_in_", None))
         if table.shape[1] != self.n_features_in_:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ from wprox.models.flow.data import FlowData, hold_out
 from wprox.models.flow.density import FlowDensity
 from wprox.models.flow.estimator import FlowEstimator
 from wprox.models.flow.parameters import from_json, to_json
-from wprox.models.flow.preprocessing import Preprocessing
 from wprox.models.flow.settings import FlowSettings, TableSize
+from wprox.models.flow.table.columns import TableColumns
+from wprox.models.flow.table.files import check_table, table_from_json, table_to_json
 from wprox.models.flow.training import TrainedBlocks, block_solver, refinements, train
 from wprox.models.folders import loaded_folder, save_folder
 from wprox.models.state import State, check_dimensions, with_prefix
@@ -75,6 +76,10 @@ class JKOFlow(FlowEstimator):
             small enough) and where rows are mapped; 512 MB.
         validation_fraction: the part of X held out, where `fit` gets no validation data.
         standardize, integer, bounds, smoothing, drop_constant: see `wprox.models.flow.preprocessing.Preprocessing`.
+        columns: `None` for a table of numbers. "auto" takes the columns of a data frame as they are (text, truth
+            values, whole numbers, decimals, dates, gaps, atoms; docs/tables.md), or a dict from names to "category",
+            "boolean", "integer", "number", "date", "drop" or a list of levels in their order, where they are not what
+            they seem; or `TableColumns`, learned of a larger table. Rows then go out as they came in.
         seed: of everything random.
         progress: show progress bars.
 
@@ -89,6 +94,7 @@ class JKOFlow(FlowEstimator):
         n_features_in_, feature_names_in_: the number of columns, and their names where X was a data frame. Rows of
             another frame are then matched by name.
         interrupted_: whether Ctrl-C ended the training early.
+        columns_: how each column was taken, where `columns` asked for it; print it.
 
     Example:
         >>> import torch, wprox
@@ -126,6 +132,7 @@ class JKOFlow(FlowEstimator):
         bounds: tuple[Any, Any] | None = None,
         smoothing: float = 0.0,
         drop_constant: bool = False,
+        columns: str | Mapping[Any, Any] | TableColumns | None = None,
         seed: int = 0,
         progress: bool = False,
     ) -> None:
@@ -153,6 +160,7 @@ class JKOFlow(FlowEstimator):
         self.bounds = bounds
         self.smoothing = smoothing
         self.drop_constant = drop_constant
+        self.columns = columns
         self.seed = seed
         self.progress = progress
 
@@ -175,20 +183,24 @@ class JKOFlow(FlowEstimator):
         """
         fraction = check_fraction(self.validation_fraction, "validation_fraction")
         saw_tensor = isinstance(X, Tensor)
-        X, columns = as_table(X, "X")
+        table = None if self.columns is None else TableColumns.of(X, self.columns)
+        X, columns = as_table(X, "X") if table is None else (table.read(X), table.features)
         generator = make_generator(check_seed(self.seed))
-        preprocessing = self._new_preprocessing().fit(X, columns)
+        preprocessing = self._new_preprocessing(table).fit(X, columns)
         X = preprocessing.check(X).detach()
         if validation is None:
             rows, held_out = hold_out(X, fraction, generator)
         else:
-            held_out = preprocessing.check(in_order(validation, "validation", columns), "validation").detach()
-            held_out = held_out.to(X.device)
+            rows = (
+                in_order(validation, "validation", columns) if table is None else table.read(validation, "validation")
+            )
+            held_out = preprocessing.check(rows, "validation").detach().to(X.device)
             rows = X
         settings = FlowSettings.of(self.get_params(deep=False), TableSize(len(rows), preprocessing.dim))
         solver = block_solver(settings)  # which checks the map
         data = FlowData.prepare(rows, held_out, preprocessing, self.jitter, generator)
-        self.preprocessing_, self._data, self.jitter_ = preprocessing, data, data.jitter
+        self._take_preprocessing(preprocessing)
+        self._data, self.jitter_ = data, data.jitter
         self.n_features_in_, self._dtype, self._saw_tensor = X.shape[1], X.dtype, saw_tensor
         del X, rows, held_out  # copies, which training has no use for
         self._name_features(columns)
@@ -198,9 +210,6 @@ class JKOFlow(FlowEstimator):
         finally:  # the blocks before one that failed are kept
             self._take(trained)
         return self
-
-    def _new_preprocessing(self) -> Preprocessing:
-        return Preprocessing(self.standardize, self.integer, self.bounds, self.smoothing, self.drop_constant)
 
     @property
     def _trained(self) -> TrainedBlocks:
@@ -265,7 +274,8 @@ class JKOFlow(FlowEstimator):
         """The rows whose latent points are Z: noise → data."""
         density = self._density
         points = as_points(Z, "Z", density.preprocessing.dim).to(density.preprocessing.mean.device)
-        return as_given(density.from_latent(points), Z)
+        rows = density.from_latent(points)
+        return self.columns_.write(rows) if hasattr(self, "columns_") else as_given(rows, Z)
 
     def latents(self, X: Any) -> list[Array]:
         """The data on their way to the Gaussian: preprocessed, then after each block; N + 1 times (n, d)."""
@@ -314,7 +324,7 @@ class JKOFlow(FlowEstimator):
         except (RuntimeError, MemoryError):
             raise ValueError(f"n = {n} rows of {shape[1]} numbers do not fit into memory; draw fewer at once") from None
         rows = self.inverse_transform(noise)
-        return rows if self._saw_tensor else as_numpy(rows)
+        return rows if self._saw_tensor or hasattr(self, "columns_") else as_numpy(rows)
 
     @property
     def _density(self) -> FlowDensity:
@@ -357,6 +367,7 @@ class JKOFlow(FlowEstimator):
             "dtype": str(self._dtype).removeprefix("torch."),
             "saw_tensor": self._saw_tensor,
             "preprocessing": sorted(self.preprocessing_.state()),
+            "table": table_to_json(self.columns_) if hasattr(self, "columns_") else None,
         }
         preprocessing = {f"preprocessing.{name}": tensor for name, tensor in self.preprocessing_.state().items()}
         blocks = self._trained.state()
@@ -369,12 +380,16 @@ class JKOFlow(FlowEstimator):
         check_config(config, tensors)
         flow = cls(**from_json(config["parameters"]))
         learned = with_prefix("preprocessing.", tensors)
-        flow.preprocessing_ = flow._new_preprocessing().load_state(learned)
-        check_preprocessing(flow.preprocessing_, learned, config["columns"])
+        table = table_from_json(config.get("table"))
+        flow._take_preprocessing(flow._new_preprocessing(table).load_state(learned))
+        check_preprocessing(flow.preprocessing_, learned, config["columns"] if table is None else None)
+        if table is not None:
+            check_table(table, flow.preprocessing_.dim, config["columns"])
         flow._take(TrainedBlocks.from_state(state, map_classes))
         check_dimensions(flow.blocks_, flow.preprocessing_.dim)
-        flow.n_features_in_, flow.jitter_ = flow.preprocessing_.n_features, config["jitter"]
-        flow._dtype, flow._saw_tensor = getattr(torch, config["dtype"]), config.get("saw_tensor", True)
+        flow.n_features_in_ = flow.preprocessing_.n_features if table is None else len(table.columns)
+        flow.jitter_, flow._dtype = config["jitter"], getattr(torch, config["dtype"])
+        flow._saw_tensor = config.get("saw_tensor", True)
         flow._name_features(config["columns"])
         return flow
 

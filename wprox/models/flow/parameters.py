@@ -27,6 +27,10 @@ def to_json(arguments: Mapping[str, Any], trained: Sequence[float]) -> dict[str,
         held["step_sizes"], held["n_blocks"] = list(trained), len(trained)
     elif (sizes := entries(held["step_sizes"])) is not None:
         held["step_sizes"] = sizes
+    if isinstance(held["columns"], Mapping):
+        held["columns"] = {str(name): wish for name, wish in held["columns"].items()}
+    elif held["columns"] is not None:
+        held["columns"] = "auto"
     if held["bounds"] is not None:
         held["bounds"] = [torch.as_tensor(end).tolist() for end in held["bounds"]]
     return held

@@ -101,7 +101,7 @@ class Tails:
         beyond, far, strength = self._beyond(z)
         growth = (strength * (far.abs() - START) / SIGMA).log1p()
         log_survival = -growth / strength
-        size = _normal_quantile(LOG_TAIL + log_survival)
+        size = normal_quantile(LOG_TAIL + log_survival)
         y[beyond] = size.copysign(far)
         log_slope[beyond] = (size.square() - START**2) / 2 + log_survival - growth
         return y, log_slope
@@ -124,7 +124,7 @@ LOG_TAIL = float(torch.special.log_ndtr(torch.tensor(-START, dtype=torch.float64
 SIGMA = math.exp(LOG_TAIL + START**2 / 2) * math.sqrt(2 * math.pi)
 
 
-def _normal_quantile(log_tail: Tensor) -> Tensor:
+def normal_quantile(log_tail: Tensor) -> Tensor:
     """y > 0 with log P(N(0, 1) > y) = `log_tail`, far out too, where the probability itself is no number any more.
 
     Newton's method from the leading terms of the asymptotic series.

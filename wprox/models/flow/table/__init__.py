@@ -1,0 +1,1 @@
+"""Tables as they are: text, gaps, dates, atoms and whole numbers as numbers for a flow, and back."""
