@@ -199,13 +199,13 @@ def _numeric(name: Any, values: Values, kind: str, x: np.ndarray, wish: str) -> 
     """A column of numbers or dates: constant, levels, or numbers with atoms among them."""
     finite, odd = x[np.isfinite(x)], [level for level in (math.nan, math.inf, -math.inf) if _has(x, level)]
     distinct, counts = np.unique(finite, return_counts=True)
-    if len(distinct) + len(odd) == 1:
-        return Column(name, values, Constant(float((*distinct, *odd)[0])), "constant")
     if kind == "number" and len(distinct) and np.abs(distinct).max() >= EXACT and _is_whole(values):
         raise ValueError(
             f"column {name!r} has whole numbers beyond 2^53, which are labels and no quantities; say "
             f'columns={{{name!r}: "drop"}}, or turn them into text'
         )
+    if len(distinct) + len(odd) == 1:
+        return Column(name, values, Constant(float((*distinct, *odd)[0])), "constant")
     grid = Grid() if kind == "date" else find_grid(distinct, _rounding(values)) if len(distinct) else None
     if wish == "integer" and (grid is None or grid.decimals):
         bad = finite[finite != np.rint(finite)]
