@@ -530,3 +530,86 @@ def test_older_folders_have_no_columns(tmp_path):
     config["sha256"] = mutations.checksum(config, (tmp_path / "model" / "model.safetensors").read_bytes())
     file.write_text(json.dumps(config))
     assert not hasattr(JKOFlow.load(tmp_path / "model"), "columns_")
+
+
+# the command line
+
+
+def run(*arguments):
+    from typer.testing import CliRunner
+
+    from wprox.app.cli import app
+
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+QUICK = ["--blocks", "1", "--iterations", "5", "--no-fine-tune"]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_the_command_line_takes_what_it_gives(rows, tmp_path, ending):
+    """fit, sample and score of a table with text, gaps and dates; all three lines say how columns were taken."""
+    file, made, model = tmp_path / f"rows{ending}", tmp_path / f"new{ending}", tmp_path / "model"
+    rows = rows.head(160)
+    frame = rows.assign(born=rows["day"].dt.strftime("%Y-%m-%d"), zip=["01", None, "9x", "03"] * 40)
+    write = frame.to_csv if ending == ".csv" else frame.to_parquet
+    write(file, index=False)
+    fitted = run("fit", file, "--out", model, *QUICK, *([] if ending == ".csv" else ["--no-baselines"]))
+    assert fitted.exit_code == 0, fitted.output
+    for words in ("says the same as town", "missing where first is", "dates by the day", "3 levels: 'Bonn'"):
+        assert words in fitted.output
+    nll = {result["model"]: result["nll"] for result in json.loads((model / "metrics.json").read_text())["held_out"]}
+    assert all(map(math.isfinite, nll.values()))
+    assert len(nll) == (4 if ending == ".csv" else 1)
+    assert run("sample", model, "-n", 50, "--out", made, "--seed", 1).exit_code == 0
+    read = pd.read_csv if ending == ".csv" else pd.read_parquet
+    options = {"dtype": {"zip": str}} if ending == ".csv" else {}
+    frame, generated = read(file, **options), read(made, **options)
+    assert list(generated.dtypes) == list(frame.dtypes)
+    assert set(generated["zip"].dropna()) <= {"01", "9x", "03"}
+    scored = run("score", model, made)
+    assert scored.exit_code == 0, scored.output
+    assert "50 rows: NLL" in scored.output
+    assert "density 0" not in scored.output
+    assert "says the same as town" in run("info", model).output
+    refused = run("sample", model, "-n", 5, "--out", tmp_path / "new.npy")
+    assert "town" in refused.stderr
+    assert "are not numbers, as .npy files hold" in refused.stderr
+
+
+def test_columns_are_said_in_the_command_line(tmp_path):
+    file = tmp_path / "rows.csv"
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {"name": [f"n{k}" for k in range(60)], "x": rng.standard_normal(60), "y": rng.integers(0, 9, 60)}
+    )
+    frame.to_csv(file, index=False)
+    said = run("fit", file, "--out", tmp_path / "model", *QUICK)
+    assert said.exit_code == 2
+    assert "identifier" in said.stderr
+    options = ["--column", "name=drop", "--column", "y=number", "--no-baselines"]
+    assert run("fit", file, "--out", tmp_path / "model", *QUICK, *options).exit_code == 0
+    assert run("score", tmp_path / "model", file).exit_code == 0
+    assert run("sample", tmp_path / "model", "-n", 5, "--out", tmp_path / "new.csv").exit_code == 0
+    assert list(pd.read_csv(tmp_path / "new.csv").columns) == ["x", "y"]
+    for wrong, words in (
+        (["--column", "x"], "NAME=KIND"),
+        (["--column", "x=text"], "a kind of auto, category"),
+        (["--column", "z=drop"], "'z'"),
+        (["--column", "x=number", "--integer"], "--column goes with none"),
+    ):
+        said = run("fit", file, "--out", tmp_path / "other", *QUICK, *wrong)
+        assert said.exit_code == 2
+        assert words in said.stderr
+
+
+def test_tables_of_numbers_alone_are_modelled_as_before(tmp_path):
+    values = np.random.default_rng(0).standard_normal((80, 2))
+    pd.DataFrame(values, columns=["a", "b"]).to_csv(tmp_path / "rows.csv", index=False)
+    for name, options in (("model", []), ("numbers", ["--numbers"])):
+        assert (
+            run("fit", tmp_path / "rows.csv", "--out", tmp_path / name, *QUICK, "--no-baselines", *options).exit_code
+            == 0
+        )
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("model", "numbers")]
+    assert files[0] == files[1]
