@@ -237,7 +237,7 @@ def checked(page):
     assert read.ids == list(SECTIONS)
     assert read.links == [f"#{name}" for name in SECTIONS]
     assert not re.search(r"https?://|//\w|url\(|@import", page)
-    assert not re.search(r"[^a-z]nan[^a-z]|[^a-z]inf[^a-z]", page)
+    assert not re.search(r">.?(nan|inf)<|[MLVH ](nan|inf) |\"-?(nan|inf)\"", page)
     return " ".join(read.words)
 
 
@@ -365,9 +365,9 @@ def test_the_report_has_the_baselines(data, tmp_path):
 
 def test_a_table_of_mixed_columns_has_a_report(tmp_path, monkeypatch):
     monkeypatch.setattr("wprox.app.fitting._pictures", lambda *_: {})
-    people(200, 0).assign(born=lambda rows: rows.born.dt.strftime("%Y-%m-%d")).to_csv(
-        tmp_path / "people.csv", index=False
-    )
+    rows = people(200, 0).assign(born=lambda table: table.born.dt.strftime("%Y-%m-%d"))
+    rows.loc[:9, "height"] = np.inf  # an atom like others
+    rows.to_csv(tmp_path / "people.csv", index=False)
     options = ["--report", "--target", HOSTILE, "--column", "pets=drop"]
     result = run("fit", tmp_path / "people.csv", "--out", tmp_path / "model", *QUICK, *options)
     assert result.exit_code == 0, result.output

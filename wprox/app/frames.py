@@ -180,7 +180,7 @@ def drawable(rows: Any, learned: TableColumns) -> np.ndarray:
 
 
 def typed(rows: Any, learned: TableColumns) -> Frame:
-    """The columns of rows that are modelled, in which dates are dates however they were written."""
+    """The columns of rows that are modelled; dates are dates, however they were written, infinite entries are gaps."""
     whole = as_frame(rows, "rows", learned.names if np.shape(rows)[1] == len(learned.names) else None)
     frame = whole.loc[:, learned.names].copy()
     for column in learned.columns:
@@ -188,4 +188,4 @@ def typed(rows: Any, learned: TableColumns) -> Frame:
             times, gap = times_of(frame[column.name], str(column.name), column.values.unit, column.values.form)
             times = np.where(gap, np.datetime64("NaT").astype(np.int64), times)
             frame[column.name] = times.view(f"datetime64[{column.values.unit}]")
-    return frame
+    return frame.replace([np.inf, -np.inf], np.nan)

@@ -12,7 +12,8 @@ from wprox._random import check_seed
 from wprox.metrics.columns import Column, Columns, as_columns, count_of, ranked, rows_of
 
 TREES = 200
-LEAF = 5  # rows, where there is more noise than signal, as in two samples that are nearly alike
+LEAF = 5  # rows, where there is more noise than signal, as in two samples that are nearly alike, and in regressions
+MOST_FEATURES = 20  # that a split of a regression looks at, of a third of them (Breiman 2001)
 MOST_ROWS = 5_000  # of each table that a forest is grown from
 FEWEST_ROWS = 20  # of each table, for a classifier that is trained on half of them
 MOST_CLASSES = 20
@@ -217,7 +218,9 @@ def _regressed(
         raise ValueError("the target does not vary in the test rows, so that R² is no number; give more of them")
     explained = []
     for x, y in zip(features[:2], standardised[:2], strict=True):
-        forest = RandomForestRegressor(TREES, random_state=seed % 2**32).fit(x, y)
+        at_once = max(1, min(x.shape[1] // 3, MOST_FEATURES))
+        forest = RandomForestRegressor(TREES, min_samples_leaf=LEAF, max_features=at_once, random_state=seed % 2**32)
+        forest.fit(x, y)
         explained.append(1 - np.square(forest.predict(features[2]) - held_out) / spread)
     constant = 1 - float(np.square(held_out).mean()) / spread
     return _utility("R²", explained, constant, len(real))
