@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,11 @@ from wprox.models.flow.data import FlowData, hold_out
 from wprox.models.flow.density import FlowDensity, mean_log_prob
 from wprox.models.flow.parameters import from_json, to_json
 from wprox.models.flow.preprocessing import Preprocessing
+from wprox.models.flow.selection import Selection, choose, is_wanted
 from wprox.models.flow.settings import FlowSettings, TableSize
 from wprox.models.flow.training import TrainedBlocks, block_solver, refinements, train
 from wprox.models.folders import loaded_folder, save_folder
-from wprox.models.state import State, check_dimensions, with_prefix
+from wprox.models.state import State, check_dimensions, map_of, map_part, pack, unpack, with_prefix
 from wprox.theory.certificate import Certificate, certify_path
 
 
@@ -75,13 +77,19 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             small enough) and where rows are mapped; 512 MB.
         validation_fraction: the part of X held out, where `fit` gets no validation data.
         standardize, integer, bounds, smoothing, drop_constant: see `wprox.models.flow.preprocessing.Preprocessing`.
+        selection: whether rows left out choose what the flow consists of: the exact map of the best simple model (a
+            stacked mixture of a Gaussian, a Gaussian mixture and kernel conditionals) to N(0, I), blocks after it where
+            they gain, or blocks alone. By default where there are fewer than 5,000 rows a column and no argument of the
+            training is given; `False` trains blocks by the rules above.
         seed: of everything random.
         progress: show progress bars.
 
     Attributes:
-        blocks_: the trained maps T_1, …, T_N.
+        start_: the map T_0 of the best simple model to N(0, I), which comes before the blocks; `None` without one.
+        blocks_: the trained maps T_1, …, T_N; none where rows left out gain nothing by them.
+        selection_: what was chosen and why; `None` where blocks are trained by rules.
         step_sizes_: γ_1, …, γ_N.
-        jitter_: the standard deviation of the noise that training used.
+        jitter_: the standard deviation of the noise that training used, a number or one a column.
         history_: a dict a block with step_size, held_out_nll (nats a row, in the units of the data), transport_cost,
             iterations, seconds and message; one with "block": "fine-tuning" at the end. After `refine` it is that of
             the refined flow.
@@ -97,6 +105,9 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         >>> flow.log_prob(x).shape, flow.sample(4, seed=0).shape
         (torch.Size([500]), torch.Size([4, 2]))
     """
+
+    start_: TransportMap | None = None  # none in what 0.1.0 pickled
+    selection_: Selection | None = None
 
     def __init__(
         self,
@@ -124,6 +135,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         bounds: tuple[Any, Any] | None = None,
         smoothing: float = 0.0,
         drop_constant: bool = False,
+        selection: bool | None = None,
         seed: int = 0,
         progress: bool = False,
     ) -> None:
@@ -151,6 +163,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self.bounds = bounds
         self.smoothing = smoothing
         self.drop_constant = drop_constant
+        self.selection = selection
         self.seed = seed
         self.progress = progress
 
@@ -176,24 +189,38 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         generator = make_generator(check_seed(self.seed))
         preprocessing = self._new_preprocessing().fit(X, columns)
         X = preprocessing.check(X).detach()
-        if validation is None:
-            rows, held_out = hold_out(X, fraction, generator)
-        else:
-            held_out = preprocessing.check(in_order(validation, "validation", columns), "validation").detach()
-            rows = X
-        settings = FlowSettings.of(self.get_params(deep=False), TableSize(len(rows), preprocessing.dim))
+        if validation is not None:
+            validation = preprocessing.check(in_order(validation, "validation", columns), "validation").detach()
+        arguments = self.get_params(deep=False)
+        if is_wanted(arguments, self._defaults(), TableSize(len(X), preprocessing.dim)):
+            settings = FlowSettings.of(arguments, TableSize(len(X), preprocessing.dim))
+            choice = choose(X, validation, preprocessing, settings)
+            self._begin(X, columns, preprocessing, choice.data)
+            self.start_, self.selection_ = choice.start, choice.selection
+            self._take(choice.blocks)
+            return self
+        rows, held_out = (X, validation) if validation is not None else hold_out(X, fraction, generator)
+        settings = FlowSettings.of(arguments, TableSize(len(rows), preprocessing.dim))
         solver = block_solver(settings)  # which checks the map
-        data = FlowData.prepare(rows, held_out, preprocessing, self.jitter, generator)
-        self.preprocessing_, self._data, self.jitter_ = preprocessing, data, data.jitter
-        self.n_features_in_, self._dtype = X.shape[1], X.dtype
+        self._begin(X, columns, preprocessing, FlowData.prepare(rows, held_out, preprocessing, self.jitter, generator))
         del X, rows, held_out  # copies, which training has no use for
-        self._name_features(columns)
+        self.start_ = self.selection_ = None
         trained = TrainedBlocks()
         try:
-            train(trained, solver, settings, data)
+            train(trained, solver, settings, self._data)
         finally:  # the blocks before one that failed are kept
             self._take(trained)
         return self
+
+    def _begin(self, X: Tensor, columns: Sequence[str] | None, preprocessing: Preprocessing, data: FlowData) -> None:
+        """Keep what is known before blocks are."""
+        self.preprocessing_, self._data, self.n_features_in_, self._dtype = preprocessing, data, X.shape[1], X.dtype
+        self.jitter_ = data.jitter.tolist() if isinstance(data.jitter, Tensor) else data.jitter
+        self._name_features(columns)
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        return {name: given.default for name, given in signature(cls).parameters.items()}
 
     def _new_preprocessing(self) -> Preprocessing:
         return Preprocessing(self.standardize, self.integer, self.bounds, self.smoothing, self.drop_constant)
@@ -236,7 +263,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             raise NotFittedError("the training data are not kept in files: call fit(X) again, then refine()")
         if len(self.blocks_) < 2:
             raise ValueError(
-                "the flow has one block, so that there is nothing to re-space; fit it with more (n_blocks)"
+                f"the flow has {len(self.blocks_) or 'no'} block{'s' * (not self.blocks_)}, so that there is nothing "
+                "to re-space; fit it with more (n_blocks)"
             )
         settings = FlowSettings.of(self.get_params(deep=False), self._data.size)
         for better in refinements(self._trained, settings, self._data, rounds):
@@ -276,7 +304,10 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return self._density.from_latent(as_points(Z, "Z", self._density.preprocessing.dim))
 
     def latents(self, X: Any) -> list[Tensor]:
-        """The data on their way to the Gaussian: preprocessed, then after each block; N + 1 tensors (n, d)."""
+        """The data on their way to the Gaussian: preprocessed, then after the start, if any, and after each block.
+
+        N + 1 tensors (n, d), and one more with a start.
+        """
         return self._density.path(self._checked(X))
 
     def certificate(
@@ -291,7 +322,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         The error ε_n of block n is estimated by a Stein critic on X and its images (`wprox.stein.stein_residual`), and
         W₂ from the preprocessed data to N(0, I) as `initial_w2` says; `wprox.certify` puts both into the bounds (4) of
         docs/theory.md (Cheng, Lu, Tan and Xie 2024). The invertible preprocessing does not change the KL divergence.
-        Fine-tuned blocks are no longer proximal steps: the bounds stay valid for what they are, with larger ε_n.
+        Fine-tuned blocks are no longer proximal steps: the bounds stay valid for what they are, with larger ε_n. The
+        steps begin behind the start, where the flow has one, which is invertible as well.
 
         Arguments:
             X: (n, d), rows that the flow was not trained on.
@@ -303,12 +335,18 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             A certificate that is marked as an estimate.
 
         Raises:
-            ValueError: for fewer than 40 rows.
+            ValueError: for fewer than 40 rows, and for a flow without blocks.
         """
         X = self._checked(X).detach()
+        if not self.blocks_:
+            raise ValueError(
+                "the flow is its start alone, since rows left out gained nothing by blocks: there are no steps to "
+                "certify. Fit it with selection=False for a certificate"
+            )
         seed = self.seed if seed is None else seed
         # one draw a row: several of one row on both sides of the critic's split would show it what it must not see
         path = self._density.images(self.preprocessing_.forward(X, make_generator(seed))[0].double())
+        path = path if self.start_ is None else path[1:]
         return certify_path(path, self.step_sizes_, initial_w2, values, seed)
 
     def sample(self, n: int = 1, seed: Seed = None) -> Tensor:
@@ -330,7 +368,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     @property
     def _density(self) -> FlowDensity:
         self._check_fitted()
-        return FlowDensity(self.preprocessing_, self.blocks_, check_count(self.memory_budget, "memory_budget"))
+        maps = self.blocks_ if self.start_ is None else [self.start_, *self.blocks_]
+        return FlowDensity(self.preprocessing_, maps, check_count(self.memory_budget, "memory_budget"))
 
     def _checked(self, X: Any, within_bounds: bool = True) -> Tensor:
         self._check_fitted()
@@ -338,7 +377,7 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return self.preprocessing_.check(table, within_bounds=within_bounds)
 
     def _check_fitted(self) -> None:
-        if not getattr(self, "blocks_", None):
+        if not (getattr(self, "blocks_", None) or getattr(self, "start_", None)):
             raise NotFittedError("this JKOFlow is not fitted yet: call fit(X) first, or JKOFlow.load(folder)")
 
     # files
@@ -378,8 +417,12 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             "preprocessing": sorted(self.preprocessing_.state()),
         }
         preprocessing = {f"preprocessing.{name}": tensor for name, tensor in self.preprocessing_.state().items()}
+        if self.selection_ is not None:
+            config["selection"] = self.selection_.to_json()
         blocks = self._trained.state()
-        return State(config | blocks.config, preprocessing | blocks.tensors)
+        start, tensors = pack("start", [] if self.start_ is None else [map_part(self.start_)])
+        config |= {"start": start} if start else {}
+        return State(config | blocks.config, preprocessing | tensors | blocks.tensors)
 
     @classmethod
     def _from_state(cls, state: State, map_classes: Sequence[type[TransportMap]]) -> JKOFlow:
@@ -391,7 +434,10 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         flow.preprocessing_ = flow._new_preprocessing().load_state(learned)
         check_preprocessing(flow.preprocessing_, learned, config["columns"])
         flow._take(TrainedBlocks.from_state(state, map_classes))
-        check_dimensions(flow.blocks_, flow.preprocessing_.dim)
+        starts = [map_of(part, ()) for part in unpack("start", config.get("start", []), tensors)]
+        flow.start_ = starts[0] if starts else None
+        flow.selection_ = Selection.from_json(config["selection"]) if "selection" in config else None
+        check_dimensions([*starts, *flow.blocks_], flow.preprocessing_.dim)
         flow.n_features_in_, flow.jitter_ = flow.preprocessing_.n_features, config["jitter"]
         flow._dtype = getattr(torch, config["dtype"])
         flow._name_features(config["columns"])

@@ -90,7 +90,13 @@ def joint_solver(settings: FlowSettings) -> NeuralProx:
     )
 
 
-def train(trained: TrainedBlocks, solver: NeuralProx, settings: FlowSettings, data: FlowData) -> None:
+def train(
+    trained: TrainedBlocks,
+    solver: NeuralProx,
+    settings: FlowSettings,
+    data: FlowData,
+    enough: float = math.inf,
+) -> None:
     """Blocks one after the other, then together; Ctrl-C keeps those trained so far.
 
     Arguments:
@@ -98,12 +104,15 @@ def train(trained: TrainedBlocks, solver: NeuralProx, settings: FlowSettings, da
         solver: of the blocks, as `block_solver` makes it.
         settings: of the flow.
         data: to train on.
+        enough: the held-out NLL that the first block must reach for more to be trained.
     """
     try:
         for block in trained_blocks(solver, settings, data):
             trained.maps.append(block.map)
             trained.step_sizes.append(block.step_size)
             trained.history.append(block.entry)
+            if block.entry["held_out_nll"] > enough:
+                return
         if settings.fine_tune:
             train_together(trained, settings, data)
     except KeyboardInterrupt:
