@@ -121,9 +121,11 @@ def test_particles_without_a_map_tell_what_is_astray(is_entropic):
     task = Task.of(wprox.Problem(F, solver.prepare(start), 0.1), True, 0.1, 300, torch.Generator())
     squash = wprox.AffineMap.from_matrix(torch.tensor([[0.1]], dtype=F64), [0.0])
     assert bound.ending_beside_free(task, squash, task.whole) is Ending.ASTRAY
-    easy = wprox.PotentialEnergy(half_square) + (0.0 if not is_entropic else 1.0) * wprox.Entropy()
+    easy, stretch = (
+        (wprox.KL(standard_normal(1)), 0.951) if is_entropic else (wprox.PotentialEnergy(half_square), 1 / 1.1)
+    )
     task = Task.of(wprox.Problem(easy, solver.prepare(start), 0.1), True, 0.1, 300, torch.Generator())
-    shrink = wprox.AffineMap.from_matrix(torch.tensor([[1 / 1.1]], dtype=F64), [0.0])
+    shrink = wprox.AffineMap.from_matrix(torch.tensor([[stretch]], dtype=F64), [0.0])
     assert bound.ending_beside_free(task, shrink, task.whole) is Ending.CONVERGED
 
 
