@@ -48,6 +48,10 @@ class Ending(Enum):
         "no gain is shown by these particles: the functional is at its minimum as far as they tell; to tell more, give "
         "more of them, or a larger step_size"
     )
+    ASTRAY = (
+        "particles without a map reach less: the map has led into a minimum that is not the lowest, or has not the "
+        "shape of the step; take a smaller step_size, more iterations or a larger map"
+    )
     UNSETTLED = "linearisation does not settle; raise iterations, or ease the problem with a smaller step_size"
     OUT_OF_REACH = "implicit heat flow does not reach where the mass should go; set heat_steps=None, or raise blur"
     OVERFLOW = "F times γ/blur² overflows, and μ is returned as it was; lower step_size or raise blur"
