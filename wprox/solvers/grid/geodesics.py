@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import cached_property
 from itertools import product
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from wprox.measures import Grid
 from wprox.transport.rosenblatt import Pieces
 
-LANDMARKS = 16  # from which distances are counted, at least, where pairs do not see each other
+LANDMARKS = 12  # from which distances are counted, at least, where pairs do not see each other
 ENOUGH = 0.01  # of the cost: what hidden pairs may cost together for no more landmarks to be tried
 NUMBERS_AT_ONCE = 2**22
 CORNER = 1e-6  # cells: how near to a corner of cells a path meets all of them
@@ -24,7 +24,7 @@ class Geodesics:
 
     Between cells that see each other it is the straight line, and exact. Others go over a landmark: d(x, y) ≤ d(x, l) +
     d(l, y), with the lengths of the shortest paths on the graph whose edges join neighbours, diagonal ones too where
-    all cells between them are free (Dijkstra). Landmarks are where most of the cost comes from.
+    all cells between them are free. Landmarks are where most of the cost comes from.
 
     Arguments:
         grid: the cells, with walls.
@@ -38,7 +38,7 @@ class Geodesics:
         for axis in range(grid.dim):
             counts = counts.cumsum(axis)
         self.counts = counts  # of walls in the box from the first corner
-        self.graph = None
+        self.landmarks: list[Tensor] = []  # the lengths (n,) of paths from each
 
     def cost(self, plan: Iterable[Pieces]) -> Tensor:
         """Σ mass · (bound of d)² over the pieces of a plan between support points."""
@@ -49,16 +49,17 @@ class Geodesics:
         if not len(hidden):
             return mass @ squares
         squares[hidden] = math.inf
-        for count in range(len(hidden)):
+        count = 0
+        while True:
+            for lengths in self.landmarks[count:]:
+                over = (lengths[source[hidden]] + lengths[target[hidden]]).square()
+                squares[hidden] = torch.minimum(squares[hidden], over)
+            count = len(self.landmarks)
             costs = (mass * squares)[hidden]
-            worst = hidden[costs.argmax()]
             total = float(costs.sum())
             if math.isfinite(total) and (count >= LANDMARKS or total <= ENOUGH * float(mass @ squares)):
-                break
-            lengths = self._from(int(source[worst])).to(squares)
-            over = (lengths[source[hidden]] + lengths[target[hidden]]).square()
-            squares[hidden] = torch.minimum(squares[hidden], over)
-        return mass @ squares
+                return mass @ squares
+            self.landmarks.append(self.lengths_from(int(source[hidden[costs.argmax()]])))
 
     def see(self, source: Tensor, target: Tensor) -> Tensor:
         """Whether the straight line between the centres of two cells meets no wall, (k,)."""
@@ -94,31 +95,32 @@ class Geodesics:
             free &= ~self.walls[tuple(cells.unbind(2))].any(1)
         return free
 
-    def _from(self, source: int) -> Tensor:
+    def lengths_from(self, source: int) -> Tensor:
         """The lengths of shortest paths on the graph from a support point, (n,); ∞ in other rooms."""
-        from scipy.sparse.csgraph import dijkstra
+        neighbours, edges = self.graph
+        lengths = self.grid.points.new_full((len(self.grid) + 1,), math.inf)  # the last one stands for walls
+        lengths[source] = 0.0
+        improved = torch.tensor([source], device=lengths.device)
+        while len(improved):
+            over = (lengths[improved, None] + edges).flatten()
+            shorter = lengths.scatter_reduce(0, neighbours[improved].flatten(), over, "amin")
+            improved = (shorter < lengths)[:-1].nonzero()[:, 0]
+            lengths = shorter
+        return lengths[:-1]
 
-        self.graph = self._edges() if self.graph is None else self.graph
-        return torch.from_numpy(dijkstra(self.graph, directed=False, indices=source))
-
-    def _edges(self) -> object:
-        """The lengths of the edges between neighbours, a sparse matrix (n, n)."""
-        from scipy import sparse
-
-        shape, n = torch.tensor(self.grid.shape, device=self.cells.device), len(self.grid)
+    @cached_property
+    def graph(self) -> tuple[Tensor, Tensor]:
+        """The neighbours of each support point, (n, 3^d − 1), n where there is none, and how far they are."""
+        n, shape = len(self.grid), torch.tensor(self.grid.shape, device=self.cells.device)
         number = self.grid.unflatten(torch.arange(n, device=self.cells.device))
-        rows, columns, lengths = [], [], []
+        neighbours, edges = [], []
         for shift in product((-1, 0, 1), repeat=self.grid.dim):
-            if shift <= (0,) * self.grid.dim:
-                continue  # each pair once
-            move = torch.tensor(shift, device=self.cells.device)
-            there = self.cells + move
-            row = ((there >= 0) & (there < shape)).all(1).nonzero()[:, 0]
-            here, there = self.cells[row], there[row]
-            open_edge = self._in_box(torch.minimum(here, there), torch.maximum(here, there)) == 0
-            rows.append(row[open_edge])
-            columns.append(number[tuple(there[open_edge].unbind(1))])
-            length = math.hypot(*(k * width for k, width in zip(shift, self.grid.cell_widths, strict=True)))
-            lengths.append(np.full(len(rows[-1]), length))
-        index = torch.cat(rows).cpu().numpy(), torch.cat(columns).cpu().numpy()
-        return sparse.csr_matrix((np.concatenate(lengths), index), shape=(n, n))
+            if not any(shift):
+                continue
+            there = self.cells + torch.tensor(shift, device=self.cells.device)
+            inside = ((there >= 0) & (there < shape)).all(1)
+            there = torch.where(inside[:, None], there, self.cells)
+            is_open = self._in_box(torch.minimum(self.cells, there), torch.maximum(self.cells, there)) == 0
+            neighbours.append(torch.where(inside & is_open, number[tuple(there.unbind(1))], n))
+            edges.append(math.hypot(*(k * width for k, width in zip(shift, self.grid.cell_widths, strict=True))))
+        return torch.stack(neighbours, 1), self.grid.points.new_tensor(edges)
