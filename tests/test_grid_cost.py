@@ -40,7 +40,9 @@ def bound(mu, rho, blur=0.3, log_scaling=None):
     kernel = make_kernel(mu, blur, None)
     terms = sort_terms(wprox.Entropy().structure(), mu, 1.0, kernel.rooms)
     iteration = ScalingIteration(terms, kernel, mu.weights, None, 1e-6, False)
-    return float(transport_bound(mu, rho, iteration, torch.zeros_like(mu.weights) if log_scaling is None else log_scaling))
+    return float(
+        transport_bound(mu, rho, iteration, torch.zeros_like(mu.weights) if log_scaling is None else log_scaling)
+    )
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -99,9 +101,7 @@ def test_among_walls_the_cost_is_that_of_paths_around_them(walls, seed):
     if walls is not None and walls.shape == (6, 6):  # as a step does, keep the mass of each room
         above = mu.points[:, 0] / 2 + 0.5 > mu.points[:, 1] / 3
         weights = torch.where(above, rho.weights * mu.weights[above].sum() / rho.weights[above].sum(), 0.0)
-        weights = weights + torch.where(
-            above, 0.0, rho.weights * mu.weights[~above].sum() / rho.weights[~above].sum()
-        )
+        weights = weights + torch.where(above, 0.0, rho.weights * mu.weights[~above].sum() / rho.weights[~above].sum())
         rho = mu.with_weights(weights)
     found, geodesics = bound(mu, rho), Geodesics(mu)
     graph = torch.stack([geodesics.lengths_from(k) for k in range(len(mu))])

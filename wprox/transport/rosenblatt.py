@@ -1,4 +1,4 @@
-"""Knothe–Rosenblatt couplings of histograms on one box of cells: true plans, at the cost of a few sums over the cells."""
+"""Knothe–Rosenblatt couplings of histograms on one box of cells: true plans, for a few sums over the cells."""
 
 from __future__ import annotations
 

@@ -119,7 +119,6 @@ class _ByDraws(Functional):
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         return self.kl.wasserstein_gradient(rho)
 
-
     def is_misled(self, rho: Gaussian) -> bool:
         """Whether half the width is better by far."""
         with torch.no_grad():
@@ -141,9 +140,7 @@ def _fitted(functional: KL, solver: GaussianProx, start: Gaussian, seed: int) ->
             raise error from None
 
 
-def _settled(
-    functional: Functional, solver: GaussianProx, rho: Gaussian, by_draws: _ByDraws | None = None
-) -> Gaussian:
+def _settled(functional: Functional, solver: GaussianProx, rho: Gaussian, by_draws: _ByDraws | None = None) -> Gaussian:
     """Where proximal steps of growing length take a Gaussian, whatever the units of the target.
 
     Raises:
