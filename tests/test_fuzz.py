@@ -62,6 +62,8 @@ def test_one_wrong_argument(case):
         ("ODEMap", "frequency", "1e308"),
         ("PorousMedium.wasserstein_gradient", "exponent", "1e308"),
         ("ResidualMap", "lipschitz", "1e-320"),
+        ("testing.check_solver", "measures", "zero"),
+        ("JKOFlow.certificate", "values", "half"),
     ],
 )
 def test_what_long_runs_found(name, argument, hostile):

@@ -118,8 +118,6 @@ def check_solver(
         raise ValueError(f"problems is empty, got {described(problems)}; name some of {list(PROBLEMS)}")
     if unknown := [name for name in chosen if not isinstance(name, str) or name not in PROBLEMS]:
         raise ValueError(f"there are no problems {described(unknown)}; there are {list(PROBLEMS)}")
-    if measures is not None and not len(measures):
-        raise ValueError("measures is empty; give some measures to start from, or None for one of each kind")
     name = type(solver).__name__
     asked: list[str] = []
     refusals: list[str] = []
