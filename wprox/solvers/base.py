@@ -125,8 +125,7 @@ class Step:
         measure: the new measure ρ.
         map: T with ρ = T#μ, where the solver works with maps.
         value: F(ρ); up to a constant where ρ's density is known only relative to μ's (`measure.is_relative`).
-        transport_cost: E_μ|T(x) − x|², an upper bound of W₂²(μ, ρ) that is exact where T is optimal; of
-            `SinkhornProx` in two dimensions and more an estimate, as it says there.
+        transport_cost: E_μ|T(x) − x|², an upper bound of W₂²(μ, ρ) that is exact where T is optimal.
         step_size: γ.
         residual: the first-order error ε = ‖∇F(ρ) + (id − T⁻¹)/γ‖_{L²(ρ)}, where the solver knows it.
         converged: whether the solver met its own criterion.
