@@ -27,6 +27,7 @@ MANY = 1000  # rows, from which on blocks alone are tried: with fewer, the start
 MARGIN = 0.5, 0.05  # nats, and nats a column, that blocks may be behind after the first of them, and go on
 HELD = 0.2  # of the rows left out, by which blocks after a start are judged
 FEWEST = 100  # rows left out, from which on blocks are tried after a start
+LEAST_GAIN = 0.01  # nats a row, and
 ERRORS = 1.0  # standard errors by which what is more must be better
 
 FREE = (
@@ -162,7 +163,7 @@ def _is_better(gain: Tensor) -> bool:
     """Whether rows gain by more than chance, in nats each: (m,)."""
     if len(gain) < 2:
         return False
-    return float(gain.mean()) > ERRORS * float(gain.std()) / math.sqrt(len(gain))
+    return float(gain.mean()) > max(LEAST_GAIN, ERRORS * float(gain.std()) / math.sqrt(len(gain)))
 
 
 def _log_prob(maps: Sequence[TransportMap], z: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class Bandwidths:
 
 
 def product_bandwidths(x: Tensor, generator: torch.Generator) -> Tensor:
-    """log h, (d,), of greatest leave-one-out likelihood of the kernel density estimate of rows x with Π_l N(0, h_l²)."""
+    """log h, (d,), of greatest leave-one-out likelihood of a kernel density estimate of rows x with Π_l N(0, h_l²)."""
     n, d = x.shape
     rows = torch.randperm(n, generator=generator)[:BANDWIDTH_ROWS].to(x.device)
     log_bandwidth = x.new_full((d,), math.log(0.3)).requires_grad_()
