@@ -207,7 +207,7 @@ def _read_csv(file: Path) -> Table:
         raise ValueError(f"{file} is not a readable .csv file (line {reader.line_num}: {error})") from error
     _refuse_text(file, [f"{columns[j]!r} (row {row}: {cell!r})" for j, (cell, row) in sorted(text.items())])
     _check_end(file)
-    return Table(np.array(numbers, dtype=np.float64).reshape(n, len(columns)), columns)
+    return Table(np.frombuffer(numbers).reshape(n, len(columns)), columns)  # which is no copy, and can be written to
 
 
 def _first_lines(stream: Iterable[str]) -> list[str]:
