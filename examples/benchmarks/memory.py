@@ -1,8 +1,8 @@
 """Peak memory of a flow's fit, log_prob, sample and transform, and of `wprox score`, beside what is allowed.
 
 Allowed are `memory_budget` and twice the data for tables of several shapes, with the defaults of a flow but two
-iterations (and one block, where blocks are small); and twice the file for `wprox score`, of files of 300 MB. Each line is measured in a process of its
-own, and counts from what its imports take.
+iterations (and one block, where blocks are small), and twice the file for `wprox score`, of files of 300 MB. Each line
+counts from what is there before it.
 
     python examples/benchmarks/memory.py                  all of it, which takes minutes
     python examples/benchmarks/memory.py rows columns     one shape

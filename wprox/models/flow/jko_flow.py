@@ -52,8 +52,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             "hidden" layers are narrower; unless given.
         step_sizes: γ_n: a number, a sequence with one entry a block, or a callable of the block's index; 1 by default.
             "auto" is 0.5 · 1.5ⁿ, for more blocks that begin gently; `refine` re-spaces them afterwards.
-        n_blocks: the largest number of blocks; as many as `step_sizes` has entries, where that is a sequence, else 8, or
-            as few as train in half of `memory_budget` (above 450 columns).
+        n_blocks: the largest number of blocks; as many as `step_sizes` has entries, where that is a sequence, else 8,
+            or as few as train in half of `memory_budget` (above 450 columns).
         iterations: the largest number of gradient steps a block.
         batch_size: rows in a minibatch; 1,024 up to eight columns, else 256, or fewer above 1,000 columns.
         learning_rate: Adam's for a block; 5e-3 up to eight columns, else 2e-3; 2e-2 for "ode".
