@@ -352,10 +352,12 @@ def _pandas(file: Path) -> Any:
 
 def _read_parquet(file: Path) -> Table:
     types = _pandas(file).api.types
+    text: dict[str, str] = {}
+    n = 0
     try:
-        parquet = import_module("pyarrow.parquet").ParquetFile(file, buffer_size=2**20)
+        parquet = import_module("pyarrow.parquet").ParquetFile(file)
         columns = [str(name) for name in parquet.schema_arrow.empty_table().to_pandas().columns]
-        values, n, text = np.empty((parquet.metadata.num_rows, len(columns))), 0, {}
+        values = np.empty((parquet.metadata.num_rows, len(columns)))
         for batch in parquet.iter_batches(BATCH_ROWS):
             frame = batch.to_pandas()
             for name, kind in zip(columns, frame.dtypes, strict=True):
