@@ -5,9 +5,9 @@
 
 Columns with ties (fewer than 95 % distinct values) are dequantised once, for all methods alike, by uniform noise as
 wide as the smallest gap between values; copies of columns are dropped. 80/20 split by a seeded permutation,
-standardised by the training part; a tenth of the training part selects where a method needs that. Figures are held-out
-nats a row (lower is better), the mean over the splits; seconds are CPU time of one thread. zuko's neural spline flow has
-as much time as the flow took, but at least ten seconds.
+standardised by the training part; a tenth of the training part selects where a method needs that. Figures are
+held-out nats a row (lower is better), the mean over the splits; seconds are CPU time of one thread. zuko's neural
+spline flow has as much time as the flow took, but at least ten seconds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LEAST_SECONDS = 10.0
 def load(name: str, folder: Path | None) -> np.ndarray:
     """A table by its name: of a folder, of scikit-learn, or Gaussian with correlations up to 1 − 1e-8."""
     if name in GAUSSIAN:
-        n, d = GAUSSIAN[name]
+        d = GAUSSIAN[name][1]
         rng = np.random.default_rng(0)
         x = rng.normal(size=(2000, d)) @ rng.normal(size=(d, d))
         x[:, 1] = x[:, 0] + math.sqrt(2e-8) * x[:, 0].std() * rng.normal(size=len(x))

@@ -22,6 +22,7 @@ from wprox._warnings import warn
 from wprox._writing import claimed
 
 ENDINGS = (".csv", ".npy", ".parquet")
+BATCH_ROWS = 2**14  # of a .parquet file at once
 UNSAFE = '",;\t\r\n\ufeff'  # in names: separators, and what programs take for the ends of lines and files
 CELL = re.compile(r'("(?:[^"]|"")*"|[^,]*),')
 MISSING = frozenset({"", "na", "n/a", "null", "none", "<na>"})
@@ -207,7 +208,7 @@ def _read_csv(file: Path) -> Table:
         raise ValueError(f"{file} is not a readable .csv file (line {reader.line_num}: {error})") from error
     _refuse_text(file, [f"{columns[j]!r} (row {row}: {cell!r})" for j, (cell, row) in sorted(text.items())])
     _check_end(file)
-    return Table(np.array(numbers, dtype=np.float64).reshape(n, len(columns)), columns)
+    return Table(np.frombuffer(numbers).reshape(n, len(columns)), columns)  # which is no copy, and can be written to
 
 
 def _first_lines(stream: Iterable[str]) -> list[str]:
@@ -350,22 +351,28 @@ def _pandas(file: Path) -> Any:
 
 
 def _read_parquet(file: Path) -> Table:
-    pandas = _pandas(file)
+    types = _pandas(file).api.types
+    text: dict[str, str] = {}
+    n = 0
     try:
-        frame = pandas.read_parquet(file)
+        parquet = import_module("pyarrow.parquet").ParquetFile(file)
+        columns = [str(name) for name in parquet.schema_arrow.empty_table().to_pandas().columns]
+        values = np.empty((parquet.metadata.num_rows, len(columns)))
+        for batch in parquet.iter_batches(BATCH_ROWS):
+            frame = batch.to_pandas()
+            for name, kind in zip(columns, frame.dtypes, strict=True):
+                if not types.is_numeric_dtype(kind) or types.is_complex_dtype(kind):
+                    text[name] = f"{name!r} ({kind})"
+            if not text:
+                values[n : n + len(frame)] = frame.to_numpy(dtype=np.float64, na_value=np.nan)
+            n += len(frame)
+        if n != len(values):
+            raise ValueError(f"it says that it has {len(values)} rows, and has {n}")
     except Exception as error:  # whatever damaged metadata make pyarrow and pandas do
         said = str(error) or type(error).__name__
         raise ValueError(f"{file} is not a readable .parquet file (cut off, or not one at all): {said}") from None
-    columns = [str(name) for name in frame.columns]
-    types = pandas.api.types
-    text = [
-        f"{name!r} ({kind})"
-        for name, kind in zip(columns, frame.dtypes, strict=True)
-        if not types.is_numeric_dtype(kind) or types.is_complex_dtype(kind)
-    ]
-    _refuse_text(file, text)
-    # copied: pandas may hand out memory that must not be written to
-    return Table(np.array(frame.to_numpy(dtype=np.float64, na_value=np.nan)), columns)
+    _refuse_text(file, list(text.values()))
+    return Table(values, columns)
 
 
 def _refuse_text(file: Path, found: list[str]) -> None:

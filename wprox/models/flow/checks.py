@@ -36,6 +36,8 @@ def check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> No
         "its blocks have no step sizes": not is_list(sizes, _is_positive) or len(sizes or []) != len(blocks or []),
         "its preprocessing is not what it says": config["format"] > 1 and steps not in _preprocessing(config),
         "its jitter is no number of at least 0": not _is_jitter(config.get("jitter")),
+        "its memory_budget is no whole number of at least 1": not _is_at_least(arguments.get("memory_budget", 1), 1),
+        "its seed is no whole number of at least 0": not _is_at_least(arguments.get("seed", 0), 0),
         "it does not say whether it was interrupted": not isinstance(config.get("interrupted"), bool),
         "its columns have no names": config.get("columns") is not None and not is_list(config["columns"], is_text),
         f"{', '.join(SWITCHES)} are true or false": any(
@@ -62,6 +64,10 @@ def _is_finite(value: Any) -> bool:
 
 def _is_jitter(value: Any) -> bool:
     return all(_is_finite(part) and part >= 0 for part in (value if isinstance(value, list) else [value]))
+
+
+def _is_at_least(value: Any, least: int) -> bool:
+    return is_count(value) and value >= least
 
 
 def _is_positive(value: Any) -> bool:

@@ -49,11 +49,13 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     Arguments:
         map: "spline", "ode", "residual", "convex", or a factory dim → `TransportMap`.
         map_options: arguments of the named map, such as `{"transforms": 4}`. Where there are fewer than 1,000 rows a
-            column, the spline map's "dropout" is 0.2 and in the plane its "frequencies" are 3; where training a full
-            matrix exceeds `memory_budget` (above 4,096 columns) its "affine" is `False`; unless given.
+            column, the spline map's "dropout" is 0.2 and in the plane its "frequencies" are 3; where training the
+            blocks would take more than half of `memory_budget` its "affine" is `False` (above 2,590 columns) and its
+            "hidden" layers are narrower; unless given.
         step_sizes: γ_n: a number, a sequence with one entry a block, or a callable of the block's index; 1 by default.
             "auto" is 0.5 · 1.5ⁿ, for more blocks that begin gently; `refine` re-spaces them afterwards.
-        n_blocks: the largest number of blocks; as many as `step_sizes` has entries, where that is a sequence, else 8.
+        n_blocks: the largest number of blocks; as many as `step_sizes` has entries, where that is a sequence, else 8,
+            or as few as train in half of `memory_budget` (above 450 columns).
         iterations: the largest number of gradient steps a block.
         batch_size: rows in a minibatch; 1,024 up to eight columns, else 256, or fewer above 1,000 columns.
         learning_rate: Adam's for a block; 5e-3 up to eight columns, else 2e-3; 2e-2 for "ode".
@@ -73,8 +75,8 @@ class JKOFlow(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         fine_tune_learning_rate: Adam's; 3e-3 up to eight columns; else 2e-3, or 3e-4 where there are fewer than 1,000
             rows a column.
         fine_tune_batch_size: rows in its minibatches; twice `batch_size`.
-        memory_budget: bytes that may be taken beside the data and their images, in fine-tuning (minibatches are made
-            small enough) and where rows are mapped; 512 MB.
+        memory_budget: bytes that may be taken beside the data and their images: half for training the network, half
+            for activations in fine-tuning (minibatches are made small enough) and where rows are mapped; 512 MB.
         validation_fraction: the part of X held out, where `fit` gets no validation data.
         standardize, integer, bounds, smoothing, drop_constant: see `wprox.models.flow.preprocessing.Preprocessing`.
         selection: whether rows left out choose what the flow consists of: the exact map of the best simple model (a
