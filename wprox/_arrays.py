@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -70,3 +71,13 @@ def _plain_array(values: np.ndarray, name: str) -> np.ndarray:
                 f"{name} has {int(mask.sum())} masked entries, the first at {where}; remove or impute them first"
             )
     return np.asarray(values) if values.flags.writeable else np.array(values)
+
+
+def of_numbers(values: np.ndarray) -> np.ndarray:
+    """An array of objects that are all numbers, as data frames with mixed columns become, in float64."""
+    if values.dtype != object or not all(isinstance(value, Real) for value in values.flat):
+        return values
+    try:
+        return values.astype(np.float64)
+    except OverflowError:  # an integer that no float holds
+        return values

@@ -9,7 +9,6 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice, pairwise
-from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wprox._arrays import as_plain, place_of
+from wprox._arrays import as_plain, of_numbers, place_of
 from wprox._autograd import NO_BATCHES, is_batched
 
 StepSize = float | Sequence[float] | Callable[[int], float]
@@ -65,7 +64,7 @@ def as_real(values: Any, name: str) -> Tensor:
     """Anything `torch.as_tensor` takes, as a floating-point tensor of single or double precision, finite or not."""
     values = as_plain(values, name)
     if isinstance(values, np.ndarray):
-        values = _of_numbers(values)
+        values = of_numbers(values)
         _refuse_text(values, name)
         # torch knows no negative strides and no foreign byte order
         values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
@@ -99,16 +98,6 @@ def check_precision(dtype: Any, name: str) -> torch.dtype:
             "convert it, as in x.float()"
         )
     return dtype
-
-
-def _of_numbers(values: np.ndarray) -> np.ndarray:
-    """An array of objects that are all numbers, as data frames with mixed columns become, in float64."""
-    if values.dtype != object or not all(isinstance(value, Real) for value in values.flat):
-        return values
-    try:
-        return values.astype(np.float64)
-    except OverflowError:  # an integer that no float holds
-        return values
 
 
 def _refuse_text(values: np.ndarray, name: str) -> None:
@@ -293,6 +282,11 @@ def check_positive(value: Any, name: str) -> float:
     number = check_number(value, name)
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} must be positive and finite, got {number:g}; give a number above 0")
+    if not SMALLEST**2 <= number <= SMALLEST**-2:
+        raise ValueError(
+            f"{name} must lie between {SMALLEST**2:g} and {SMALLEST**-2:g}, so that its reciprocal and multiples are "
+            f"numbers, got {number:g}; change the units"
+        )
     return number
 
 

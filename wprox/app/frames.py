@@ -17,7 +17,7 @@ from wprox.app.tables import (
     check_ending,
     check_output,
     check_shape,
-    parquet_frame,
+    pandas_for,
     parse_csv,
     quoted,
     read_checked,
@@ -75,7 +75,7 @@ def _read_npy(file: Path) -> MixedTable:
 
 
 def _read_parquet(file: Path) -> MixedTable:
-    frame = parquet_frame(file)
+    frame = _parquet_frame(file)
     frame.columns = [str(name) for name in frame.columns]
     return MixedTable(frame, list(frame.columns))
 
@@ -189,3 +189,13 @@ def typed(rows: Any, learned: TableColumns) -> Frame:
             times = np.where(gap, np.datetime64("NaT").astype(np.int64), times)
             frame[column.name] = times.view(f"datetime64[{column.values.unit}]")
     return frame.replace([np.inf, -np.inf], np.nan)
+
+
+def _parquet_frame(file: Path) -> Any:
+    """The data frame in a .parquet file."""
+    pandas = pandas_for(file)
+    try:
+        return pandas.read_parquet(file)
+    except Exception as error:  # whatever damaged metadata make pyarrow and pandas do
+        said = str(error) or type(error).__name__
+        raise ValueError(f"{file} is not a readable .parquet file (cut off, or not one at all): {said}") from None

@@ -22,9 +22,10 @@ from wprox._warnings import warn
 from wprox._writing import claimed
 
 ENDINGS = (".csv", ".npy", ".parquet")
+BATCH_ROWS = 2**14  # of a .parquet file at once
 UNSAFE = '",;\t\r\n\ufeff'  # in names: separators, and what programs take for the ends of lines and files
 CELL = re.compile(r'("(?:[^"]|"")*"|[^,]*),')
-Read = TypeVar("Read")  # what comes of a file
+Read = TypeVar("Read")
 MISSING = frozenset({"", "na", "n/a", "null", "none", "<na>"})
 
 
@@ -227,7 +228,7 @@ def parse_csv(file: Path) -> tuple[Table, dict[int, tuple[str, int]]]:
         raise ValueError(f"{file} is not text in UTF-8 ({error.reason}); save it as a UTF-8 .csv file") from error
     except csv.Error as error:
         raise ValueError(f"{file} is not a readable .csv file (line {reader.line_num}: {error})") from error
-    return Table(np.array(numbers, dtype=np.float64).reshape(n, len(columns)), columns), text
+    return Table(np.frombuffer(numbers).reshape(n, len(columns)), columns), text  # no copy, and can be written to
 
 
 def _first_lines(stream: Iterable[str]) -> list[str]:
@@ -371,28 +372,29 @@ def pandas_for(file: Path) -> Any:
         raise ImportError(f'{file}: .parquet files need pandas and pyarrow: pip install "wprox[parquet]"') from error
 
 
-def parquet_frame(file: Path) -> Any:
-    """The data frame in a .parquet file."""
-    pandas = pandas_for(file)
+def _read_parquet(file: Path) -> Table:
+    types = pandas_for(file).api.types
+    text: dict[str, str] = {}
+    n = 0
     try:
-        return pandas.read_parquet(file)
+        parquet = import_module("pyarrow.parquet").ParquetFile(file)
+        columns = [str(name) for name in parquet.schema_arrow.empty_table().to_pandas().columns]
+        values = np.empty((parquet.metadata.num_rows, len(columns)))
+        for batch in parquet.iter_batches(BATCH_ROWS):
+            frame = batch.to_pandas()
+            for name, kind in zip(columns, frame.dtypes, strict=True):
+                if not types.is_numeric_dtype(kind) or types.is_complex_dtype(kind):
+                    text[name] = f"{name!r} ({kind})"
+            if not text:
+                values[n : n + len(frame)] = frame.to_numpy(dtype=np.float64, na_value=np.nan)
+            n += len(frame)
+        if n != len(values):
+            raise ValueError(f"it says that it has {len(values)} rows, and has {n}")
     except Exception as error:  # whatever damaged metadata make pyarrow and pandas do
         said = str(error) or type(error).__name__
         raise ValueError(f"{file} is not a readable .parquet file (cut off, or not one at all): {said}") from None
-
-
-def _read_parquet(file: Path) -> Table:
-    frame = parquet_frame(file)
-    columns = [str(name) for name in frame.columns]
-    types = pandas_for(file).api.types
-    text = [
-        f"{name!r} ({kind})"
-        for name, kind in zip(columns, frame.dtypes, strict=True)
-        if not types.is_numeric_dtype(kind) or types.is_complex_dtype(kind)
-    ]
-    _refuse_text(file, text)
-    # copied: pandas may hand out memory that must not be written to
-    return Table(np.array(frame.to_numpy(dtype=np.float64, na_value=np.nan)), columns)
+    _refuse_text(file, list(text.values()))
+    return Table(values, columns)
 
 
 def _refuse_text(file: Path, found: list[str]) -> None:
@@ -407,8 +409,7 @@ def _check_finite(table: Table, name: str) -> None:
         if np.isfinite(table.values.sum()):  # which NaN and infinity are not, and takes no memory
             return
     bad = ~np.isfinite(table.values)
-    count = int(bad.sum())
-    if count:
+    if count := int(bad.sum()):
         row, column = (int(index) for index in np.argwhere(bad)[0])
         entries = "entries" if count > 1 else "entry"
         raise ValueError(

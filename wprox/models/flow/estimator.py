@@ -1,4 +1,4 @@
-"""What scikit-learn asks of a flow: the rows it is given, the names of its columns, tags, and a score."""
+"""What a fitted flow holds, and what scikit-learn asks of it: rows, names of columns, tags and a score."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Density
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
+from wprox.maps import TransportMap
 from wprox.models.flow.columns import Array, in_order
 from wprox.models.flow.density import mean_log_prob
 from wprox.models.flow.preprocessing import Preprocessing
+from wprox.models.flow.selection import Selection
 from wprox.models.flow.table.columns import TableColumns
 from wprox.models.flow.table.preprocessing import TablePreprocessing
+from wprox.models.flow.training import TrainedBlocks
 
 
 class FlowEstimator(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """A density estimator and transformer whose `fit` sets `preprocessing_`, `blocks_` and `n_features_in_`."""
+    """A density estimator and transformer whose `fit` sets the attributes that are annotated here."""
 
     standardize: bool
     integer: bool
@@ -29,7 +32,16 @@ class FlowEstimator(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMi
     drop_constant: bool
     preprocessing_: Preprocessing
     columns_: TableColumns
+    start_: TransportMap | None = None  # none in what 0.1.0 pickled
+    blocks_: list[TransportMap]
+    step_sizes_: list[float]
+    history_: list[dict[str, Any]]
+    interrupted_: bool
+    selection_: Selection | None = None
+    jitter_: float | list[float]
     n_features_in_: int
+    _dtype: torch.dtype
+    _saw_tensor = True  # in `fit`; files of 0.1.0 do not say
 
     @abstractmethod
     def log_prob(self, X: Any) -> Array:
@@ -68,6 +80,14 @@ class FlowEstimator(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMi
         elif hasattr(self, "columns_"):
             del self.columns_
 
+    @property
+    def _trained(self) -> TrainedBlocks:
+        return TrainedBlocks(self.blocks_, self.step_sizes_, self.history_, self.interrupted_)
+
+    def _take(self, trained: TrainedBlocks) -> None:
+        self.blocks_, self.step_sizes_ = trained.maps, trained.step_sizes
+        self.history_, self.interrupted_ = trained.history, trained.interrupted
+
     def _name_features(self, columns: Sequence[str] | None) -> None:
         if columns is not None:
             self.feature_names_in_ = np.array(columns, dtype=object)
@@ -88,5 +108,5 @@ class FlowEstimator(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMi
         return self.preprocessing_.check(table.to(self.preprocessing_.mean.device), within_bounds=within_bounds)
 
     def _check_fitted(self) -> None:
-        if not getattr(self, "blocks_", None):
+        if not (getattr(self, "blocks_", None) or getattr(self, "start_", None)):
             raise NotFittedError("this JKOFlow is not fitted yet: call fit(X) first, or JKOFlow.load(folder)")
