@@ -361,3 +361,57 @@ def test_a_function_that_holds_a_tensor_of_inference_mode_is_named():
     F = wprox.PotentialEnergy(lambda x: (x * centre).sum(1))
     with pytest.raises(TypeError, match=r"made in torch\.inference_mode"):
         F.wasserstein_gradient(CLOUD)
+
+
+# --- tensors of the target
+
+
+@pytest.mark.parametrize(
+    "make", [wprox.SquaredWasserstein, lambda q: wprox.SinkhornDivergence(q, 0.7), wprox.SlicedWasserstein]
+)
+@pytest.mark.parametrize("kind", ["particles", "gaussian"])
+def test_first_variations_of_transport_costs_refuse_derivatives_in_the_target(make, kind):
+    y, x = Y.clone().requires_grad_(), X.clone().requires_grad_()
+    target = particles(y, V) if kind == "particles" else gaussian(y[0], L)
+    rho = particles(X, W) if kind == "particles" else gaussian(M, K)
+    field = make(target).first_variation(rho)
+    (slope,) = torch.autograd.grad(field(x).sum(), x)
+    fixed = make(particles(Y, V) if kind == "particles" else gaussian(Y[0], L)).first_variation(rho)
+    assert torch.equal(slope, torch.autograd.grad(fixed(x).sum(), x)[0])
+    with pytest.raises(NotImplementedError, match="none in the tensors of the target"):
+        torch.autograd.grad(field(X).sum(), y)
+
+
+LAW = torch.distributions.Independent
+
+
+@pytest.mark.parametrize(
+    ("make", "parameters"),
+    [
+        (lambda m, f: MultivariateNormal(m, scale_tril=f.tril()), (M, L)),
+        (lambda m, s: LAW(torch.distributions.Laplace(m, s.exp()), 1), (M, N)),
+        (lambda m, s: LAW(torch.distributions.StudentT(5.0, m, s.exp()), 1), (M, N)),
+    ],
+)
+def test_laws_have_gradients_in_their_parameters_by_their_draws(make, parameters):
+    def of_law(functional):
+        return lambda *args: functional(wprox.Particles.from_distribution(make(*args), 6, seed=0))
+
+    inputs = tuple(value.clone().requires_grad_() for value in parameters)
+    distance = lambda *args: wprox.MMD(make(*args), n_samples=6, seed=0)(particles(X, W))  # noqa: E731
+    cost = lambda *args: wprox.SquaredWasserstein(  # noqa: E731
+        wprox.Particles.from_distribution(make(*args), 6, seed=0)
+    )(particles(X, W))
+    for function in (distance, cost, of_law(wprox.PotentialEnergy(lambda x: (x**4).sum(1)))):
+        assert gradcheck(function, inputs, atol=1e-6, rtol=1e-4, fast_mode=True)
+
+
+def test_laws_whose_draws_have_no_gradient_are_refused_where_one_is_wanted():
+    m = torch.zeros(2, 2, dtype=F64, requires_grad=True)
+    law = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.ones(2, dtype=F64)), LAW(torch.distributions.Normal(m, 1.0), 1)
+    )
+    with pytest.raises(TypeError, match="want a gradient, and its draws have none"):
+        wprox.MMD(law)
+    with torch.no_grad():
+        assert not wprox.MMD(law, n_samples=9).target.points.requires_grad

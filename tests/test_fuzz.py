@@ -40,3 +40,33 @@ def test_one_wrong_argument(case):
     torch.manual_seed(0)
     outcome = judge(calls()[name], argument, hostile, limit=60.0)
     assert outcome.verdict in ("refused", "works"), f"{name}, {argument} = {hostile}: {outcome.verdict}: {outcome.note}"
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "hostile"),
+    [  # found by long runs of fuzz.py, seeds 11 and 12
+        ("Grid.log_density_at", "x", "a tensor with NaN"),
+        ("JKOFlow", "validation_fraction", "1e-320"),
+        ("JKOSampler", "n_particles", "10**11"),
+        ("SplineMap", "frequencies", "10**11"),
+        ("Trajectory.log_prob", "initial", "a scalar distribution"),
+        ("Trajectory.log_prob", "initial", "a distribution"),
+        ("datasets.log_prob", "x", "huge numbers"),
+        ("metrics.pareto_k", "weights", "a 0-d array"),
+        ("testing.check_map", "seed", "a NumPy integer"),
+        ("testing.check_solver", "measures", "an empty list"),
+        ("theory.steps_needed", "initial_w2", "1e308"),
+        ("theory.step_bound", "step_size", "1e308"),
+        ("GradientStepMap", "step_size", "1e308"),
+        ("KernelParticles", "factor", "1e-320"),
+        ("ODEMap", "frequency", "1e308"),
+        ("PorousMedium.wasserstein_gradient", "exponent", "1e308"),
+        ("ResidualMap", "lipschitz", "1e-320"),
+        ("testing.check_solver", "measures", "zero"),
+        ("JKOFlow.certificate", "values", "half"),
+    ],
+)
+def test_what_long_runs_found(name, argument, hostile):
+    torch.manual_seed(0)
+    outcome = judge(calls()[name], argument, hostile, limit=60.0)
+    assert outcome.verdict in ("refused", "works"), f"{outcome.verdict}: {outcome.note}"

@@ -102,6 +102,16 @@ def test_a_gaussian_target_is_the_start_however_it_is_given(target):
     assert torch.allclose(initial.covariance_matrix, torch.eye(2), atol=1e-6)
 
 
+# argmin of E log(1 + s²z²/ν)(ν + 1)/2 − log s over s
+@pytest.mark.parametrize(("df", "expected"), [(1.0, 1.6339), (5.0, 1.1674)])
+def test_independent_heavy_tails_do_not_run_away_from_the_cubature_points(df, expected):
+    law = torch.distributions.Independent(torch.distributions.StudentT(torch.full((10,), df).double()), 1)
+    initial = fitted_gaussian(wprox.KL(law), 10, seed=0)
+    deviations = initial.covariance_matrix.diagonal().sqrt().float() / (1 + math.sqrt(2 / 10))
+    assert torch.allclose(deviations.log().mean().exp(), torch.tensor(expected), rtol=0.03)
+    assert float(deviations.max() / deviations.min()) < 1.2
+
+
 def test_the_default_initial_gaussian_has_the_scale_of_the_target():
     """A skewed density thirty wide and a fifth high: moments within a third, but for the widening by 1 + √(2/d)."""
 

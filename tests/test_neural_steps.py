@@ -9,7 +9,8 @@ from test_neural_prox import AFFINE, Constant, cloud, fast, half_square, standar
 import wprox
 from wprox.maps import RescaledMap
 from wprox.solvers import Ending
-from wprox.solvers.neural import affine_start
+from wprox.solvers.neural import affine_start, bound
+from wprox.solvers.neural.task import Task
 
 F64 = torch.float64
 
@@ -75,6 +76,69 @@ def test_the_affine_start_leaves_the_rest_to_the_network(gamma):
     ]
     found, exact = (float(F(step.measure) + step.transport_cost / (2 * gamma)) for step in steps)
     assert found <= (1.01 if gamma > 1 else 1.1) * exact
+
+
+def test_a_little_entropy_does_not_squash_the_particles():
+    """It is no match for a steep well: the best affine map all but makes a point of a banana."""
+    x = draws(400, 2)
+    x[:, 1] += x[:, 0].square()
+    V = wprox.PotentialEnergy(lambda x: (x**4).sum(-1) / 4 - x.square().sum(-1))
+    free = wprox.ParticleProx().step(V, wprox.Particles(x), 0.3)
+    step = wprox.NeuralProx(iterations=100).step(V + 0.01 * wprox.Entropy(), wprox.Particles(x), 0.3)
+    found, exact = (float(V(s.measure) + s.transport_cost / 0.6) for s in (step, free))
+    assert found <= 1.1 * exact
+
+
+def test_a_narrow_gaussian_is_reached_by_a_map_that_squashes():
+    start, narrow = standard_normal(2), wprox.KL(wprox.Gaussian(torch.zeros(2), 1e-4 * torch.eye(2)))
+    exact = wprox.GaussianProx().step(narrow, start, 0.1)
+    step = wprox.NeuralProx(iterations=50).step(narrow, wprox.Particles(cloud(300, 2)), 0.1)
+    assert float(step.transport_cost) == pytest.approx(float(exact.transport_cost), rel=0.01)
+    assert float(step.measure.points.var()) == pytest.approx(float(exact.measure.covariance_matrix[0, 0]), rel=0.05)
+    assert step.converged
+
+
+def three_modes(x):
+    return torch.logsumexp(torch.stack([-50 * (x - m).square().sum(-1) for m in (-3, 0, 3)]), 0)
+
+
+@pytest.mark.parametrize("is_entropic", [True, False], ids=["KL", "potential"])
+def test_a_minimum_that_is_not_the_lowest_is_not_said_to_be_the_step(is_entropic):
+    """The best affine map brings all particles into the middle mode of three, which no network undoes."""
+    F = wprox.KL(three_modes) if is_entropic else wprox.PotentialEnergy(lambda x: -three_modes(x))
+    start = wprox.Particles(1.5 * draws(300, 1, seed=3))
+    step = wprox.NeuralProx(iterations=100).step(F, start, 0.1)
+    exact = wprox.ParticleProx().step(wprox.PotentialEnergy(lambda x: -three_modes(x)), start, 0.1)
+    found, least = (float(step.value + step.transport_cost / 0.2) for step in (step, exact))
+    assert found < least + 3 or not step.converged
+
+
+@pytest.mark.parametrize("is_entropic", [True, False], ids=["KL", "potential"])
+def test_particles_without_a_map_tell_what_is_astray(is_entropic):
+    """All in the middle mode of three J is 10 and more, and the step, which keeps three, has 3."""
+    F = wprox.KL(three_modes) if is_entropic else wprox.PotentialEnergy(lambda x: -three_modes(x))
+    solver, start = wprox.NeuralProx(), wprox.Particles(1.5 * draws(300, 1, seed=3, dtype=F64))
+    task = Task.of(wprox.Problem(F, solver.prepare(start), 0.1), True, 0.1, 300, torch.Generator())
+    squash = wprox.AffineMap.from_matrix(torch.tensor([[0.1]], dtype=F64), [0.0])
+    assert bound.ending_beside_free(task, squash, task.whole) is Ending.ASTRAY
+    easy, stretch = (
+        (wprox.KL(standard_normal(1)), 0.951) if is_entropic else (wprox.PotentialEnergy(half_square), 1 / 1.1)
+    )
+    task = Task.of(wprox.Problem(easy, solver.prepare(start), 0.1), True, 0.1, 300, torch.Generator())
+    shrink = wprox.AffineMap.from_matrix(torch.tensor([[stretch]], dtype=F64), [0.0])
+    assert bound.ending_beside_free(task, shrink, task.whole) is Ending.CONVERGED
+
+
+@pytest.mark.parametrize("functional", [wprox.KL(standard_normal(2)), 0.3 * wprox.Entropy()], ids=str)
+def test_the_bound_of_free_particles_is_above_the_step(functional):
+    """For Gaussians the step is known: no particles without a map get below it, up to sampling."""
+    x, gamma = cloud(400, 2, 1.0, 0.5), 0.5
+    solver, start = wprox.NeuralProx(**AFFINE), wprox.Particles(x)
+    step = solver.step(functional, start, gamma, held_out=start)
+    problem = wprox.Problem(functional, solver.prepare(start), gamma)
+    task = Task.of(problem, True, 0.1, 400, torch.Generator())
+    least = task.energy * bound._bound(task, task.whole, task.at_rest(task.whole))
+    assert least >= float(step.value + step.transport_cost / (2 * gamma)) - 1e-6
 
 
 @pytest.mark.parametrize("functional", [wprox.KL(standard_normal(2, torch.float32)), wprox.Entropy()], ids=str)

@@ -107,7 +107,7 @@ def test_transport_cost_of_a_shift():
 def test_transport_cost_vanishes_at_a_fixed_point():
     rho = gaussian(0.05, (40, 40))
     target = wprox.KL(lambda x: -x.square().sum(-1) / (2 * 0.05))
-    step = wprox.SinkhornProx(tol=1e-9).step(target, rho, 0.05)
+    step = wprox.SinkhornProx(tol=1e-9, debias="sinkhorn").step(target, rho, 0.05)
     assert float(step.transport_cost) < 1e-6
 
 
@@ -514,3 +514,56 @@ def test_a_function_is_not_a_functional():
 def test_options_are_checked(options, error):
     with pytest.raises(ValueError, match=error):
         wprox.SinkhornProx(**options)
+
+
+def test_a_functional_that_changes_where_its_derivative_is_zero_is_told():
+    """Cut off from autograd in the masses, but for a constant that carries a graph."""
+
+    class Cut(wprox.Functional):
+        def __call__(self, rho):
+            return rho.weights.detach() @ rho.points[:, 0] + 0.0 * rho.weights.sum()
+
+    drift = wprox.PotentialEnergy(lambda x: x[:, 0])
+    with pytest.warns(RuntimeWarning, match="derivative in the masses is 0 everywhere"):
+        wprox.SinkhornProx().step(Cut() + drift, bump(), 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wprox.SinkhornProx().step(wprox.PotentialEnergy(lambda x: x[:, 0]) + Constant(), bump(), 0.1)
+
+
+class Constant(wprox.Functional):
+    def __call__(self, rho):
+        return 3 * rho.weights.sum()
+
+
+def test_the_functional_is_evaluated_once_at_the_start():
+    seen = []
+
+    class Counted(wprox.Functional):
+        def __call__(self, rho):
+            if not torch.is_grad_enabled():
+                seen.append(rho.weights)
+            return rho.integrate(lambda x: x[:, 0]) ** 2
+
+    rho = bump()
+    wprox.SinkhornProx().step(Counted() + wprox.Entropy(), rho, 0.01)
+    assert sum(torch.equal(weights, rho.weights) for weights in seen) == 1
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_a_step_that_does_not_converge_says_what_it_costs(iterations):
+    rho = bump()
+    step = wprox.SinkhornProx(iterations=iterations).step(wprox.PorousMedium(2.0), rho, 1e-2)
+    assert not step.converged
+    assert float(step.transport_cost) >= float(wprox.metrics.w2(rho, step.measure)) ** 2 * (1 - 1e-9)
+    assert float(step.transport_cost) > 0
+
+
+@pytest.mark.parametrize("gamma", [1e-3, 1e-2, 0.1])
+@pytest.mark.parametrize("debias", [None, "entropy", "sinkhorn"])
+def test_the_transport_cost_of_steps_is_a_bound_and_not_far_from_w2(gamma, debias):
+    rho = bump(10)
+    functional = wprox.PotentialEnergy(lambda x: 4 * (x[:, 1] - x[:, 0] ** 2) ** 2) + 0.1 * wprox.Entropy()
+    step = wprox.SinkhornProx(debias=debias).step(functional, rho, gamma)
+    exact = float(wprox.metrics.w2(rho, step.measure)) ** 2
+    assert exact * (1 - 1e-9) <= float(step.transport_cost) <= 2 * exact

@@ -381,6 +381,9 @@ def test_the_box_of_splines_has_a_size_to_compute_with():
         (lambda config, tensors: config["history"][0].update(held_out_nll="x"), "history is incomplete"),
         (lambda config, tensors: config.update(step_sizes=["x"]), "no step sizes"),
         (lambda config, tensors: config["parameters"].update(integer="no"), "true or false"),
+        (lambda config, tensors: config["parameters"].update(memory_budget=0), "memory_budget is no whole number"),
+        (lambda config, tensors: config["parameters"].update(memory_budget={}), "memory_budget is no whole number"),
+        (lambda config, tensors: config["parameters"].update(seed=-1), "seed is no whole number"),
     ],
 )  # fmt: skip
 def test_numbers_names_and_shapes_are_checked(change, said, bounded_flow, tmp_path):

@@ -184,6 +184,26 @@ def differentiable_once(tensor: Tensor, sentence: str) -> Tensor:
     return _Once.apply(tensor, sentence)
 
 
+class _Nothing(Function):
+    @staticmethod
+    def forward(sentence: str, *inputs: Tensor) -> Tensor:
+        return inputs[0].new_zeros(())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.sentence = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[None, ...]:
+        raise NotImplementedError(ctx.sentence)
+
+
+def not_differentiable_in(tensor: Tensor, inputs: Sequence[Tensor], sentence: str) -> Tensor:
+    """The tensor itself; its derivatives in some inputs are refused by a `NotImplementedError` with the sentence."""
+    wanted = [value for value, need in zip(inputs, needed(*inputs), strict=True) if need]
+    return tensor + _Nothing.apply(sentence, *wanted).to(tensor) if wanted else tensor
+
+
 def uncut(f: Callable[[Tensor], Any], subject: object, part: str = "") -> Callable[[Tensor], Any]:
     """f, which raises `ValueError` where a gradient is wanted and its values vary but carry none.
 

@@ -293,6 +293,11 @@ def check_positive(value: Any, name: str) -> float:
     number = check_number(value, name)
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} must be positive and finite, got {number:g}; give a number above 0")
+    if not SMALLEST**2 <= number <= SMALLEST**-2:
+        raise ValueError(
+            f"{name} must lie between {SMALLEST**2:g} and {SMALLEST**-2:g}, so that its reciprocal and multiples are "
+            f"numbers, got {number:g}; change the units"
+        )
     return number
 
 

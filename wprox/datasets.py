@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Bounds = list[tuple[float, float]]
 
 BLOCK_VALUES = 2**22  # kernel values formed at once by `log_prob` where a density is a sum of many terms
+MOST_NODES = 4000  # of the integral along a moon
 
 
 class PlanarDensity(ABC):
@@ -232,8 +233,14 @@ class TwoMoons(PlanarDensity):
 
     def _log_arc(self, x: Tensor) -> Tensor:
         """log (1/π) ∫₀^π N(x; (cos t, sin t), σ²I) dt."""
-        concentration = float(x.norm(dim=1).max()) / self.std**2
-        nodes, node_weights = np.polynomial.legendre.leggauss(32 + math.ceil(8 * math.sqrt(concentration)))
+        farthest = float(x.norm(dim=1).max())
+        count = 32 + 8 * math.sqrt(farthest) / self.std
+        if not count <= MOST_NODES:
+            raise ValueError(
+                f"x has points {farthest:.3g} from the moons, whose density is found up to "
+                f"{(MOST_NODES / 8 * self.std) ** 2:.3g} away; leave them out"
+            )
+        nodes, node_weights = np.polynomial.legendre.leggauss(math.ceil(count))
         angles = torch.from_numpy((nodes + 1) * math.pi / 2)
         return _mixture_log_prob(x, _on_circle(angles), torch.from_numpy(node_weights / 2).log(), self.std)
 

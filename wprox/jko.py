@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from wprox._checks import MOST_STEPS, StepSize, as_points, check_count, check_flag, check_positive, kind_of, step_sizes
+from wprox._checks import (
+    MOST_STEPS,
+    StepSize,
+    as_points,
+    check_count,
+    check_flag,
+    check_positive,
+    evaluate_one,
+    kind_of,
+    step_sizes,
+)
 from wprox._warnings import warn
 from wprox.functionals import Functional
 from wprox.functionals.base import require_functional
@@ -82,10 +92,17 @@ class Trajectory:
                 f"{type(law).__name__} knows its density at its own points only; give the law that they were drawn "
                 "from, as in trajectory.log_prob(x, initial=gaussian)"
             )
-        x = as_points(x, "x", self.measures[0].dim)
+        dim = self.measures[0].dim
+        events = tuple(getattr(law, "event_shape", (dim,)))
+        if events != (dim,):
+            raise ValueError(
+                f"initial must be a law of vectors of dimension {dim}, got one of events of shape {events}; "
+                "torch.distributions.Independent(law, 1) makes one of independent coordinates"
+            )
+        x = as_points(x, "x", dim)
         map = in_precision(map, x.dtype)
         y = invert_in_batches(map, x)
-        return law.log_prob(y) - apply_in_batches(map, y)[1]
+        return evaluate_one(law.log_prob, y, "initial.log_prob") - apply_in_batches(map, y)[1]
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -406,8 +406,8 @@ def pareto_k(weights: Any, log: bool = False) -> float:
         0.8
     """
     ess(weights, log)  # which checks them
-    values = torch.as_tensor(weights).double()
-    n = len(values)
+    values = as_floating(weights, "weights").double() if not log else as_real(weights, "weights").double()
+    n = values.numel()
     if n < 25:
         raise ValueError(f"the tail of weights is that of 25 or more, got {n}; draw more")
     values = ((values - values.max()).exp() if log else values / values.max()).sort().values

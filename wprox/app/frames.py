@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from wprox.app.parquet import not_parquet, parquet_file
 from wprox.app.tables import (
     MISSING,
     Table,
@@ -17,7 +18,6 @@ from wprox.app.tables import (
     check_ending,
     check_output,
     check_shape,
-    parquet_frame,
     parse_csv,
     quoted,
     read_checked,
@@ -74,7 +74,10 @@ def _read_npy(file: Path) -> MixedTable:
 
 
 def _read_parquet(file: Path) -> MixedTable:
-    frame = parquet_frame(file)
+    try:
+        frame = parquet_file(file).read().to_pandas()
+    except Exception as error:
+        raise not_parquet(file, error) from None
     frame.columns = [str(name) for name in frame.columns]
     return MixedTable(frame, list(frame.columns))
 

@@ -20,6 +20,8 @@ from wprox.kernels import RadialKernel
 from wprox.kernels.base import as_even
 from wprox.measures import Measure
 
+LARGEST_EXPONENT = 1e6  # of a density
+
 
 class PotentialEnergy(Functional):
     r"""F(ρ) = ∫ V dρ.
@@ -244,6 +246,8 @@ class PorousMedium(InternalEnergy):
 
     def __init__(self, exponent: float) -> None:
         m = check_number(exponent, "the exponent m")
+        if m > LARGEST_EXPONENT:
+            raise ValueError(f"the exponent m must be at most {LARGEST_EXPONENT:g}, got {m:g}: powers of it overflow")
         if not 0 < m < math.inf or m == 1:
             raise ValueError(f"the exponent m must be positive and not 1, got {m:g}; m = 1 is wprox.Entropy()")
         modulus = self._unless_overridden(InternalEnergy, 0.0) if m > 1 else None

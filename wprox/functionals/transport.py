@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from wprox._autograd import not_differentiable_in
 from wprox._checks import as_points, check_count, check_length, check_positive
 from wprox._random import check_seed
 from wprox.functionals.base import Functional
@@ -23,6 +25,12 @@ from wprox.transport.potentials import (
     squared_field,
 )
 from wprox.transport.squared import half_square
+
+FIXED_TARGET = (
+    "first variations of transport costs have a gradient in the points x, and none in the tensors of the target: how "
+    "Kantorovich's potentials change with it is not known; differentiate the value F(ρ), which has one, or detach the "
+    "target"
+)
 
 
 class _Transport(Functional):
@@ -54,9 +62,8 @@ class _Transport(Functional):
 
     def first_variation(self, rho: Measure) -> Callable[[Tensor], Tensor]:
         """Kantorovich's potential at any points: that between the points of ρ and ν, and its c-transform elsewhere."""
-        if are_gaussian(rho, self.target):
-            return gaussian_field(self, rho)
-        return self._field(rho, self.target)
+        field = gaussian_field(self, rho) if are_gaussian(rho, self.target) else self._field(rho, self.target)
+        return partial(_of_a_fixed_target, field, self.target)
 
     def wasserstein_gradient(self, rho: Measure) -> Tensor:
         """∇ δF/δρ at the support points, (n, d); between Gaussians exact, as δF/δρ is quadratic there."""
@@ -65,6 +72,10 @@ class _Transport(Functional):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.target!r})"
+
+
+def _of_a_fixed_target(field: Callable[[Tensor], Tensor], target: Measure, x: Tensor) -> Tensor:
+    return not_differentiable_in(field(x), (target.points, target.weights), FIXED_TARGET)
 
 
 class SquaredWasserstein(_Transport):

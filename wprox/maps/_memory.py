@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 MEMORY_BUDGET = 2**29  # bytes
 MOST_ROWS = 16_384  # at once; more are no faster
-FEW_NUMBERS = 2**16  # in all rows, for which it is not worth the while to measure
+NUMBER_BYTES = 2**13  # an entry of the rows that a function takes at most, so that few need no measuring
 PROBE = 64  # rows to measure on
 
 
@@ -58,13 +58,15 @@ def rows_at_once(function: Callable[[Tensor], object], x: Tensor, memory_budget:
     """The number of rows of x: (n, d) that `function` may see at once within a budget of bytes, at least one.
 
     What it takes is measured on a few rows, and counted as growing in proportion to them. Half of the budget is left
-    for what is not measured: the rows themselves, their images, and memory that is not given back at once.
+    for what is not measured: the rows themselves, their images, and memory that is not given back at once. Narrow rows
+    are not measured on, which takes as long as mapping hundreds of them: they are few numbers at once.
     """
-    if len(x) <= PROBE or x.numel() <= FEW_NUMBERS:
-        return min(MOST_ROWS, max(1, len(x)))
+    most = min(MOST_ROWS, max(1, len(x)))
+    if len(x) <= PROBE or most * x.shape[1] * NUMBER_BYTES <= memory_budget:
+        return most
     with PeakMemory() as memory:
         function(x[:PROBE])
-    return max(1, min(MOST_ROWS, memory_budget * PROBE // (2 * max(1, memory.peak))))
+    return max(1, min(most, memory_budget * PROBE // (2 * max(1, memory.peak))))
 
 
 def in_batches(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, batch_size: int) -> tuple[Tensor, ...]:

@@ -19,6 +19,7 @@ from wprox.maps.convex import ConvexMap
 from wprox.maps.ode import ODEMap
 from wprox.maps.rescaled import RescaledMap
 from wprox.maps.residual import ResidualMap
+from wprox.maps.rosenblatt import RosenblattMap
 from wprox.maps.spline import SplineMap
 
 
@@ -36,6 +37,7 @@ REGISTRY: tuple[tuple[str | None, type[TransportMap]], ...] = (  # the name as i
     (None, AffineMap),
     (None, ComposedMap),
     (None, RescaledMap),
+    (None, RosenblattMap),
 )
 MAPS: dict[str, type[TransportMap]] = {name: cls for name, cls in REGISTRY if name is not None}
 

@@ -15,6 +15,7 @@ from wprox.maps._rational_quadratic import inverse_spline, spline
 from wprox.maps.affine import AffineMap
 from wprox.maps.base import ComposedMap, TransportMap
 
+MOST_OCTAVES = 52  # of a number in float64
 LARGEST_BOUND = 1e18  # whose square is a number in float32 too
 
 
@@ -63,6 +64,10 @@ class SplineMap(ComposedMap):
         bins = (16 if dim <= 3 else 8) if bins is None else check_count(bins, "bins", least=2)
         widths = ((64,) if dim <= 2 else (128, 128)) if hidden is None else tuple(check_widths(hidden, least=0))
         frequencies = (6 if dim == 2 else 0) if frequencies is None else check_count(frequencies, "frequencies", 0)
+        if frequencies > MOST_OCTAVES:
+            raise ValueError(
+                f"frequencies must be at most {MOST_OCTAVES} octaves, got {frequencies}: finer ones are rounding alone"
+            )
         bound = check_positive(bound, "bound")
         if bound > LARGEST_BOUND:
             raise ValueError(f"bound must be at most {LARGEST_BOUND:g}, got {bound:g}; rescale x to the size of 1")

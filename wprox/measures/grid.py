@@ -264,6 +264,7 @@ class Grid(Measure):
     def log_density_at(self, x: Tensor) -> Tensor:
         """log ρ at any points x: (m, d), (m,), linear between cell centres, constant beyond; −∞ outside of the box."""
         x = as_rows(x, "x", self.dim)
+        check_finite(x.masked_fill(x.isinf(), 0.0), "x")  # infinity lies outside of the box
         values = self.unflatten(self.log_density().detach(), fill=-math.inf)
         empty, values = (
             torch.isneginf(values),

@@ -73,7 +73,11 @@ class Particles(Measure):
     def from_distribution(cls, distribution: torch.distributions.Distribution, n: int, seed: Seed = None) -> Particles:
         """n draws from a torch distribution over R^d, with its log-density.
 
-        torch's distributions draw from the default generator, which is seeded for the draw and then restored.
+        torch's distributions draw from the default generator, which is seeded for the draw and then restored. Where
+        their parameters want a gradient the points have one too, by `rsample`.
+
+        Raises:
+            TypeError: for what is no torch distribution, and where parameters want a gradient and draws can have none.
         """
         if not isinstance(distribution, torch.distributions.Distribution):
             raise TypeError(
@@ -85,6 +89,16 @@ class Particles(Measure):
         start = _draw(seed) if isinstance(seed, torch.Generator) else make_generator(seed).initial_seed()
         with seeded(start):
             points = distribution.sample(torch.Size((n,)))
+        log_density = distribution.log_prob(points)
+        if not log_density.requires_grad:
+            return cls(points, log_density=log_density)
+        if not distribution.has_rsample:
+            raise TypeError(
+                f"the parameters of {type(distribution).__name__} want a gradient, and its draws have none in them "
+                "(has_rsample is False); detach the parameters, or take the draws under torch.no_grad()"
+            )
+        with seeded(start):
+            points = distribution.rsample(torch.Size((n,)))
         return cls(points, log_density=distribution.log_prob(points))
 
     def with_kernel_density(self, bandwidth: float | None = None, factor: float | None = None) -> KernelParticles:

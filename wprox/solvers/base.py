@@ -48,6 +48,10 @@ class Ending(Enum):
         "no gain is shown by these particles: the functional is at its minimum as far as they tell; to tell more, give "
         "more of them, or a larger step_size"
     )
+    ASTRAY = (
+        "particles without a map reach less: the map has led into a minimum that is not the lowest, or has not the "
+        "shape of the step; take a smaller step_size, more iterations or a larger map"
+    )
     UNSETTLED = "linearisation does not settle; raise iterations, or ease the problem with a smaller step_size"
     OUT_OF_REACH = "implicit heat flow does not reach where the mass should go; set heat_steps=None, or raise blur"
     OVERFLOW = "F times γ/blur² overflows, and μ is returned as it was; lower step_size or raise blur"
@@ -121,8 +125,7 @@ class Step:
         measure: the new measure ρ.
         map: T with ρ = T#μ, where the solver works with maps.
         value: F(ρ); up to a constant where ρ's density is known only relative to μ's (`measure.is_relative`).
-        transport_cost: E_μ|T(x) − x|², an upper bound of W₂²(μ, ρ) that is exact where T is optimal; of
-            `SinkhornProx` in two dimensions and more an estimate, as it says there.
+        transport_cost: E_μ|T(x) − x|², an upper bound of W₂²(μ, ρ) that is exact where T is optimal.
         step_size: γ.
         residual: the first-order error ε = ‖∇F(ρ) + (id − T⁻¹)/γ‖_{L²(ρ)}, where the solver knows it.
         converged: whether the solver met its own criterion.

@@ -130,6 +130,8 @@ def check_names(exempt: Collection[str], *tables: Sequence[Law]) -> None:
 def check_measures(measures: Any) -> list[Measure]:
     """The measures to ask at, from a sequence of them."""
     found = list(measures) if isinstance(measures, list | tuple) else [measures]
+    if not found:
+        raise ValueError("measures is empty; give some measures to ask at, or None for one of each kind")
     return [require_measure(rho, f"measures[{k}]") for k, rho in enumerate(found)]
 
 

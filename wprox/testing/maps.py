@@ -104,7 +104,7 @@ def check_map(
         f"check_map needs an instance of a wprox.TransportMap, got {described(map)}; build one",
     )
     check_names(exempt, LAWS)
-    check_seed(seed)
+    seed = check_seed(seed)
     asked: list[str] = []
     for dtype in dtypes:
         x = normal(torch.empty(0, dtype=torch.float64), ROWS, map.dim, seed=seed) * SPREAD

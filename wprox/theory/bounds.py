@@ -207,6 +207,8 @@ def steps_needed(error: float, initial_w2: float, step_size: float, modulus: flo
             f"levels off at {floor:g}; ask for more, or make the error of the steps smaller"
         )
     start = w2 * w2 / (2 * step_size)
+    if not math.isfinite(start):
+        raise ValueError(f"initial_w2 must have a square that is a number, got {w2:g}; change the units of length")
     if start <= target - floor:
         return 1
     rate = math.log1p(step_size * modulus / 2)  # −log of the factor, which itself rounds to 1 where γλ is tiny

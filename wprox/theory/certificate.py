@@ -184,6 +184,7 @@ def certify(
     structure = None if functional is None else functional.structure()
     check_seed(seed)
     sizes = _step_sizes(step_sizes, steps, residuals)
+    values = _checked_values(values, len(sizes))
     errors, residuals_are = _residuals(residuals, steps, measures, structure, sizes, seed)
     minimiser = _minimiser(minimiser, functional, measures, modulus)
     distance = _initial_distance(initial_w2, measures, minimiser, seed)
@@ -203,7 +204,7 @@ def certify(
         tv=None if kl is None else bounds.pinsker(kl),
         contributions=_contributions(distance.value, sizes, errors, modulus),
         measured_w2=None if reference is None else [exact_w2(rho, reference) for rho in measures],
-        measured_objective=_measured_objective(values, steps, functional, structure, reference, minimum, len(sizes)),
+        measured_objective=_measured_objective(values, steps, functional, structure, reference, minimum),
         inverse_w2=_inverse_w2(inverse_errors, lipschitz, len(sizes)),
     )
 
@@ -222,6 +223,7 @@ def certify_path(
         step_sizes: γ_1, …, γ_N.
         initial_w2, values, seed: see `JKOFlow.certificate`.
     """
+    values = _checked_values(values, len(step_sizes))  # before critics are trained
     errors = [
         stein_residual(before, after, lambda x: x, step_size, seed + k)
         for k, (before, after, step_size) in enumerate(zip(path[:-1], path[1:], step_sizes, strict=True))
@@ -368,7 +370,6 @@ def _measured_objective(
     structure: Structure | None,
     reference: Measure | None,
     minimum: float | None,
-    count: int,
 ) -> list[float] | None:
     """G(p_n) − G* where both are known: not from particles whose density is known up to a constant only."""
     minimum = None if minimum is None else check_finite_number(minimum, "minimum")
@@ -388,11 +389,18 @@ def _measured_objective(
             ]
     if values is None or minimum is None:
         return None
+    return [float(value) - minimum for value in values]
+
+
+def _checked_values(values: Any, count: int) -> list[float] | None:
+    """G(p_1), …, G(p_N), one a step."""
+    if values is None:
+        return None
     numbers = as_numbers(values, "values")
     if not isinstance(numbers, list) or len(numbers) != count:
         entries = len(numbers) if isinstance(numbers, list) else 1
         raise ValueError(f"values has {entries} entries for {count} steps; give G(p_n) after each step")
-    return [number - minimum for number in numbers]
+    return numbers
 
 
 def _contributions(w2: float, sizes: list[float], errors: list[float], modulus: float) -> dict[str, float]:

@@ -226,7 +226,7 @@ def _annealed(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, symmetric: boo
     f, g = torch.zeros_like(a), torch.zeros_like(b)
     level = max(float(cost.max()), epsilon)
     while True:
-        for _ in range(LEVEL_ITERATIONS):
+        for _ in range(1 if level == epsilon else LEVEL_ITERATIONS):  # the last one is solved on the kernel
             before, f = f, -level * torch.logsumexp(b.log() + (g - cost) / level, 1)
             if symmetric:
                 f = g = (f + g) / 2

@@ -28,13 +28,16 @@ def check_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> No
     steps = set(with_prefix("preprocessing.", tensors))
     complaints = {
         "it names no known dtype": config.get("dtype") not in DTYPES,
-        "it has no blocks": not isinstance(blocks, list) or not blocks,
+        "it has no blocks": not isinstance(blocks, list) or not (blocks or config.get("start")),
+        "its start is not one map": not isinstance(config.get("start", []), list) or len(config.get("start", [])) > 1,
         "its history is incomplete": not is_list(config.get("history"), _is_stage),
         "its bounds are missing": arguments.get("bounds") is not None and not all(held),
         "it has bounds that it does not speak of": arguments.get("bounds") is None and any(held),
         "its blocks have no step sizes": not is_list(sizes, _is_positive) or len(sizes or []) != len(blocks or []),
         "its preprocessing is not what it says": config["format"] > 1 and steps not in _preprocessing(config),
-        "its jitter is no number of at least 0": not _is_finite(config.get("jitter")) or config["jitter"] < 0,
+        "its jitter is no number of at least 0": not _is_jitter(config.get("jitter")),
+        "its memory_budget is no whole number of at least 1": not _is_at_least(arguments.get("memory_budget", 1), 1),
+        "its seed is no whole number of at least 0": not _is_at_least(arguments.get("seed", 0), 0),
         "it does not say whether it saw a tensor": not isinstance(config.get("saw_tensor", True), bool),
         "it does not say whether it was interrupted": not isinstance(config.get("interrupted"), bool),
         "its columns have no names": config.get("columns") is not None and not is_list(config["columns"], is_text),
@@ -58,6 +61,14 @@ def _preprocessing(config: Mapping[str, Any]) -> list[set[str]]:
 
 def _is_finite(value: Any) -> bool:
     return is_number(value) and abs(value) < float("inf")
+
+
+def _is_jitter(value: Any) -> bool:
+    return all(_is_finite(part) and part >= 0 for part in (value if isinstance(value, list) else [value]))
+
+
+def _is_at_least(value: Any, least: int) -> bool:
+    return is_count(value) and value >= least
 
 
 def _is_positive(value: Any) -> bool:

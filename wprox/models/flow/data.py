@@ -28,14 +28,14 @@ class FlowData:
         offset: the mean of −log|det ∂z/∂x| over the held-out rows, in nats: their objective plus this is their NLL in
             the units of the data.
         size: of the training rows.
-        jitter: the standard deviation of the noise on the training points.
+        jitter: the standard deviation of the noise on the training points, or one a column, (d,).
     """
 
     training: Particles
     held_out: Particles
     offset: float
     size: TableSize
-    jitter: float
+    jitter: Tensor | float
 
     @classmethod
     def prepare(
@@ -64,6 +64,22 @@ class FlowData:
             training = _jittered(training, jitter, generator)
         return cls(training, held_out, offset, size, jitter)
 
+    @classmethod
+    def of_points(
+        cls,
+        z: Tensor,
+        kept: Tensor,
+        left_out: Tensor,
+        offset: float,
+        jitter: Tensor | float,
+        generator: torch.Generator,
+    ) -> FlowData:
+        """Standardised points (n, d) of which some are kept to train on and some left out."""
+        training, held_out = (Particles(z[rows].float()) for rows in (kept, left_out))
+        if isinstance(jitter, Tensor):
+            training = _jittered(training, jitter.float(), generator)
+        return cls(training, held_out, offset, TableSize(len(kept), z.shape[1]), jitter)
+
 
 def hold_out(X: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Rows to train on and rows held out."""
@@ -91,7 +107,7 @@ def _single(z: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
     return z.float(), log_det
 
 
-def _jittered(training: Particles, scale: float, generator: torch.Generator) -> Particles:
+def _jittered(training: Particles, scale: Tensor | float, generator: torch.Generator) -> Particles:
     """Copies of the training points with noise, up to about NOISE_ROWS of them."""
     points = training.points.repeat(max(1, math.ceil(NOISE_ROWS / len(training))), 1)
     noise = torch.randn(points.shape, generator=generator, dtype=points.dtype, device=points.device)

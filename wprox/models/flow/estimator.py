@@ -88,5 +88,5 @@ class FlowEstimator(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMi
         return self.preprocessing_.check(table.to(self.preprocessing_.mean.device), within_bounds=within_bounds)
 
     def _check_fitted(self) -> None:
-        if not getattr(self, "blocks_", None):
+        if not (getattr(self, "blocks_", None) or getattr(self, "start_", None)):
             raise NotFittedError("this JKOFlow is not fitted yet: call fit(X) first, or JKOFlow.load(folder)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -21,12 +22,14 @@ from wprox.models.flow.data import FlowData, hold_out
 from wprox.models.flow.density import FlowDensity
 from wprox.models.flow.estimator import FlowEstimator
 from wprox.models.flow.parameters import from_json, to_json
+from wprox.models.flow.preprocessing import Preprocessing
+from wprox.models.flow.selection import Selection, choose, is_wanted
 from wprox.models.flow.settings import FlowSettings, TableSize
 from wprox.models.flow.table.columns import TableColumns
 from wprox.models.flow.table.files import check_table, table_from_json, table_to_json
 from wprox.models.flow.training import TrainedBlocks, block_solver, refinements, train
 from wprox.models.folders import loaded_folder, save_folder
-from wprox.models.state import State, check_dimensions, with_prefix
+from wprox.models.state import State, check_dimensions, map_of, map_part, pack, unpack, with_prefix
 from wprox.theory.certificate import Certificate, certify_path
 
 
@@ -48,11 +51,13 @@ class JKOFlow(FlowEstimator):
     Arguments:
         map: "spline", "ode", "residual", "convex", or a factory dim → `TransportMap`.
         map_options: arguments of the named map, such as `{"transforms": 4}`. Where there are fewer than 1,000 rows a
-            column, the spline map's "dropout" is 0.2 and in the plane its "frequencies" are 3; where training a full
-            matrix exceeds `memory_budget` (above 4,096 columns) its "affine" is `False`; unless given.
+            column, the spline map's "dropout" is 0.2 and in the plane its "frequencies" are 3; where training the
+            blocks would take more than half of `memory_budget` its "affine" is `False` (above 2,590 columns) and its
+            "hidden" layers are narrower; unless given.
         step_sizes: γ_n: a number, a sequence with one entry a block, or a callable of the block's index; 1 by default.
             "auto" is 0.5 · 1.5ⁿ, for more blocks that begin gently; `refine` re-spaces them afterwards.
-        n_blocks: the largest number of blocks; as many as `step_sizes` has entries, where that is a sequence, else 8.
+        n_blocks: the largest number of blocks; as many as `step_sizes` has entries, where that is a sequence, else 8,
+            or as few as train in half of `memory_budget` (above 450 columns).
         iterations: the largest number of gradient steps a block.
         batch_size: rows in a minibatch; 1,024 up to eight columns, else 256, or fewer above 1,000 columns.
         learning_rate: Adam's for a block; 5e-3 up to eight columns, else 2e-3; 2e-2 for "ode".
@@ -72,21 +77,27 @@ class JKOFlow(FlowEstimator):
         fine_tune_learning_rate: Adam's; 3e-3 up to eight columns; else 2e-3, or 3e-4 where there are fewer than 1,000
             rows a column.
         fine_tune_batch_size: rows in its minibatches; twice `batch_size`.
-        memory_budget: bytes that may be taken beside the data and their images, in fine-tuning (minibatches are made
-            small enough) and where rows are mapped; 512 MB.
+        memory_budget: bytes that may be taken beside the data and their images: half for training the network, half
+            for activations in fine-tuning (minibatches are made small enough) and where rows are mapped; 512 MB.
         validation_fraction: the part of X held out, where `fit` gets no validation data.
         standardize, integer, bounds, smoothing, drop_constant: see `wprox.models.flow.preprocessing.Preprocessing`.
         columns: `None` for a table of numbers. "auto" takes the columns of a data frame as they are (text, truth
             values, whole numbers, decimals, dates, gaps, atoms; docs/tables.md), or a dict from names to "category",
             "boolean", "integer", "number", "date", "drop" or a list of levels in their order, where they are not what
             they seem; or `TableColumns`, learned of a larger table. Rows then go out as they came in.
+        selection: whether rows left out choose what the flow consists of: the exact map of the best simple model (a
+            stacked mixture of a Gaussian, a Gaussian mixture and kernel conditionals) to N(0, I), blocks after it where
+            they gain, or blocks alone. By default where there are fewer than 5,000 rows a column and no argument of the
+            training is given; `False` trains blocks by the rules above.
         seed: of everything random.
         progress: show progress bars.
 
     Attributes:
-        blocks_: the trained maps T_1, …, T_N.
+        start_: the map T_0 of the best simple model to N(0, I), which comes before the blocks; `None` without one.
+        blocks_: the trained maps T_1, …, T_N; none where rows left out gain nothing by them.
+        selection_: what was chosen and why; `None` where blocks are trained by rules.
         step_sizes_: γ_1, …, γ_N.
-        jitter_: the standard deviation of the noise that training used.
+        jitter_: the standard deviation of the noise that training used, a number or one a column.
         history_: a dict a block with step_size, held_out_nll (nats a row, in the units of the data), transport_cost,
             iterations, seconds and message; one with "block": "fine-tuning" at the end. After `refine` it is that of
             the refined flow.
@@ -105,6 +116,8 @@ class JKOFlow(FlowEstimator):
     """
 
     _saw_tensor = True  # in `fit`; flows from files of 0.1.0 do not say
+    start_: TransportMap | None = None  # none in what 0.1.0 pickled
+    selection_: Selection | None = None
 
     def __init__(
         self,
@@ -133,6 +146,7 @@ class JKOFlow(FlowEstimator):
         smoothing: float = 0.0,
         drop_constant: bool = False,
         columns: str | Mapping[Any, Any] | TableColumns | None = None,
+        selection: bool | None = None,
         seed: int = 0,
         progress: bool = False,
     ) -> None:
@@ -161,6 +175,7 @@ class JKOFlow(FlowEstimator):
         self.smoothing = smoothing
         self.drop_constant = drop_constant
         self.columns = columns
+        self.selection = selection
         self.seed = seed
         self.progress = progress
 
@@ -182,34 +197,47 @@ class JKOFlow(FlowEstimator):
             StepFailedError: where the objective becomes non-finite; blocks trained before stay usable.
         """
         fraction = check_fraction(self.validation_fraction, "validation_fraction")
-        saw_tensor = isinstance(X, Tensor)
+        self._saw_tensor = isinstance(X, Tensor)
         table = None if self.columns is None else TableColumns.of(X, self.columns)
         X, columns = as_table(X, "X") if table is None else (table.read(X), table.features)
         generator = make_generator(check_seed(self.seed))
         preprocessing = self._new_preprocessing(table).fit(X, columns)
         X = preprocessing.check(X).detach()
-        if validation is None:
-            rows, held_out = hold_out(X, fraction, generator)
-        else:
-            rows = (
-                in_order(validation, "validation", columns) if table is None else table.read(validation, "validation")
-            )
-            held_out = preprocessing.check(rows, "validation").detach().to(X.device)
-            rows = X
-        settings = FlowSettings.of(self.get_params(deep=False), TableSize(len(rows), preprocessing.dim))
+        if validation is not None:
+            name = "validation"
+            read = in_order(validation, name, columns) if table is None else table.read(validation, name)
+            validation = preprocessing.check(read, name).detach().to(X.device)
+        arguments = self.get_params(deep=False)
+        if is_wanted(arguments, self._defaults(), TableSize(len(X), preprocessing.dim)):
+            settings = FlowSettings.of(arguments, TableSize(len(X), preprocessing.dim))
+            choice = choose(X, validation, preprocessing, settings)
+            self._begin(X, columns, preprocessing, choice.data)
+            self.start_, self.selection_ = choice.start, choice.selection
+            self._take(choice.blocks)
+            return self
+        rows, held_out = (X, validation) if validation is not None else hold_out(X, fraction, generator)
+        settings = FlowSettings.of(arguments, TableSize(len(rows), preprocessing.dim))
         solver = block_solver(settings)  # which checks the map
-        data = FlowData.prepare(rows, held_out, preprocessing, self.jitter, generator)
-        self._take_preprocessing(preprocessing)
-        self._data, self.jitter_ = data, data.jitter
-        self.n_features_in_, self._dtype, self._saw_tensor = X.shape[1], X.dtype, saw_tensor
+        self._begin(X, columns, preprocessing, FlowData.prepare(rows, held_out, preprocessing, self.jitter, generator))
         del X, rows, held_out  # copies, which training has no use for
-        self._name_features(columns)
+        self.start_ = self.selection_ = None
         trained = TrainedBlocks()
         try:
-            train(trained, solver, settings, data)
+            train(trained, solver, settings, self._data)
         finally:  # the blocks before one that failed are kept
             self._take(trained)
         return self
+
+    def _begin(self, X: Tensor, columns: Sequence[str] | None, preprocessing: Preprocessing, data: FlowData) -> None:
+        """Keep what is known before blocks are."""
+        self._take_preprocessing(preprocessing)
+        self._data, self.n_features_in_, self._dtype = data, X.shape[1], X.dtype
+        self.jitter_ = data.jitter.tolist() if isinstance(data.jitter, Tensor) else data.jitter
+        self._name_features(columns)
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        return {name: given.default for name, given in signature(cls).parameters.items()}
 
     @property
     def _trained(self) -> TrainedBlocks:
@@ -243,7 +271,8 @@ class JKOFlow(FlowEstimator):
             raise NotFittedError("the training data are not kept in files: call fit(X) again, then refine()")
         if len(self.blocks_) < 2:
             raise ValueError(
-                "the flow has one block, so that there is nothing to re-space; fit it with more (n_blocks)"
+                f"the flow has {len(self.blocks_) or 'no'} block{'s' * (not self.blocks_)}, so that there is nothing "
+                "to re-space; fit it with more (n_blocks)"
             )
         settings = FlowSettings.of(self.get_params(deep=False), self._data.size)
         for better in refinements(self._trained, settings, self._data, rounds):
@@ -280,7 +309,10 @@ class JKOFlow(FlowEstimator):
         return self.columns_.write(rows) if hasattr(self, "columns_") else as_given(rows, Z)
 
     def latents(self, X: Any) -> list[Array]:
-        """The data on their way to the Gaussian: preprocessed, then after each block; N + 1 times (n, d)."""
+        """The data on their way to the Gaussian: preprocessed, then after the start, if any, and after each block.
+
+        N + 1 times (n, d), and one more with a start.
+        """
         return [as_given(z, X) for z in self._density.path(self._checked(X))]
 
     def certificate(
@@ -295,7 +327,8 @@ class JKOFlow(FlowEstimator):
         The error ε_n of block n is estimated by a Stein critic on X and its images (`wprox.stein.stein_residual`), and
         W₂ from the preprocessed data to N(0, I) as `initial_w2` says; `wprox.certify` puts both into the bounds (4) of
         docs/theory.md (Cheng, Lu, Tan and Xie 2024). The invertible preprocessing does not change the KL divergence.
-        Fine-tuned blocks are no longer proximal steps: the bounds stay valid for what they are, with larger ε_n.
+        Fine-tuned blocks are no longer proximal steps: the bounds stay valid for what they are, with larger ε_n. The
+        steps begin behind the start, where the flow has one, which is invertible as well.
 
         Arguments:
             X: (n, d), rows that the flow was not trained on.
@@ -307,12 +340,18 @@ class JKOFlow(FlowEstimator):
             A certificate that is marked as an estimate.
 
         Raises:
-            ValueError: for fewer than 40 rows.
+            ValueError: for fewer than 40 rows, and for a flow without blocks.
         """
         X = self._checked(X).detach()
+        if not self.blocks_:
+            raise ValueError(
+                "the flow is its start alone, since rows left out gained nothing by blocks: there are no steps to "
+                "certify. Fit it with selection=False for a certificate"
+            )
         seed = self.seed if seed is None else seed
         # one draw a row: several of one row on both sides of the critic's split would show it what it must not see
         path = self._density.images(self.preprocessing_.forward(X, make_generator(seed))[0].double())
+        path = path if self.start_ is None else path[1:]
         return certify_path(path, self.step_sizes_, initial_w2, values, seed)
 
     def sample(self, n: int = 1, seed: Seed = None) -> Array:
@@ -331,7 +370,8 @@ class JKOFlow(FlowEstimator):
     @property
     def _density(self) -> FlowDensity:
         self._check_fitted()
-        return FlowDensity(self.preprocessing_, self.blocks_, check_count(self.memory_budget, "memory_budget"))
+        maps = self.blocks_ if self.start_ is None else [self.start_, *self.blocks_]
+        return FlowDensity(self.preprocessing_, maps, check_count(self.memory_budget, "memory_budget"))
 
     # files
 
@@ -372,8 +412,12 @@ class JKOFlow(FlowEstimator):
             "table": table_to_json(self.columns_) if hasattr(self, "columns_") else None,
         }
         preprocessing = {f"preprocessing.{name}": tensor for name, tensor in self.preprocessing_.state().items()}
+        if self.selection_ is not None:
+            config["selection"] = self.selection_.to_json()
         blocks = self._trained.state()
-        return State(config | blocks.config, preprocessing | blocks.tensors)
+        start, tensors = pack("start", [] if self.start_ is None else [map_part(self.start_)])
+        config |= {"start": start} if start else {}
+        return State(config | blocks.config, preprocessing | tensors | blocks.tensors)
 
     @classmethod
     def _from_state(cls, state: State, map_classes: Sequence[type[TransportMap]]) -> JKOFlow:
@@ -388,7 +432,10 @@ class JKOFlow(FlowEstimator):
         if table is not None:
             check_table(table, flow.preprocessing_.dim, config["columns"])
         flow._take(TrainedBlocks.from_state(state, map_classes))
-        check_dimensions(flow.blocks_, flow.preprocessing_.dim)
+        starts = [map_of(part, ()) for part in unpack("start", config.get("start", []), tensors)]
+        flow.start_ = starts[0] if starts else None
+        flow.selection_ = Selection.from_json(config["selection"]) if "selection" in config else None
+        check_dimensions([*starts, *flow.blocks_], flow.preprocessing_.dim)
         flow.n_features_in_ = flow.preprocessing_.n_features if table is None else len(table.columns)
         flow.jitter_, flow._dtype = config["jitter"], getattr(torch, config["dtype"])
         flow._saw_tensor = config.get("saw_tensor", True)

@@ -18,13 +18,13 @@ from wprox._checks import (
 )
 from wprox._random import check_seed
 from wprox.maps.registry import MapFactory, check_options
+from wprox.models.flow.network_size import blocks_within, options_within
 from wprox.models.step_sizes import block_count, growing
 
-BLOCKS = 8  # at most, unless step sizes or the user say another number
+BLOCKS = 8  # at most, unless step sizes or the user say another number, or the network were too large
 FLOW_MATCHING = 1000  # iterations of flow matching that start a block of map="ode"
 FEW_COLUMNS = 8  # up to which batches are larger, learning rates higher and small tables jittered
 ROW_BYTES = 2000  # a column that training a spline block takes a row, roughly
-MATRIX_BYTES = 32  # an entry that training a full matrix takes: with its gradient, moments and copies
 FEW_ROWS = 1000  # a column, under which a flow would learn its table by heart
 
 
@@ -88,11 +88,13 @@ class FlowSettings:
         joint_rate = 3e-3 if few_columns else 3e-4 if few_rows else 2e-3
         weight_decay = arguments["weight_decay"]
         sizes = _step_sizes(arguments["step_sizes"])
-        n_blocks = block_count(sizes, arguments["n_blocks"], BLOCKS)
+        given_blocks = block_count(sizes, arguments["n_blocks"], 1)
+        map_options, most_blocks = _map_options(arguments, size, memory_budget, given_blocks)
+        n_blocks = block_count(sizes, arguments["n_blocks"], min(BLOCKS, most_blocks))
         step_sizes(sizes, n_blocks)  # which checks the numbers of a sequence
         return cls(
             map=arguments["map"],
-            map_options=_map_options(arguments, size, memory_budget),
+            map_options=map_options,
             step_sizes=sizes,
             n_blocks=n_blocks,
             iterations=_count(arguments, "iterations"),
@@ -138,16 +140,24 @@ def _step_sizes(given: StepSize | str | None) -> StepSize:
     return 1.0 if given is None else given
 
 
-def _map_options(arguments: Mapping[str, Any], size: TableSize, memory_budget: int) -> dict[str, Any] | None:
-    """The options of the map, with what keeps a spline from learning a small table by heart, and to the memory."""
+def _map_options(
+    arguments: Mapping[str, Any], size: TableSize, memory_budget: int, n_blocks: int
+) -> tuple[dict[str, Any] | None, int]:
+    """The options of the map, with what keeps a spline from learning a small table by heart and within the memory.
+
+    Arguments:
+        n_blocks: that there will be at least.
+
+    Returns:
+        The options, and how many blocks of them the memory allows.
+    """
     if not _is(arguments["map"], "spline"):
-        return arguments["map_options"]
+        return arguments["map_options"], BLOCKS
     defaults: dict[str, Any] = {"dropout": 0.2} if size.has_few_rows else {}
     if size.has_few_rows and size.dim == 2:
         defaults["frequencies"] = 3
-    if MATRIX_BYTES * size.dim**2 > memory_budget:
-        defaults["affine"] = False
-    return defaults | check_options(arguments["map_options"]) if defaults else arguments["map_options"]
+    options = options_within(defaults | check_options(arguments["map_options"]), size.dim, n_blocks, memory_budget)
+    return options, blocks_within(options, size.dim, memory_budget)
 
 
 def _is(map: Any, name: str) -> bool:

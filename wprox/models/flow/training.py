@@ -14,7 +14,7 @@ from wprox._warnings import warn
 from wprox.functionals import KL
 from wprox.jko import jko_steps
 from wprox.maps import ComposedMap, TransportMap
-from wprox.measures.laws import standard_normal
+from wprox.measures.laws import standard_normal, standard_normal_log_prob
 from wprox.models.flow.data import FlowData
 from wprox.models.flow.settings import FlowSettings
 from wprox.models.state import State, map_of, map_part, pack, unpack
@@ -90,7 +90,13 @@ def joint_solver(settings: FlowSettings) -> NeuralProx:
     )
 
 
-def train(trained: TrainedBlocks, solver: NeuralProx, settings: FlowSettings, data: FlowData) -> None:
+def train(
+    trained: TrainedBlocks,
+    solver: NeuralProx,
+    settings: FlowSettings,
+    data: FlowData,
+    enough: float = math.inf,
+) -> None:
     """Blocks one after the other, then together; Ctrl-C keeps those trained so far.
 
     Arguments:
@@ -98,12 +104,15 @@ def train(trained: TrainedBlocks, solver: NeuralProx, settings: FlowSettings, da
         solver: of the blocks, as `block_solver` makes it.
         settings: of the flow.
         data: to train on.
+        enough: the held-out NLL that the first block must reach for more to be trained.
     """
     try:
         for block in trained_blocks(solver, settings, data):
             trained.maps.append(block.map)
             trained.step_sizes.append(block.step_size)
             trained.history.append(block.entry)
+            if block.entry["held_out_nll"] > enough:
+                return
         if settings.fine_tune:
             train_together(trained, settings, data)
     except KeyboardInterrupt:
@@ -142,6 +151,13 @@ def _respaced(trained: TrainedBlocks, settings: FlowSettings, data: FlowData) ->
     return again
 
 
+def reference_of(settings: FlowSettings, data: FlowData) -> KL:
+    """KL(· ‖ N(0, I)): of the law where flow matching draws from it, else of its log-density, which takes no matrix."""
+    if settings.flow_matching:
+        return KL(standard_normal(data.training.points))
+    return KL(standard_normal_log_prob, modulus=1.0)
+
+
 def trained_blocks(solver: NeuralProx, settings: FlowSettings, data: FlowData) -> Iterator[Block]:
     """Blocks one after the other, up to the one after which another would no longer help.
 
@@ -149,7 +165,7 @@ def trained_blocks(solver: NeuralProx, settings: FlowSettings, data: FlowData) -
         KeyboardInterrupt: for Ctrl-C, after the block that it interrupted, in its best state, was returned, unless that
             is worse than none.
     """
-    reference = KL(standard_normal(data.training.points))
+    reference = reference_of(settings, data)
     best = float(reference(data.held_out.relative()))
     sizes, n_blocks = settings.step_sizes, settings.n_blocks
     with tqdm(total=n_blocks, desc="blocks", disable=not settings.progress) as bar:
@@ -188,9 +204,9 @@ def trained_blocks(solver: NeuralProx, settings: FlowSettings, data: FlowData) -
 def train_together(trained: TrainedBlocks, settings: FlowSettings, data: FlowData) -> None:
     """Train all blocks at once, in place."""
     start = time.perf_counter()
-    reference = KL(standard_normal(data.training.points))
+    reference = reference_of(settings, data)
     solver, map = joint_solver(settings), ComposedMap(trained.maps)
-    outcome = solver.fine_tune(map, reference, data.training, data.held_out, settings.memory_budget)
+    outcome = solver.fine_tune(map, reference, data.training, data.held_out, settings.memory_budget // 2)
     entry = {
         "block": "fine-tuning",
         "held_out_nll": outcome.objective + data.offset,

@@ -11,6 +11,7 @@ from wprox._checks import (
     check_count,
     check_flag,
     check_fraction,
+    check_memory,
     check_number,
     check_positive,
     kind_of,
@@ -72,7 +73,7 @@ class SamplerSettings:
             check_count(getattr(self, name), name, least=0)
         for name in ("iterations", "batch_size", "fine_tune_iterations", "fine_tune_batch_size", "memory_budget"):
             check_count(getattr(self, name), name)
-        check_count(self.n_particles, "n_particles", least=20)
+        check_memory(check_count(self.n_particles, "n_particles", least=20), f"n_particles = {self.n_particles} draws")
         for name in ("learning_rate", "fine_tune_learning_rate"):
             check_positive(getattr(self, name), name)
         check_fraction(self.rejection_rate, "rejection_rate")

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from wprox._checks import kind_of
-from wprox.functionals import KL
-from wprox.measures import Gaussian, Particles
+from wprox.functionals import KL, Functional
+from wprox.measures import Gaussian, Measure, Particles
 from wprox.measures.laws import as_gaussian
 from wprox.solvers import GaussianProx, StepFailedError
 
 FIRST, GROWTH = 0.1, 4.0  # γ of the Gaussian that is fitted, in the time to move by its spread
 COARSE = 1e-5  # of a width: rounding of coordinates that is seen
 MOST_FAILURES = 10  # steps that are too long for their solver, and are followed by shorter ones
+DRAWS, MISLED = 1000, 1.0  # nats by which half the width is better where cubature points mislead
 LONG, STILL = 16.0, 1e-2  # it has arrived where a step so much longer than its spread² moves it by so little of that
 
 
@@ -88,7 +89,7 @@ def fitted_gaussian(functional: KL, dim: int, seed: int) -> Gaussian:
     if gaussian is None and not _computes_in_double(functional.log_target, start.points):
         in_double, solver = KL(lambda x: functional.log_target(x.to(dtype)).to(x)), _CoarseProx(tolerance=1e-3)
     try:
-        fitted = _settled(in_double, solver, start)
+        fitted = _fitted(in_double, solver, start, seed)
     except (StepFailedError, ValueError) as error:  # the latter for a quadratic that has no minimum
         raise StepFailedError(
             f"no Gaussian could be fitted to the target ({error}); give one that covers it, as in "
@@ -98,8 +99,53 @@ def fitted_gaussian(functional: KL, dim: int, seed: int) -> Gaussian:
     return Gaussian(fitted.loc.to(dtype), width**2 * fitted.covariance_matrix.to(dtype))
 
 
-def _settled(functional: KL, solver: GaussianProx, rho: Gaussian) -> Gaussian:
-    """Where proximal steps of growing length take a Gaussian, whatever the units of the target."""
+class _ByDraws(Functional):
+    """KL(ρ ‖ π) of Gaussians ρ by images m + L z of as many draws, whose moments are those of N(0, I).
+
+    The 2d cubature points of a Gaussian lie on its axes. Where log g is a sum of functions of one coordinate each that
+    grow more slowly than d log|x|, as for independent Student variables, a wide Gaussian looks better and better there.
+    """
+
+    def __init__(self, kl: KL, dim: int, seed: int) -> None:
+        draws = Gaussian(torch.zeros(dim).double(), torch.eye(dim).double()).sample(max(DRAWS, 4 * dim), seed)
+        draws = draws - draws.mean(0)
+        factor = torch.linalg.cholesky(draws.mT @ draws / len(draws))
+        self.kl, self.draws = kl, torch.linalg.solve_triangular(factor, draws.mT, upper=False).mT
+
+    def __call__(self, rho: Measure) -> Tensor:
+        assert isinstance(rho, Gaussian)
+        return rho.mean_log_density() - self.kl.log_target(rho.loc + self.draws @ rho.scale_tril.mT).mean()
+
+    def wasserstein_gradient(self, rho: Measure) -> Tensor:
+        return self.kl.wasserstein_gradient(rho)
+
+    def is_misled(self, rho: Gaussian) -> bool:
+        """Whether half the width is better by far."""
+        with torch.no_grad():
+            gain = float(self(rho) - self(Gaussian(rho.loc, rho.covariance_matrix / 4)))
+        return not gain <= MISLED
+
+
+def _fitted(functional: KL, solver: GaussianProx, start: Gaussian, seed: int) -> Gaussian:
+    """Where steps by cubature points arrive, or by draws where these show that the others run away."""
+    by_draws = _ByDraws(functional, start.dim, seed)
+    try:
+        return _settled(functional, solver, start, by_draws)
+    except (StepFailedError, ValueError) as error:
+        if as_gaussian(functional.target) is not None:
+            raise
+        try:
+            return _settled(by_draws, solver, start)
+        except (StepFailedError, ValueError):
+            raise error from None
+
+
+def _settled(functional: Functional, solver: GaussianProx, rho: Gaussian, by_draws: _ByDraws | None = None) -> Gaussian:
+    """Where proximal steps of growing length take a Gaussian, whatever the units of the target.
+
+    Raises:
+        StepFailedError: where a step widens what draws show to be too wide already.
+    """
     speed = math.sqrt(float(rho.weights @ functional.wasserstein_gradient(rho).square().sum(1)))
     step_size = FIRST * _spread(rho) / speed if speed else FIRST
     failures = 0
@@ -112,7 +158,9 @@ def _settled(functional: KL, solver: GaussianProx, rho: Gaussian) -> Gaussian:
                 raise
             continue
         assert isinstance(step.measure, Gaussian)
-        rho, spread = step.measure, _spread(step.measure)
+        before, rho, spread = _spread(rho), step.measure, _spread(step.measure)
+        if by_draws is not None and spread > before and by_draws.is_misled(rho):
+            raise StepFailedError("a Gaussian grows without end at its cubature points")
         if step_size >= LONG * spread**2 and math.sqrt(float(step.transport_cost)) <= STILL * spread:
             break
         failures += not step.converged

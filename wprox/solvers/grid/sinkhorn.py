@@ -14,12 +14,12 @@ from wprox._warnings import warn
 from wprox.functionals.base import checked_value, terms_of
 from wprox.measures import Grid
 from wprox.solvers.base import Ending, Solved, Solver
+from wprox.solvers.grid.cost import transport_bound
 from wprox.solvers.grid.gibbs import Kernel
 from wprox.solvers.grid.scaling import ScalingIteration, Solution
 from wprox.solvers.grid.terms import GridTerms, sort_terms
 from wprox.solvers.grid.walls import HeatKernel, make_kernel
 from wprox.solvers.problem import Problem, StepFailedError, non_finite
-from wprox.transport.line import line_square
 
 DEBIAS = (None, "entropy", "sinkhorn")
 SMALLEST_BLUR = 0.25  # in cells: exp(−1/(2 · 0.25²)) = 3e-4 of the mass reaches a neighbour
@@ -79,9 +79,9 @@ class SinkhornProx(Solver):
     - `None` keeps the bias.
 
     `Step.residual` stays `None`: the first-order error of W₂² would have to contain the bias and that of the grid.
-    `Step.transport_cost` is W₂²(μ, ρ) on the line. In higher dimensions and among walls it is the Sinkhorn divergence
-    at this blur, an estimate and no bound: it sees moves that are shorter than blur only in part, down to a fiftieth of
-    W₂², and is 0 where a step that did not converge leaves it negative.
+    `Step.transport_cost` is W₂²(μ, ρ) on the line. In higher dimensions it is an upper bound, the least cost of a few
+    true plans from μ to ρ: Knothe–Rosenblatt couplings, exact where mass moves along the axes, and the entropic plan.
+    Among walls distances are lengths of paths that go around them.
 
     Arguments:
         blur: the standard deviation of the kernel, in units of length as in GeomLoss; the widest cell by default.
@@ -147,12 +147,9 @@ class SinkhornProx(Solver):
                 "log_domain=True among walls needs heat_steps=None: implicit steps are solved in the kernel domain"
             )
         grid = source.to(torch.float64)
-        for _, term in terms_of(problem.functional):
-            if not term.structure().potentials:  # which are checked cell by cell
-                checked_value(term, grid)
         kernel, blur = self._kernel_of(grid)
         terms = sort_terms(problem.structure, grid, gamma / blur**2, kernel.rooms, self.debias)
-        before = _refuse_nan(problem, grid, problem.functional(grid))
+        before = _value(problem, grid)
         iteration = ScalingIteration(terms, kernel, grid.weights, self.debias, self.tol, self.log_domain)
         known = state if isinstance(state, _State) and _continues(state, grid, blur) else None
         scalings = None
@@ -165,17 +162,18 @@ class SinkhornProx(Solver):
         solution = iteration.solve(scalings, self.memory, self.iterations, not self.semi_implicit)
         own_target = iteration.self_scaling(solution.mass.log())
         divergence = iteration.divergence(solution, _own_scaling(known, source, iteration), own_target)
-        cost = (2 * blur**2 * divergence).clamp(min=0.0)  # ≥ 0, but for rounding
+        estimate = (2 * blur**2 * divergence).clamp(min=0.0)  # ≥ 0, but for rounding
         if isinstance(kernel, HeatKernel):
-            _warn_of_long_moves(float(cost), blur, kernel.steps, max(grid.cell_widths))
+            _warn_of_long_moves(float(estimate), blur, kernel.steps, max(grid.cell_widths))
         end = grid._with_weights(solution.mass)
-        if grid.dim == 1 and grid.mask is None:
-            cost = line_square(grid, end)
         result = source.with_weights(solution.mass.to(source.dtype))
-        value = _refuse_nan(problem, end, problem.functional(end))
+        cost = transport_bound(grid, result.to(torch.float64), iteration, solution.log_scalings[0])
+        if grid.dim == 1 and grid.mask is None:
+            estimate = cost  # exact
+        value = _value(problem, end)
         ending, message = solution.ending, solution.message
         share = blur**2 / gamma
-        if ending.is_success and self._is_smeared(solution, before, value, cost / (2 * gamma), share):
+        if ending.is_success and self._is_smeared(solution, before, value, estimate / (2 * gamma), share):
             ending = Ending.SMEARED
             need = "at most" if share > 1 else "well below"
             message = (
@@ -203,7 +201,7 @@ class SinkhornProx(Solver):
             solution: of the iteration, whose scaling is −δF/δρ/share.
             before: F(α).
             value: F(ρ).
-            cost: W₂²(α, ρ)/(2γ).
+            cost: W₂²(α, ρ)/(2γ), rather too little of it than too much.
             share: blur²/γ, of the entropy of the plan in the objective, next to F.
         """
         carried = solution.mass > 0
@@ -252,8 +250,12 @@ class SinkhornProx(Solver):
         return kernel, blur
 
 
-def _refuse_nan(problem: Problem, rho: Grid, value: Tensor) -> Tensor:
-    """F(ρ), which may be infinite."""
+def _value(problem: Problem, rho: Grid) -> Tensor:
+    """F(ρ), checked term by term; it may be infinite, but not NaN."""
+    value = sum(
+        (weight * checked_value(term, rho) for weight, term in terms_of(problem.functional) if weight),
+        rho.weights.new_zeros(()),
+    )
     if bool(value.isnan()):
         raise StepFailedError(non_finite(problem.functional, rho))
     return value

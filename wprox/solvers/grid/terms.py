@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from wprox._autograd import HOW_CUT
 from wprox._checks import evaluate
+from wprox._warnings import warn
 from wprox.functionals import Functional, InternalEnergy
 from wprox.functionals.base import refuse_cut_off
 from wprox.functionals.structure import Interaction, Structure
@@ -179,6 +182,7 @@ def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[
     index = torch.meshgrid(*(torch.arange(n, device=grid.device) for n in grid.shape), indexing="ij")
     signs = grid.flatten(1.0 - 2.0 * (torch.stack(index).sum(0) % 2)).to(grid.weights)
     count = _neighbours(grid, torch.ones_like(signs))
+    flat: list[float] = []  # the value where the first variation was a constant, until it is seen to change
 
     def expansion(mass: Tensor) -> Expansion:
         with torch.enable_grad():
@@ -204,9 +208,25 @@ def _by_autodiff(functional: Functional, weight: float, grid: Grid) -> Callable[
                 f"the first variation of {functional!r} is NaN or infinite at {bad} of {len(mass)} cells; its value "
                 "must be differentiable at every positive density (to keep mass out, use a mask in place of ∞)"
             )
+        if not bool((gradient != gradient[0]).any()):
+            _warn_of_change(functional, flat, float(value.detach()))
         return weight * float(value.detach()), weight * gradient, weight * diagonal
 
     return expansion
+
+
+def _warn_of_change(functional: Functional, flat: list[float], value: float) -> None:
+    """Warn, once, where F has changed between measures at which its first variation is a constant."""
+    flat.append(value)
+    gap = abs(value - flat[0])
+    if math.isfinite(gap) and gap > math.sqrt(torch.finfo(torch.float64).eps) * abs(flat[0]):
+        flat[0] = math.nan  # it is said once
+        warn(
+            f"{functional!r} changes by {gap:.3g} between two densities at both of which its derivative in the masses "
+            f"is 0 everywhere: is it cut off from autograd {HOW_CUT}? The step does not see it; compute it with torch "
+            "alone",
+            RuntimeWarning,
+        )
 
 
 def _neighbours(grid: Grid, field: Tensor) -> Tensor:

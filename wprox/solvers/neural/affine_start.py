@@ -21,6 +21,8 @@ ROUNDING = 10.0  # of an objective, in units of its precision
 GOAL, ROUGH_GOAL = 1e-4, 1e-2  # of what a fit gains, the part that it may leave
 LARGEST_LOG = 40.0  # of a stretch; further out is outside of the domain
 BEARABLE_LOG = 1.0  # of a stretch that the network before it can undo
+NEAR = 0.25  # of the spread of the particles: the length of a map that leads nowhere else
+BENT = 0.25  # of the length of a map, what an affine field may leave of the force
 EVIDENCE = 2.0  # standard errors by which a gain must be above 0 to be shown
 
 Objective = Callable[[Particles, Tensor], Tensor]  # of T#μ and the points from which its transport cost counts
@@ -33,11 +35,15 @@ class AffineStart(NamedTuple):
         map: the map.
         is_shown: whether its gain is shown.
         is_interrupted: whether Ctrl-C ended the search; the map is the best so far.
+        other: another start, where this may be the better one.
+        is_astray: whether the map may have led into the basin of a minimum that is not the lowest.
     """
 
     map: AffineMap | None
     is_shown: bool
     is_interrupted: bool = False
+    other: AffineMap | None = None
+    is_astray: bool = False
 
 
 class _Point(NamedTuple):
@@ -90,13 +96,39 @@ class _Fit:
     part: Part
     units: Units
 
+    @property
+    def coordinates(self) -> Tensor:
+        """The standardised ones of the particles, (n, d)."""
+        return (self.part.measure.points - self.units.loc) / self.units.scale
+
     def value(self, shift: Tensor, matrix: Tensor) -> Tensor:
-        measure = self.part.measure
-        z = (measure.points - self.units.loc) / self.units.scale
-        stretch, b = symmetric_exponential(matrix).to(z), shift.to(z)
-        y = self.units.loc + self.units.scale * torch.addmm(b, z, stretch)
-        pushed = measure.push(lambda _: (y, matrix.trace().to(z).expand(len(z))))
+        z = self.coordinates
+        y = self.units.loc + self.units.scale * torch.addmm(shift.to(z), z, symmetric_exponential(matrix).to(z))
+        pushed = self.part.measure.push(lambda _: (y, matrix.trace().to(z).expand(len(z))))
         return self.objective(pushed, self.part.origins)
+
+    def force(self) -> Tensor:
+        """The gradient of F at the particles, (n, d), the density that each carries held fixed."""
+        measure = self.part.measure
+        x = measure.points.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            value = self.objective(measure.push(lambda _: (x, x.new_zeros(len(x)))), x.detach())
+            if not value.requires_grad:
+                return torch.zeros_like(x)
+            slope = torch.autograd.grad(value, x)[0]
+        return self.units.scale * slope / measure.weights[:, None].clamp_min(torch.finfo(x.dtype).tiny)
+
+    def is_astray(self, shift: Tensor, matrix: Tensor) -> bool:
+        """Whether the affine map is long, and the force at the particles far from an affine field."""
+        z, weights = self.coordinates.double(), self.part.measure.weights.double()
+        move = z @ (symmetric_exponential(matrix) - torch.eye(len(shift)).to(matrix)) + shift
+        length = math.sqrt(float(weights @ move.square().sum(1)))
+        if length <= NEAR:
+            return False
+        roots = weights.sqrt()[:, None]
+        design, force = roots * torch.nn.functional.pad(z, (0, 1), value=1.0), roots * self.force().double()
+        rest = force - design @ (torch.linalg.pinv(design) @ force)
+        return not float(rest.norm()) <= BENT * length
 
     def minimise(self, family: _Family, start: Tensor, goal: float, iterations: int) -> Tensor:
         """The best position of a family, from another."""
@@ -128,9 +160,9 @@ class _Fit:
 
     def bounded(self, shift: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """The map with stretches that a network can undo, and the best shift for them."""
-        logs, axes = torch.linalg.eigh(matrix)
-        if not bool((logs.abs() > BEARABLE_LOG).any()):
+        if not _is_beyond(matrix):
             return shift, matrix
+        logs, axes = torch.linalg.eigh(matrix)
         family = _Family(len(shift), 1, (axes * logs.clamp(-BEARABLE_LOG, BEARABLE_LOG)) @ axes.mT)
         return family.unpack(self.minimise(family, shift, GOAL, ITERATIONS))
 
@@ -150,10 +182,15 @@ def affine_start(
     which no step does.)
 
     Where the objective knows the law of the particles by them alone, as entropy and KL do, the log-determinant keeps
-    maps from that, and few particles tell little about many parameters: the families of shifts, of scalings, of
-    scalings of the axes and of all are fitted without a block of particles, each in turn, and compared on it with
-    standing still; the family of the greatest mean gain is fitted to all. Its gain is shown where it is above 0 by
-    twice its standard error over the blocks.
+    maps from that, as far as its weight goes, and few particles tell little about many parameters: the families of
+    shifts, of scalings, of scalings of the axes and of all are fitted without a block of particles, each in turn, and
+    compared on it with standing still; the family of the greatest mean gain is fitted to all. Its gain is shown where
+    it is above 0 by twice its standard error over the blocks. Where its S is beyond the cut, the step may be just that
+    (of KL to a narrow Gaussian) or nothing like it (of a steep well and a little entropy): the map that is cut off is
+    given too.
+
+    A long affine map under forces that are no affine field may bring all particles into one mode of several, from
+    where no network brings them back: there the identity is the other start.
 
     Arguments:
         objective: in units of s²/γ.
@@ -166,20 +203,27 @@ def affine_start(
     fit, d = _Fit(objective, part, units), units.loc.shape[0]
     shift, matrix = (torch.zeros(size, dtype=torch.float64, device=units.loc.device) for size in ((d,), (d, d)))
     search = _Search((shift, matrix), is_shown=is_enough is not None)
-    is_interrupted = False
+    is_interrupted, is_astray, other = False, False, None
     try:
         if is_enough is None:
             _search_families(fit, search, range(1, 5 if _has_spread(part, units) else 2), part.blocks(generator))
+            if _is_beyond(search.best[1]):
+                other = _map_of(*fit.bounded(*search.best), like=units.loc)
         else:
             family = _Family(d, 4)
             search.best = family.unpack(fit.minimise(family, family.pack(*search.best), GOAL, ITERATIONS))
             found = _map_of(*search.best, like=units.loc)
             if found is not None and not is_enough(found):
                 search.best = fit.bounded(*search.best)
+        is_astray = fit.is_astray(*search.best)
+        if is_astray:
+            other = AffineMap(d).to(units.loc)
     except KeyboardInterrupt:
         is_interrupted = True
     map = _map_of(*search.best, like=units.loc)
-    return AffineStart(map, search.is_shown and (map is not None or is_enough is not None), is_interrupted)
+    return AffineStart(
+        map, search.is_shown and (map is not None or is_enough is not None), is_interrupted, other, is_astray
+    )
 
 
 @dataclass
@@ -203,6 +247,11 @@ def _search_families(fit: _Fit, search: _Search, kinds: range, blocks: list[Tens
             search.is_shown = mean > EVIDENCE * error
         if mean > most:
             most, search.best = mean, (shift, matrix)
+
+
+def _is_beyond(matrix: Tensor) -> bool:
+    """Whether exp(S) has a stretch that a network before it cannot undo."""
+    return bool((torch.linalg.eigvalsh(matrix).abs() > BEARABLE_LOG).any())
 
 
 def _map_of(shift: Tensor, matrix: Tensor, like: Tensor) -> AffineMap | None:

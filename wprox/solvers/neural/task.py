@@ -112,12 +112,17 @@ class Task:
 
     def is_better(self, map: TransportMap, other: TransportMap, generator: torch.Generator) -> bool:
         """Whether the objective of a map is below that of another, and shown to be so where it varies by chance."""
+        if self.is_followed:
+            return self.is_lower(map, other)
+        before, after = (push(each, self.validation.measure) for each in (other, map))
+        return self.is_shown(before, after, generator, 1.0)
+
+    @torch.no_grad()
+    def is_lower(self, map: TransportMap, other: TransportMap) -> bool:
+        """Whether the objective of a map is below that of another on the validation measure."""
         part = self.validation
-        after, before = push(map, part.measure), push(other, part.measure)
-        if not self.is_followed:
-            return self.is_shown(before, after, generator, 1.0)
-        with torch.no_grad():
-            return bool(self.objective(after, part.origins) < self.objective(before, part.origins))
+        after, before = (self.objective(push(each, part.measure), part.origins) for each in (map, other))
+        return bool(after < before)
 
     def is_step(self, map: TransportMap) -> bool:
         """Whether a map follows the gradient of F at the particles, where F does so."""

@@ -132,8 +132,8 @@ def train(
                 value = _held_out(module, held_out_objective)
                 waited += 1
                 if value < best:
-                    best, best_iteration, best_state = value, iteration, copy.deepcopy(module.state_dict())
-                    waited = 0
+                    best, best_iteration, waited = value, iteration, 0
+                    _copy_state(module, best_state)
                 looks.append((iteration, best))
                 bar.set_postfix_str(f"objective {best:.4f}")
     except KeyboardInterrupt:
@@ -144,6 +144,12 @@ def train(
         module.eval()
     settled = _is_settled(looks, initial if origin is None else origin, settings, waited)
     return Outcome(best, initial, iteration, best_iteration, interrupted, settled=settled)
+
+
+def _copy_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """A module's state into tensors that are there: a second copy of a large network would not fit beside them."""
+    for name, tensor in module.state_dict().items():
+        state[name].copy_(tensor)
 
 
 def _check_finite(objective: float, norm: float, where: str, settings: Training) -> None:
