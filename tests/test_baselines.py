@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
@@ -10,6 +11,7 @@ from sklearn.neighbors import KernelDensity
 
 from wprox.app import baselines
 from wprox.app.baselines import fit_baselines, kernel_log_density
+from wprox.models.flow.table.columns import TableColumns
 
 
 def banana(n, seed=0):
@@ -140,3 +142,26 @@ def test_bad_input(parts):
         fit_baselines(parts[0], parts[1][:0], parts[2])
     with pytest.raises(ValueError, match="seed must be at least 0"):
         fit_baselines(*parts, seed=-1)
+
+
+def test_mixed_columns_have_the_entropy_of_independent_ones():
+    """A category, whole numbers with gaps and a normal column, independent: the Gaussian's NLL is the entropy.
+
+    To three standard errors of the mean of 1,500 rows, plus what is estimated with: 0.05 and 0.03 nats.
+    """
+    rng = np.random.default_rng(0)
+    n = 6000
+    frame = pd.DataFrame(
+        {
+            "town": rng.choice(["a", "b", "c"], n, p=[0.5, 0.3, 0.2]),
+            "count": np.where(rng.random(n) < 0.25, np.nan, np.round(20 * rng.standard_normal(n))),
+            "x": 3 * rng.standard_normal(n),
+        }
+    )
+    columns = TableColumns.learn(frame)
+    system = baselines._Coordinates("standardised", split(columns.read(frame)), False, None, 0, columns)
+    nll = baselines._gaussian(system, None).held_out()
+    normal = 0.5 * math.log(2 * math.pi * math.e)
+    town = -sum(p * math.log(p) for p in (0.5, 0.3, 0.2))
+    count = -0.25 * math.log(0.25) - 0.75 * math.log(0.75) + 0.75 * (normal + math.log(20))
+    assert abs(nll - (town + count + normal + math.log(3))) < 0.08

@@ -161,6 +161,38 @@ def test_arrays_come_back_as_arrays(kind):
     assert np.array_equal(back[:, 0].astype(float), array[:, 0].astype(float))
 
 
+def test_tensors_come_back_as_tensors():
+    x = torch.rand(60, 2, generator=torch.Generator().manual_seed(0))
+    x[::3, 0] = 0.0
+    columns, _, z = coded(x)
+    assert torch.equal(columns.write(columns.decode(z)), x)
+    assert columns.write(columns.decode(z)).dtype == torch.float32
+
+
+def test_what_the_training_rows_lack_has_a_law_all_the_same():
+    """Kinds that are learned of a larger table: numbers, levels and half-lines of which the rows have one, or none."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "amount": np.where(np.arange(300) < 250, 0.0, np.round(rng.exponential(size=300), 3)),
+            "gap": np.where(np.arange(300) < 250, np.nan, rng.standard_normal(300)),
+            "town": np.where(np.arange(300) < 250, "a", "b"),
+            "x": rng.standard_normal(300),
+        }
+    )
+    columns = TableColumns.learn(frame)
+    for count in (250, 251):
+        fitted = columns.fit(columns.read(frame[:count]))
+        z, log_q = fitted.encode(columns.read(frame))
+        assert bool(z.isfinite().all() and log_q.isfinite().all())
+        pd.testing.assert_frame_equal(fitted.write(fitted.decode(z)), frame)
+
+
+def test_names_may_be_numbers():
+    frame = pd.DataFrame(np.random.default_rng(0).standard_normal((40, 2)).round(1))
+    check_round_trip(frame)
+
+
 def test_samples_are_a_frame_like_the_data(flow, rows):
     made = flow.sample(200, seed=0)
     assert list(made.columns) == list(rows.columns)

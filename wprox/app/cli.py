@@ -22,7 +22,7 @@ from wprox.models.flow.jko_flow import JKOFlow
 BAD_INPUT = 2
 
 app = typer.Typer(
-    help="Proximal optimisation in Wasserstein space: fit a JKO flow to a table of numbers, sample it, score rows.",
+    help="Proximal optimisation in Wasserstein space: fit a JKO flow to a table, sample it, score rows.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

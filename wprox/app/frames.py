@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from wprox.app.parquet import not_parquet, parquet_file
 from wprox.app.tables import (
     MISSING,
     Table,
@@ -17,7 +18,6 @@ from wprox.app.tables import (
     check_ending,
     check_output,
     check_shape,
-    pandas_for,
     parse_csv,
     quoted,
     read_checked,
@@ -75,7 +75,10 @@ def _read_npy(file: Path) -> MixedTable:
 
 
 def _read_parquet(file: Path) -> MixedTable:
-    frame = _parquet_frame(file)
+    try:
+        frame = parquet_file(file).read().to_pandas()
+    except Exception as error:
+        raise not_parquet(file, error) from None
     frame.columns = [str(name) for name in frame.columns]
     return MixedTable(frame, list(frame.columns))
 
@@ -189,13 +192,3 @@ def typed(rows: Any, learned: TableColumns) -> Frame:
             times = np.where(gap, np.datetime64("NaT").astype(np.int64), times)
             frame[column.name] = times.view(f"datetime64[{column.values.unit}]")
     return frame.replace([np.inf, -np.inf], np.nan)
-
-
-def _parquet_frame(file: Path) -> Any:
-    """The data frame in a .parquet file."""
-    pandas = pandas_for(file)
-    try:
-        return pandas.read_parquet(file)
-    except Exception as error:  # whatever damaged metadata make pyarrow and pandas do
-        said = str(error) or type(error).__name__
-        raise ValueError(f"{file} is not a readable .parquet file (cut off, or not one at all): {said}") from None

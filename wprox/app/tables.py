@@ -10,7 +10,6 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ import numpy as np
 from wprox._arrays import as_plain
 from wprox._warnings import warn
 from wprox._writing import claimed
+from wprox.app.parquet import not_parquet, pandas_for, parquet_file
 
 ENDINGS = (".csv", ".npy", ".parquet")
 BATCH_ROWS = 2**14  # of a .parquet file at once
@@ -228,7 +228,8 @@ def parse_csv(file: Path) -> tuple[Table, dict[int, tuple[str, int]]]:
         raise ValueError(f"{file} is not text in UTF-8 ({error.reason}); save it as a UTF-8 .csv file") from error
     except csv.Error as error:
         raise ValueError(f"{file} is not a readable .csv file (line {reader.line_num}: {error})") from error
-    return Table(np.frombuffer(numbers).reshape(n, len(columns)), columns), text  # no copy, and can be written to
+    # which is no copy, and can be written to
+    return Table(np.frombuffer(numbers).reshape(n, len(columns)), columns), text
 
 
 def _first_lines(stream: Iterable[str]) -> list[str]:
@@ -363,21 +364,12 @@ def _check_npy(file: Path) -> bool:
     return bool(dtype.hasobject)
 
 
-def pandas_for(file: Path) -> Any:
-    """pandas, which a file needs."""
-    try:
-        import_module("pyarrow")  # the engine that pandas needs
-        return import_module("pandas")
-    except ImportError as error:
-        raise ImportError(f'{file}: .parquet files need pandas and pyarrow: pip install "wprox[parquet]"') from error
-
-
 def _read_parquet(file: Path) -> Table:
     types = pandas_for(file).api.types
     text: dict[str, str] = {}
     n = 0
     try:
-        parquet = import_module("pyarrow.parquet").ParquetFile(file)
+        parquet = parquet_file(file)
         columns = [str(name) for name in parquet.schema_arrow.empty_table().to_pandas().columns]
         values = np.empty((parquet.metadata.num_rows, len(columns)))
         for batch in parquet.iter_batches(BATCH_ROWS):
@@ -390,9 +382,8 @@ def _read_parquet(file: Path) -> Table:
             n += len(frame)
         if n != len(values):
             raise ValueError(f"it says that it has {len(values)} rows, and has {n}")
-    except Exception as error:  # whatever damaged metadata make pyarrow and pandas do
-        said = str(error) or type(error).__name__
-        raise ValueError(f"{file} is not a readable .parquet file (cut off, or not one at all): {said}") from None
+    except Exception as error:
+        raise not_parquet(file, error) from None
     _refuse_text(file, list(text.values()))
     return Table(values, columns)
 

@@ -28,7 +28,10 @@ def as_table(X: Any, name: str) -> tuple[Tensor, list[str] | None]:
             raise ValueError(f"{name} has several columns of one name: {', '.join(repeated)}; rename them")
         text = [column for column, dtype in zip(columns, X.dtypes, strict=True) if dtype.kind not in "fiub"]
         if text:
-            raise TypeError(f"{name} has columns that are not numbers: {', '.join(text)}; encode or drop them")
+            raise TypeError(
+                f'{name} has columns that are not numbers: {", ".join(text)}; take them as they are by columns="auto", '
+                "or encode or drop them"
+            )
         X = X.to_numpy(dtype=float, na_value=float("nan"))
     X = as_plain(X, name)
     if "complex" in str(getattr(X, "dtype", "")):

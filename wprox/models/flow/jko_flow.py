@@ -197,10 +197,9 @@ class JKOFlow(FlowEstimator):
         preprocessing = self._new_preprocessing(table).fit(X, columns)
         X = preprocessing.check(X).detach()
         if validation is not None:
-            rows = (
-                in_order(validation, "validation", columns) if table is None else table.read(validation, "validation")
-            )
-            validation = preprocessing.check(rows, "validation").detach().to(X.device)
+            name = "validation"
+            read = in_order(validation, name, columns) if table is None else table.read(validation, name)
+            validation = preprocessing.check(read, name).detach().to(X.device)
         self._saw_tensor = saw_tensor
         arguments = self.get_params(deep=False)
         if is_wanted(arguments, self._defaults(), TableSize(len(X), preprocessing.dim)):
@@ -276,7 +275,9 @@ class JKOFlow(FlowEstimator):
 
         For integer data it is the mean over eight draws of the dequantisation noise, a lower bound of log P(x) in
         expectation; a row's noise depends on the row only. For smoothed data it is the density of the smoothed law.
-        Rows outside `bounds` have −∞. (`transform` and `latents` refuse them, since they have no latent point.)
+        With `columns` it is a lower bound, too, of the mixed law of probabilities and densities (docs/tables.md), in
+        which gaps are integrated out. Rows outside `bounds`, and with entries of no kind that was seen, have −∞.
+        (`transform` and `latents` refuse them, since they have no latent point.)
 
         Where X is a tensor that wants a gradient, log p carries one, and so serves as the target of `KL` and `KSD`.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -103,7 +104,7 @@ class Preprocessing:
                     "point cannot standardise; rescale or shift it before fitting"
                 )
             z = (z - self.mean).div_(self.std)
-            _warn_of_outliers(z, self.kept)
+            _warn_of_outliers(z, [columns[j] if columns else str(j) for j in self.kept.tolist()])
             if self.bounded is None and not self.plain:
                 self.tails = Tails.fit(z)
         return self
@@ -287,12 +288,12 @@ def _between(x: Tensor, bounded: Bounded) -> Tensor:
     return torch.minimum(torch.maximum(x, torch.nextafter(low, high)), torch.nextafter(high, low))
 
 
-def _warn_of_outliers(z: Tensor, kept: Tensor) -> None:
+def _warn_of_outliers(z: Tensor, names: Sequence[str]) -> None:
     """One row far from all others may be a mistake, and has more weight in training than it should."""
     far = torch.maximum(z.amax(1), -z.amin(1))
     if float(far.max()) > FAR:
         row = int(far.argmax())
-        column = int(kept[z[row].abs().argmax()])
+        column = names[int(z[row].abs().argmax())]
         warn(
             f"row {row} lies {float(far[row]):.0f} standard deviations from the mean in column {column} (of the rows "
             "that are not so far out). Such rows pull at the fit of all others: remove them, or transform the column "

@@ -33,7 +33,7 @@ ERRORS = 1.0  # standard errors by which what is more must be better
 
 FREE = {  # arguments that say nothing of how blocks are trained
     *("memory_budget", "validation_fraction", "standardize", "integer", "bounds", "smoothing", "drop_constant"),
-    *("seed", "progress", "selection"),
+    *("columns", "seed", "progress", "selection"),
 }
 
 

@@ -20,7 +20,7 @@ COPIED = 10  # rows that are not as most, from which on two columns of levels do
 CONTAINERS = ("frame", "array", "tensor")
 
 
-@dataclass
+@dataclass(repr=False)
 class TableColumns:
     """How a table's columns are taken: `JKOFlow.columns_`. Printed, it is a table.
 
@@ -126,14 +126,13 @@ class TableColumns:
     def write(self, rows: Tensor) -> Any:
         """The rows whose numbers these are, as they were given to `learn`."""
         numbers = rows.detach().cpu().double().numpy()
-        if self.container == "tensor":
-            return rows
         series = [column.values.entries(numbers[:, place]) for place, column in enumerate(self.columns)]
         frame: Frame = pandas().concat(series, axis=1, keys=range(len(series)))
         if self.container == "frame":
             frame.columns = pandas().Index(self.names)
             return frame
-        return frame.to_numpy(dtype=object if any(s.dtype == object for s in series) else None)
+        array = frame.to_numpy(dtype=None if all(column.dtype.kind in "iufb" for column in series) else object)
+        return torch.as_tensor(array) if self.container == "tensor" else array
 
     # rows as coordinates
 
@@ -151,6 +150,11 @@ class TableColumns:
     def dim(self) -> int:
         """The number of coordinates."""
         return sum(law.dims for law in self.laws)
+
+    @property
+    def coordinates(self) -> list[str]:
+        """Of each coordinate the name of its column."""
+        return [str(column.name) for column in self.columns for _ in range(column.law.dims)]
 
     @property
     def is_random(self) -> bool:
@@ -201,6 +205,9 @@ class TableColumns:
         return torch.stack(parts, 1)
 
     # in words
+
+    def __repr__(self) -> str:
+        return f"TableColumns({', '.join(f'{column.name}: {column.kind}' for column in self.columns[:4])}, …)"
 
     def described(self) -> list[tuple[str, str, str, str]]:
         """Of each column its name, its kind, what it is taken as, and remarks."""

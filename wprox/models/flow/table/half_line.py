@@ -33,7 +33,7 @@ class HalfLine:
     @classmethod
     def fit(cls, x: Tensor, shift: float) -> HalfLine:
         """The map for numbers x, (n,)."""
-        return cls(float(x.mean()) + shift, shift)
+        return cls(float(x.mean() + shift) or 1.0 if len(x) else 1.0, shift)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z and log ∂z/∂x, (n,) both."""

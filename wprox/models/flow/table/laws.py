@@ -254,7 +254,8 @@ class Number(Law):
         plain = x[code == len(self.atoms)]
         half = HalfLine.fit(plain, self._shift) if self.positive else None
         plain = plain if half is None else half.forward(plain)[0]
-        mean, std = (float(moment[0]) for moment in robust_moments(plain[:, None]))
+        mean, std = (float(moment[0]) for moment in robust_moments(plain[:, None])) if len(plain) > 1 else (0.0, 1.0)
+        std = std if std > 0 else 1.0  # of what may be drawn, so that any will do
         kinds = Intervals.fit(code[code <= len(self.atoms)], len(self.atoms) + 1) if self.atoms else None
         return replace(self, kinds=kinds, half=half, mean=mean, std=std)
 

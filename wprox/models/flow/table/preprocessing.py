@@ -31,7 +31,7 @@ class TablePreprocessing(Preprocessing):
         self.columns = self.columns.fit(x)
         generator = torch.Generator(device=x.device).manual_seed(0)
         u = torch.rand(len(x), self.columns.dim, generator=generator, dtype=torch.float64, device=x.device)
-        super().fit(self.columns.encode(x, u)[0])
+        super().fit(self.columns.encode(x, u)[0], self.columns.coordinates)
         return self
 
     @property

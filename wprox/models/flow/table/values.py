@@ -197,9 +197,8 @@ def times_of(series: Series, name: str, unit: str | None, form: str) -> tuple[np
         bad = dates.isna().to_numpy() & ~gap
         if bad.any():
             raise ValueError(
-                f"column {name!r} holds dates, but {rows_said(bad, series)}: no date, or none that pandas can hold "
-                f"(years 1678 to 2261); mend these entries, or take them as they are by "
-                f'columns={{{name!r}: "category"}}'
+                f"column {name!r} holds dates, but {rows_said(bad, series)}: no date, or beyond the years that pandas "
+                f'holds; mend these entries, or take them as they are by columns={{{name!r}: "category"}}'
             )
         series = dates
     if getattr(series.dt, "tz", None) is not None:
