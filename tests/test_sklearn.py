@@ -51,7 +51,7 @@ def flow():
     return JKOFlow(**QUICK).fit(X)
 
 
-@parametrize_with_checks([JKOFlow(**QUICK)])
+@parametrize_with_checks([JKOFlow(**QUICK), JKOFlow(**QUICK, columns="auto")])
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
@@ -114,6 +114,11 @@ def test_in_pipelines_and_searches():
     search = GridSearchCV(JKOFlow(**QUICK), {"iterations": [1, 2]}, cv=2).fit(X)
     assert np.isfinite(search.best_score_)
     assert type(search.score_samples(X)) is np.ndarray
+
+
+def test_rows_that_come_twice_have_a_start():
+    ties = np.random.default_rng(0).integers(0, 3, (20, 3))
+    assert np.isfinite(JKOFlow().fit(ties).score(ties))
 
 
 @pytest.mark.parametrize(

@@ -140,15 +140,20 @@ def as_points(values: Any, name: str, dim: int | None = None) -> Tensor:
         hint = "Reshape your data: a single feature to (n, 1), a single row to (1, d)"
         hint = hint if points.ndim == 1 else "Give one row a point"
         raise ValueError(f"{name} must have shape (n, d), got {tuple(points.shape)}. {hint}")
-    if points.shape[0] == 0 or points.shape[1] == 0:
-        missing = "sample" if points.shape[0] == 0 else "feature"  # in scikit-learn's words, which its checks ask for
-        raise ValueError(
-            f"{name} is empty: 0 {missing}(s) (shape={tuple(points.shape)}) while a minimum of 1 is required; give at "
-            "least one row and one column"
-        )
+    check_size(points.shape, name)
     if dim is not None and points.shape[1] != dim:
         raise ValueError(f"{name} has {points.shape[1]} columns, expected {dim}, one a coordinate")
     return points
+
+
+def check_size(shape: Sequence[int], name: str) -> None:
+    """Raise `ValueError` for a table without rows or columns, in scikit-learn's words, which its checks ask for."""
+    if 0 in shape:
+        missing = "sample" if shape[0] == 0 else "feature"
+        raise ValueError(
+            f"{name} is empty: 0 {missing}(s) (shape={tuple(shape)}) while a minimum of 1 is required; give at least "
+            "one row and one column"
+        )
 
 
 def check_path(value: Any, name: str) -> Path:

@@ -25,6 +25,7 @@ from wprox.models.flow.training import TrainedBlocks
 class FlowEstimator(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """A density estimator and transformer whose `fit` sets the attributes that are annotated here."""
 
+    columns: Any
     standardize: bool
     integer: bool
     bounds: tuple[Any, Any] | None
@@ -57,7 +58,9 @@ class FlowEstimator(DensityMixin, ClassNamePrefixFeaturesOutMixin, TransformerMi
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        as_they_are = self.columns is not None
+        tags.transformer_tags.preserves_dtype = ["float64"] if as_they_are else ["float64", "float32"]
+        tags.input_tags.allow_nan = tags.input_tags.string = tags.input_tags.categorical = as_they_are
         return tags
 
     @property

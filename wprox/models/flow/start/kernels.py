@@ -96,14 +96,15 @@ def product_bandwidths(x: Tensor, generator: torch.Generator) -> Tensor:
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        scale = log_bandwidth.exp()
+        bounded = log_bandwidth.clamp(min=math.log(LEAST))  # rows that come twice would have it at 0
+        scale = bounded.exp()
         squares = torch.cdist(x[rows] / scale, x / scale).square().masked_fill(itself, math.inf)
-        objective = log_bandwidth.sum() - torch.logsumexp(-squares / 2, 1).mean()
+        objective = bounded.sum() - torch.logsumexp(-squares / 2, 1).mean()
         objective.backward()
         return objective
 
     optimizer.step(loss)
-    return log_bandwidth.detach()
+    return log_bandwidth.detach().clamp(min=math.log(LEAST))
 
 
 def train_bandwidths(

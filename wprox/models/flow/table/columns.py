@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wprox._checks import check_size
 from wprox._warnings import warn
 from wprox.models.flow.table.finding import Column, check_wishes, find_column
 from wprox.models.flow.table.frames import Frame, as_frame, is_frame, pandas
@@ -57,8 +58,9 @@ class TableColumns:
         container = "frame" if is_frame(X) else "tensor" if isinstance(X, Tensor) else "array"
         frame = as_frame(X, "X")
         wishes = check_wishes(wishes, list(frame.columns))
-        if len(frame) == 0:
-            raise ValueError("X has no rows; give some")
+        check_size(frame.shape, "X")
+        if len(frame) == 1:
+            raise ValueError("X has 1 sample, in which nothing varies; give hundreds of rows to learn from")
         columns: list[Column] = []
         numbers: list[np.ndarray] = []
         dropped = []

@@ -95,7 +95,10 @@ def _values_of(series: Series, name: Any, wish: Any) -> tuple[Values, str]:
     if types.is_datetime64_any_dtype(dtype):
         return _dates(series, name, None, ""), "date"
     if types.is_complex_dtype(dtype) or types.is_timedelta64_dtype(dtype) or isinstance(dtype, pandas().PeriodDtype):
-        raise ValueError(f"column {name!r} is of type {dtype}, which is not supported; turn it into numbers or dates")
+        what = "Complex data not supported: " if types.is_complex_dtype(dtype) else ""
+        raise ValueError(
+            f"{what}column {name!r} is of type {dtype}, which is not supported; turn it into numbers or dates"
+        )
     if types.is_numeric_dtype(dtype):
         return Numbers(str(dtype)), "number"
     return _values_of_objects(series, name, wish)

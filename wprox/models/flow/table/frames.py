@@ -40,9 +40,16 @@ def as_frame(X: Any, name: str, labels: list[Any] | None = None) -> Frame:
     if not is_frame(X):
         array = np.asarray(as_plain(X, name))
         if array.ndim != 2:
-            raise ValueError(f"{name} must have shape (n, d), got {array.shape}; give rows of one length")
-        if labels is not None and len(labels) != array.shape[1]:
-            raise ValueError(f"{name} has {array.shape[1]} columns, the flow was fitted to {len(labels)}")
+            raise ValueError(
+                f"{name} must have shape (n, d), got {array.shape}. Reshape your data: rows of one length, a single "
+                "one to (1, d)"
+            )
+        d = array.shape[1]
+        if labels is not None and len(labels) != d:
+            raise ValueError(
+                f"{name} has {d} columns, the flow was fitted to {len(labels)}: {name} has {d} features, but JKOFlow "
+                f"is expecting {len(labels)} features as input"  # in scikit-learn's words
+            )
         frame = pandas().DataFrame(array, columns=labels or [f"x{j + 1}" for j in range(array.shape[1])])
         return frame
     if X.columns.nlevels > 1:
