@@ -38,7 +38,7 @@ class RosenblattMap(TransportMap):
 
     log_weights: Tensor
     order: Tensor
-    own_precision = True  # float64, whatever it is given
+    keeps_precision = True
 
     def __init__(
         self, densities: Sequence[ConditionalDensity], weights: Any = None, order: Tensor | None = None
