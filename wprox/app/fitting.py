@@ -137,6 +137,8 @@ def _fit(options: FitOptions, folder: FitFolder) -> None:
         say(f"left out, for they do not vary in the training rows: {listed(constant)}", quiet)
 
     flow, failed = _train(rows, options, learned)
+    if flow.selection_ is not None:
+        say(f"chosen: {flow.selection_}", quiet)
     if table.named and learned is None:
         flow.feature_names_in_ = np.array(table.columns, dtype=object)
     metrics = _metrics_of(flow, rows, table, constant, options)
@@ -180,7 +182,7 @@ def _write(
         for name, figure in pictures.items():
             figure.savefig(new / name)
 
-    setting = counted(len(flow.blocks_), "block")
+    setting = "start, " * (flow.start_ is not None) + counted(len(flow.blocks_), "block")
     setting += f", data smoothed by {flow.smoothing:g}" if flow.smoothing else ""
     try:
         nll = -flow.score(rows.test)
@@ -192,7 +194,7 @@ def _write(
 
 def _say_where(flow: JKOFlow, folder: FitFolder, failed: bool) -> None:
     """Say where the model is, and end the program where that is not all there is to say."""
-    what = counted(len(flow.blocks_), "block")
+    what = "its start, " * (flow.start_ is not None) + counted(len(flow.blocks_), "block")
     if folder.trouble:
         typer.echo(
             f"wprox: {folder.out} could not be written ({folder.trouble}); the model is in {folder.place}", err=True
@@ -227,6 +229,7 @@ def _metrics_of(
         },
         "seed": options.seed,
         "interrupted": flow.interrupted_,
+        "selection": None if flow.selection_ is None else flow.selection_.to_json(),
         "held_out": [],
         "blocks": flow.history_,
     }
@@ -302,16 +305,23 @@ def _train(rows: Rows, options: FitOptions, learned: TableColumns | None) -> tup
         torch.set_num_threads(options.threads)
         import_module("threadpoolctl").threadpool_limits(options.threads)  # numpy's; it comes with scikit-learn
     flow = JKOFlow(columns=learned, **options.of_the_flow)
-    train, validation = (part if learned is not None else torch.as_tensor(part) for part in rows[:2])
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="interrupted", category=RuntimeWarning)  # said at the end
-            return flow.fit(train, validation=validation), False
+            return flow.fit(_joined(rows.train, rows.validation)), False
     except StepFailedError as error:
         typer.echo(f"wprox: {error}", err=True)
-        if not getattr(flow, "blocks_", None):
+        if not (getattr(flow, "blocks_", None) or getattr(flow, "start_", None)):
             raise typer.Exit(FAILED) from None
         return flow, True
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """The rows of two parts of a table: a tensor of numbers, or what else the parts are."""
+    if isinstance(first, np.ndarray):
+        both = np.concatenate([first, second])
+        return both if both.dtype == object else torch.as_tensor(both)
+    return import_module("pandas").concat([first, second])
 
 
 def _baselines(rows: Rows, options: FitOptions, flow: JKOFlow) -> list[Baseline]:
