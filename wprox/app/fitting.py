@@ -329,7 +329,6 @@ def _train(rows: Rows, options: FitOptions, learned: TableColumns | None) -> tup
         torch.set_num_threads(options.threads)
         import_module("threadpoolctl").threadpool_limits(options.threads)  # numpy's; it comes with scikit-learn
     flow = JKOFlow(columns=learned, **options.of_the_flow)
-    train, validation = (part if learned is not None else torch.as_tensor(part) for part in rows[:2])
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="interrupted", category=RuntimeWarning)  # said at the end

@@ -75,7 +75,7 @@ class TableColumns:
             numbers.append(found[1])
         if all(isinstance(column.law, Constant) for column in columns):
             raise ValueError("all columns are constant; there is nothing to learn")
-        rare = [str(column.name) for column in columns if any("once" in remark for remark in column.remarks)]
+        rare = [str(column.name) for column in columns if any("merge what is rare" in said for said in column.remarks)]
         if rare:
             warn(
                 f"categories that come once, of which little can be learnt, in {', '.join(rare)}: merge rare ones",
