@@ -385,13 +385,13 @@ def _report(flow: JKOFlow, rows: Rows, metrics: dict[str, Any], options: FitOpti
     say("comparing generated rows with real ones", options.quiet)
     generated = flow.sample(min(MOST_GENERATED, sum(map(len, rows))), seed=options.seed)
     latents = np.asarray(flow.transform(rows.test[:MOST_LATENTS]))
-    tables, names = [*rows, generated], data["columns"]
+    tables, names = [_joined(rows.train, rows.validation), rows.test, generated], data["columns"]
     taken = dict.fromkeys(names, _taken(options)) | dict.fromkeys(data["constant_columns"], "constant")
     if (learned := getattr(flow, "columns_", None)) is not None:
         tables, names = [typed(table, learned) for table in tables], [str(name) for name in learned.names]
         taken = {name: "; ".join(filter(None, said)) for name, *said in learned.described()}
-    train, validation, held_out, drawn = tables
-    facts = gather(Tables(train, validation, held_out, drawn, names), latents, options.target, options.seed)
+    fitted, held_out, drawn = tables
+    facts = gather(Tables(fitted, held_out, drawn, names), latents, options.target, options.seed)
     return Report(facts, metrics, taken, time.perf_counter() - start)
 
 

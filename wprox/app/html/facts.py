@@ -28,31 +28,29 @@ class Tables:
     """The rows that a report compares: arrays, or data frames with the same columns.
 
     Attributes:
-        train: that the model was trained on.
-        validation: that stopped its training.
+        fitted: that the model was fitted to.
         held_out: that it has not seen.
         generated: that it has drawn.
         names: of the columns, where these are arrays.
     """
 
-    train: Any
-    validation: Any
+    fitted: Any
     held_out: Any
     generated: Any
     names: Sequence[str]
 
     def columns(self) -> list[Columns]:
-        """Of the training, the held-out, all real, and the generated rows."""
-        tables = (self.train, self.validation, self.held_out, self.generated)
-        train, validation, held_out, generated = (
+        """Of the fitted, the held-out, all real, and the generated rows."""
+        tables = (self.fitted, self.held_out, self.generated)
+        fitted, held_out, generated = (
             [replace(column, name=name) for column, name in zip(table, self.names, strict=True)]
-            for table in as_columns(tables, ("train", "validation", "held_out", "generated"))
+            for table in as_columns(tables, ("fitted", "held_out", "generated"))
         )
         real = [
             replace(parts[0], values=np.concatenate([part.values for part in parts]))
-            for parts in zip(train, validation, held_out, strict=True)
+            for parts in zip(fitted, held_out, strict=True)
         ]
-        return [train, held_out, real, generated]
+        return [fitted, held_out, real, generated]
 
 
 @dataclass(frozen=True)
@@ -91,14 +89,14 @@ def gather(tables: Tables, latents: np.ndarray, target: str | None = None, seed:
         target: the name of a column to predict.
         seed: of the classifiers.
     """
-    train, held_out, real, generated = tables.columns()
+    fitted, held_out, real, generated = tables.columns()
     place = None if target is None else list(tables.names).index(target)
     return Facts(
         real=real,
         generated=generated,
         marginals=[marginal_distance(*pair) for pair in zip(real, generated, strict=True)],
         associations=(associations(real[:WIDEST]), associations(generated[:WIDEST])),
-        nearest=nearest(train, held_out, generated),
+        nearest=nearest(fitted, held_out, generated),
         latent=latent_fit(latents),
         two_sample=_two_sample(tables, seed),
         target=target,
@@ -115,6 +113,6 @@ def _two_sample(tables: Tables, seed: int) -> TwoSample | str:
 
 def _utility(tables: Tables, place: int, seed: int) -> Utility | str:
     try:
-        return train_on_synthetic(tables.train, tables.generated, tables.held_out, place, seed)
+        return train_on_synthetic(tables.fitted, tables.generated, tables.held_out, place, seed)
     except ValueError as error:  # a target that does not vary, or the only column
         return str(error)

@@ -65,6 +65,7 @@ def report_page(
     taken: Mapping[str, str],
     results: Sequence[Mapping[str, Any]],
     spent: Sequence[tuple[str, float]],
+    selection: Mapping[str, Any] | None = None,
 ) -> str:
     """The whole page, which asks the network for nothing.
 
@@ -74,6 +75,7 @@ def report_page(
         taken: how each column was taken, in words, by its name.
         results: likelihoods of held-out rows as metrics.json holds them, the flow's first.
         spent: what took how many seconds.
+        selection: what metrics.json says of what the flow was chosen by.
     """
     name = PurePath(data["file"]).name
     body = (
@@ -81,7 +83,7 @@ def report_page(
         tag("nav", *(tag("a", section, href=f"#{section}") for section in SECTIONS)),
         _in_short(facts, results),
         sections.what_was_read(data, facts.real, taken),
-        sections.likelihoods(results, data["held_out_rows"]),
+        sections.likelihoods(results, data["held_out_rows"], selection),
         sections.marginals(facts),
         sections.pairs(facts),
         sections.correlations(facts),

@@ -31,7 +31,8 @@ class Report:
 
     def page(self) -> str:
         """The page, with the likelihoods that there are."""
-        return report_page(self.facts, self.metrics["data"], self.taken, self.metrics["held_out"], self._spent())
+        said = self.metrics
+        return report_page(self.facts, said["data"], self.taken, said["held_out"], self._spent(), said.get("selection"))
 
     def numbers(self) -> dict[str, Any]:
         """What metrics.json says of the tests; nothing of those that could not be made."""
@@ -46,6 +47,8 @@ class Report:
 
     def _spent(self) -> list[tuple[str, float]]:
         blocks = [(f"training: {_stage(entry['block'])}", entry["seconds"]) for entry in self.metrics["blocks"]]
+        if self.metrics.get("selection"):
+            blocks = [("choosing and training", self.metrics["selection"]["seconds"])]
         others = [(f"for comparison: {r['model']}", r["seconds"]) for r in self.metrics["held_out"] if "seconds" in r]
         return [
             ("reading the table", self.metrics["data"]["seconds"]),

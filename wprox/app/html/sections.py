@@ -21,14 +21,14 @@ LISTED = 12  # rows of a table of what is furthest off
 
 def what_was_read(data: Mapping[str, Any], columns: Sequence[Column], taken: Mapping[str, str]) -> Markup:
     """The table that was read, and how each column was taken."""
-    split = f"{data['training_rows']:,} to train on, {data['validation_rows']:,} to stop by and "
+    fitted = data["training_rows"] + data["validation_rows"]
     rows = [(column.name, taken.get(column.name, "number"), *_described(column)) for column in columns]
     return section(
         "What was read",
         "read",
         paragraph(
-            f"{data['file']}: {data['rows']:,} rows of {len(columns)} columns; {split}{data['held_out_rows']:,} held "
-            "out to report on."
+            f"{data['file']}: {data['rows']:,} rows of {len(columns)} columns; {fitted:,} to fit to and "
+            f"{data['held_out_rows']:,} held out to report on."
         ),
         table(["column", "taken as", "lowest", "middle", "highest", "different", "missing"], rows, text=(0, 1)),
     )
@@ -46,8 +46,8 @@ def _described(column: Column) -> tuple[str, ...]:
     return (shown(known.min()), shown(float(np.median(known))), shown(known.max()), *counts)
 
 
-def likelihoods(results: Sequence[Mapping[str, Any]], rows: int) -> Markup:
-    """The likelihood of the flow beside those of the baselines."""
+def likelihoods(results: Sequence[Mapping[str, Any]], rows: int, selection: Mapping[str, Any] | None) -> Markup:
+    """The likelihood of the flow beside those of the baselines, and what the flow was chosen by."""
     best = min(range(len(results)), key=lambda k: results[k]["nll"], default=None)
     lines = [(r["model"], fixed(r["nll"]), fixed(r["bits_per_dim"]), r["setting"]) for r in results]
     said = "There is nothing to hold it against: the baselines were left out."
@@ -58,6 +58,17 @@ def likelihoods(results: Sequence[Mapping[str, Any]], rows: int) -> Markup:
         "likelihood",
         paragraph(f"The mean negative log-likelihood of {rows:,} held-out rows; lower is better. ", said),
         table(["model", "nats a row", "bits/dim", "setting"], lines, text=(0, 3), best=best),
+        *([] if selection is None else [paragraph(_chosen(selection))]),
+    )
+
+
+def _chosen(selection: Mapping[str, Any]) -> str:
+    """What the flow consists of, and by what."""
+    tried = ", ".join(f"{name} {fixed(nll)}" for name, nll in selection["nll"].items())
+    parts = "; ".join(f"{weight:.2f} {name} ({fixed(nll)})" for name, weight, nll in selection["start"])
+    return (
+        f"The flow consists of {selection['chosen']}, chosen by {selection['rows']:,} rows left out (nats a row: {tried}"
+        f"). Its start may be made of {parts}."
     )
 
 
