@@ -91,6 +91,16 @@ def test_samples_are_what_fit_saw(tmp_path):
     assert np.array_equal(JKOFlow(**QUICK).fit(X).sample(3, seed=0), flow.sample(3, seed=0).numpy())
 
 
+def test_latents_with_a_seed_draw_what_is_random():
+    counts = np.random.default_rng(0).integers(0, 4, (60, 2))
+    whole, plain = JKOFlow(**QUICK, integer=True).fit(counts), JKOFlow(**QUICK).fit(X)
+    first, again, other, middle = (whole.latents(counts, seed)[-1] for seed in (1, 1, 2, None))
+    assert np.array_equal(first, again)
+    assert len(np.unique(first, axis=0)) == 60 > 16 >= len(np.unique(middle, axis=0))
+    assert not np.allclose(first, other)
+    assert np.allclose(plain.latents(X, 1)[-1], plain.latents(X)[-1])
+
+
 def test_set_output_makes_frames():
     frame = pd.DataFrame(X, columns=["a", "b"], index=[f"row {k}" for k in range(len(X))])
     flow = JKOFlow(**QUICK).set_output(transform="pandas")

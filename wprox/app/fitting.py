@@ -384,7 +384,7 @@ def _report(flow: JKOFlow, rows: Rows, metrics: dict[str, Any], options: FitOpti
     start, data = time.perf_counter(), metrics["data"]
     say("comparing generated rows with real ones", options.quiet)
     generated = flow.sample(min(MOST_GENERATED, sum(map(len, rows))), seed=options.seed)
-    latents = np.asarray(flow.transform(rows.test[:MOST_LATENTS]))
+    latents = np.asarray(flow.latents(rows.test[:MOST_LATENTS], options.seed)[-1])
     tables, names = [_joined(rows.train, rows.validation), rows.test, generated], data["columns"]
     taken = dict.fromkeys(names, _taken(options)) | dict.fromkeys(data["constant_columns"], "constant")
     if (learned := getattr(flow, "columns_", None)) is not None:

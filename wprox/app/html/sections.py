@@ -67,8 +67,8 @@ def _chosen(selection: Mapping[str, Any]) -> str:
     tried = ", ".join(f"{name} {fixed(nll)}" for name, nll in selection["nll"].items())
     parts = "; ".join(f"{weight:.2f} {name} ({fixed(nll)})" for name, weight, nll in selection["start"])
     return (
-        f"The flow consists of {selection['chosen']}, chosen by {selection['rows']:,} rows left out (nats a row: {tried}"
-        f"). Its start may be made of {parts}."
+        f"The flow consists of {selection['chosen']}, chosen by {selection['rows']:,} rows left out (nats a row: "
+        f"{tried}). Its start may be made of {parts}."
     )
 
 

@@ -294,12 +294,19 @@ class JKOFlow(FlowEstimator):
         rows = density.from_latent(points)
         return self.columns_.write(rows) if hasattr(self, "columns_") else as_given(rows, Z)
 
-    def latents(self, X: Any) -> list[Array]:
+    def latents(self, X: Any, seed: Seed = None) -> list[Array]:
         """The data on their way to the Gaussian: preprocessed, then after the start, if any, and after each block.
 
-        N + 1 times (n, d), and one more with a start.
+        N + 1 times (n, d), and one more with a start. With a seed, what is random in the preprocessing is drawn, so
+        that the last are normal where the flow is right; else whole numbers and categories are mid-cell.
         """
-        return [as_given(z, X) for z in self._density.path(self._checked(X))]
+        rows = self._checked(X)
+        path = self._density.path(rows) if seed is None else self._drawn_path(rows.detach(), seed)
+        return [as_given(z.to(rows.dtype), X) for z in path]
+
+    def _drawn_path(self, X: Tensor, seed: Seed) -> list[Tensor]:
+        generator = make_generator(seed, X.device)
+        return self._density.images(self.preprocessing_.forward(X, generator)[0].double())
 
     def certificate(
         self,
@@ -336,7 +343,7 @@ class JKOFlow(FlowEstimator):
             )
         seed = self.seed if seed is None else seed
         # one draw a row: several of one row on both sides of the critic's split would show it what it must not see
-        path = self._density.images(self.preprocessing_.forward(X, make_generator(seed))[0].double())
+        path = self._drawn_path(X, seed)
         path = path if self.start_ is None else path[1:]
         return certify_path(path, self.step_sizes_, initial_w2, values, seed)
 
