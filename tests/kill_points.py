@@ -136,7 +136,7 @@ class Runs:
             def savefig(self, file: Path) -> None:
                 file.write_text(str(seed))
 
-        def fit(self: JKOFlow, X: torch.Tensor, validation: torch.Tensor) -> JKOFlow:
+        def fit(self: JKOFlow, X: torch.Tensor, validation: torch.Tensor | None = None) -> JKOFlow:
             vars(self).update({name: value for name, value in vars(trained).items() if name.endswith("_")})
             self._dtype = trained._dtype
             return self
