@@ -154,7 +154,7 @@ class Runs:
             def numbers(self) -> dict[str, int]:
                 return {}
 
-        def fit(self: JKOFlow, X: torch.Tensor, validation: torch.Tensor) -> JKOFlow:
+        def fit(self: JKOFlow, X: torch.Tensor, validation: torch.Tensor | None = None) -> JKOFlow:
             vars(self).update({name: value for name, value in vars(trained).items() if name.endswith("_")})
             self._dtype = trained._dtype
             return self
