@@ -121,7 +121,7 @@ def test_among_walls_the_cost_is_that_of_paths_around_them(walls, seed):
 
 @pytest.mark.parametrize("walls", [None, ring(20)], ids=["free", "ring"])
 def test_flows_on_planes_arrive(walls):
-    """The bound falls to 0 with W₂, where the best plan moves no axis by itself too: `jko(tol=...)` ends at the rest."""
+    """The bound falls to 0 with W₂, where the best plan moves no axis by itself too: `jko(tol=...)` ends there."""
 
     def potential(x):
         return 2 * x[:, 0].square() + 4 * (x[:, 1] - 0.6 * x[:, 0].square() + 0.4).square()
