@@ -12,6 +12,7 @@ LOG_TWO_PI = math.log(2 * math.pi)
 FAR = -25.0  # log P(N(0, 1) > y), below which y comes from an asymptotic series
 NEGLIGIBLE = -60.0  # log-weight under the largest, below which a component has no part in a quantile
 LOST = 1e-280  # a probability, below which sums of its parts lose digits
+ASYMPTOTIC = 300.0  # from where φ(y)/Φ(−y) is its series to all digits
 INVERSE_ROOT_TWO = 1 / math.sqrt(2)
 ITERATIONS = 200  # of the search for a quantile; bisection alone needs about 100
 
@@ -45,9 +46,11 @@ class NormalMixture(NamedTuple):
     def quantile(self, z: Tensor) -> Tensor:
         """x with F(x) = Φ(z), for z: (n,).
 
-        It lies between the least and the largest of the components' own, m_k + s_k z: Newton's method for the logarithm
-        of the nearer tail between them, and bisection where a step leaves the bracket or shrinks it too little.
+        It lies between the least and the largest of the components' own, m_k + s_k z: Newton's method between them for
+        the logarithm of the nearer tail, and bisection where a step leaves the bracket or is over half of the last.
         """
+        if not len(z):
+            return z
         law = self._of_weight()
         side = torch.where(z < 0, 1.0, -1.0).to(z)
         goal = torch.special.log_ndtr(-z.abs())
@@ -55,25 +58,25 @@ class NormalMixture(NamedTuple):
         possible = law.log_weights > -math.inf
         low = torch.where(possible, ends, math.inf).amin(1)
         high = torch.where(possible, ends, -math.inf).amax(1)
-        x, width = (low + high) / 2, high - low
+        x, before = (low + high) / 2, high - low
         rows, result = torch.arange(len(z), device=z.device), x.clone()
         for _ in range(ITERATIONS):
             log_tail, log_prob = law._tail(x, side)
             error = side * (log_tail - goal)  # of the sign of F(x) − Φ(z)
             low, high = torch.where(error < 0, x, low), torch.where(error < 0, high, x)
             step = error * (log_tail - log_prob).exp()
-            newton = x - step
-            inside = (newton > low) & (newton < high) & (high - low < 0.75 * width)
-            width = high - low
+            newton, middle = x - step, (low + high) / 2
+            inside = (newton > low) & (newton < high) & (2 * step.abs() < before)
             rounding = 2 * torch.finfo(z.dtype).eps * (low.abs() + high.abs())
             result[rows] = x
-            going = (error != 0) & (width > rounding) & ~(step.abs() < rounding / 4)
+            going = (error != 0) & (high - low > rounding) & ~(step.abs() < rounding / 4)
             if not bool(going.any()):
                 break
-            x = torch.where(inside, newton, (low + high) / 2)
+            before = torch.where(inside, step.abs(), (high - low) / 2)
+            x = torch.where(inside, newton, middle)
             if not bool(going.all()):
-                parts = (part[going] for part in (rows, x, goal, side, low, high, width))
-                (rows, x, goal, side, low, high, width), law = parts, law.rows(going)
+                parts = (part[going] for part in (rows, x, goal, side, low, high, before))
+                (rows, x, goal, side, low, high, before), law = parts, law.rows(going)
         return result
 
     def _tail(self, x: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,5 +130,6 @@ def normal_quantile(log_tail: Tensor) -> Tensor:
 
 def _newton(y: Tensor, log_tail: Tensor) -> Tensor:
     reached = torch.special.log_ndtr(-y)
-    hazard = (-0.5 * y.square() - 0.5 * LOG_TWO_PI - reached).exp()
+    near = (-0.5 * y.square() - 0.5 * LOG_TWO_PI - reached).clamp(max=10.0).exp()
+    hazard = torch.where(y < ASYMPTOTIC, near, y + 1 / y - 2 / y**3)
     return y + (reached - log_tail) / hazard

@@ -38,6 +38,7 @@ class RosenblattMap(TransportMap):
 
     log_weights: Tensor
     order: Tensor
+    keeps_precision = True
 
     def __init__(
         self, densities: Sequence[ConditionalDensity], weights: Any = None, order: Tensor | None = None
@@ -84,20 +85,20 @@ class RosenblattMap(TransportMap):
         points = x.double()[:, self.order]
         log_weights = self.log_weights.expand(len(x), -1)
         scores, log_slopes = [], []
-        for j in range(self.dim):
-            laws, here = self._laws(points, j), points[:, j]
+        for here, *laws in zip(points.mT, *(part.conditionals(points) for part in self._parts), strict=True):
             z = _mixed(laws, log_weights).score(here)
             log_joint = log_weights + torch.stack([law.log_prob(here) for law in laws], 1)
             log_slopes.append(torch.logsumexp(log_joint, 1) - log_normal(z))
             log_weights = log_joint.log_softmax(1)
             scores.append(z)
-        return torch.stack(scores, 1).to(x.dtype), torch.stack(log_slopes).sum(0).to(x.dtype)
+        y = torch.stack(scores, 1)[:, self.order.argsort()]
+        return y.to(x.dtype), torch.stack(log_slopes).sum(0).to(x.dtype)
 
     def inverse(self, y: Tensor) -> Tensor:
-        z = y.double()
+        z = y.double()[:, self.order]
         log_weights, points = self.log_weights.expand(len(y), -1), z[:, :0]
         for j in range(self.dim):
-            laws = self._laws(points, j)
+            laws = [part.conditional(points, j) for part in self._parts]
             here = _mixed(laws, log_weights).quantile(z[:, j])
             log_weights = (log_weights + torch.stack([law.log_prob(here) for law in laws], 1)).log_softmax(1)
             points = torch.cat((points, here[:, None]), 1)
@@ -108,9 +109,6 @@ class RosenblattMap(TransportMap):
         points = x.double()[:, self.order]
         parts = torch.stack([density.log_prob(points) for density in self._parts], 1)
         return torch.logsumexp(self.log_weights + parts, 1).to(x.dtype)
-
-    def _laws(self, x: Tensor, j: int) -> list[NormalMixture]:
-        return [density.conditional(x, j) for density in self._parts]
 
 
 def _mixed(laws: Sequence[NormalMixture], log_weights: Tensor) -> NormalMixture:
