@@ -28,7 +28,7 @@ MANY = 1000  # rows, from which on blocks alone are tried: with fewer, the start
 MARGIN = 0.5, 0.05  # nats, and nats a column, that blocks may be behind after the first of them, and go on
 HELD = 0.2  # of the rows left out, by which blocks after a start are judged
 FEWEST = 100  # rows left out, from which on blocks are tried after a start
-LEAST_GAIN = 0.02  # nats a row, and
+LEAST_GAIN = 0.05  # nats a row, and
 ERRORS = 2.0  # standard errors by which what is more must be better
 
 FREE = {  # arguments that say nothing of how blocks are trained
