@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wprox._autograd import needed
 from wprox._checks import as_rows, described, is_several
-from wprox.maps._memory import MEMORY_BUDGET, in_batches, rows_at_once
+from wprox.maps._memory import in_batches, rows_at_once
 from wprox.maps.precision import frozen
 
 CHUNK_VALUES = 2**22  # numbers that an intermediate tensor may hold where no graph is kept
@@ -199,7 +199,7 @@ def describe(map: TransportMap) -> dict[str, Any]:
 
 
 def apply_in_batches(
-    map: TransportMap, x: Tensor, batch_size: int | None = None, memory_budget: int = MEMORY_BUDGET
+    map: TransportMap, x: Tensor, batch_size: int | None = None, memory_budget: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """T(x) and its log-determinant, in as many rows at once as the memory allows, or `batch_size`.
 
@@ -213,7 +213,7 @@ def apply_in_batches(
 
 
 def invert_in_batches(
-    map: TransportMap, y: Tensor, batch_size: int | None = None, memory_budget: int = MEMORY_BUDGET
+    map: TransportMap, y: Tensor, batch_size: int | None = None, memory_budget: int | None = None
 ) -> Tensor:
     """T⁻¹(y), as `apply_in_batches` takes T(x)."""
     map, wanted = for_points(map, y)
