@@ -46,7 +46,7 @@ class NormalMixture(NamedTuple):
         """x with F(x) = Φ(z), for z: (n,).
 
         It lies between the least and the largest of the components' own, m_k + s_k z: Newton's method for the logarithm
-        of the nearer tail between them, and bisection where a step leaves the bracket or shrinks it too little.
+        of the nearer tail between them, and bisection where a step leaves the bracket or is over half of the one before.
         """
         law = self._of_weight()
         side = torch.where(z < 0, 1.0, -1.0).to(z)
@@ -55,25 +55,25 @@ class NormalMixture(NamedTuple):
         possible = law.log_weights > -math.inf
         low = torch.where(possible, ends, math.inf).amin(1)
         high = torch.where(possible, ends, -math.inf).amax(1)
-        x, width = (low + high) / 2, high - low
+        x, before = (low + high) / 2, high - low
         rows, result = torch.arange(len(z), device=z.device), x.clone()
         for _ in range(ITERATIONS):
             log_tail, log_prob = law._tail(x, side)
             error = side * (log_tail - goal)  # of the sign of F(x) − Φ(z)
             low, high = torch.where(error < 0, x, low), torch.where(error < 0, high, x)
             step = error * (log_tail - log_prob).exp()
-            newton = x - step
-            inside = (newton > low) & (newton < high) & (high - low < 0.75 * width)
-            width = high - low
+            newton, middle = x - step, (low + high) / 2
+            inside = (newton > low) & (newton < high) & (2 * step.abs() < before)
             rounding = 2 * torch.finfo(z.dtype).eps * (low.abs() + high.abs())
             result[rows] = x
-            going = (error != 0) & (width > rounding) & ~(step.abs() < rounding / 4)
+            going = (error != 0) & (high - low > rounding) & ~(step.abs() < rounding / 4)
             if not bool(going.any()):
                 break
-            x = torch.where(inside, newton, (low + high) / 2)
+            before = torch.where(inside, step.abs(), (high - low) / 2)
+            x = torch.where(inside, newton, middle)
             if not bool(going.all()):
-                parts = (part[going] for part in (rows, x, goal, side, low, high, width))
-                (rows, x, goal, side, low, high, width), law = parts, law.rows(going)
+                parts = (part[going] for part in (rows, x, goal, side, low, high, before))
+                (rows, x, goal, side, low, high, before), law = parts, law.rows(going)
         return result
 
     def _tail(self, x: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:

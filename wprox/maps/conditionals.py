@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,6 +26,10 @@ class ConditionalDensity(nn.Module, ABC):
     def conditional(self, x: Tensor, j: int) -> NormalMixture:
         """The law of coordinate j given those before it, a row each of x: (n, at least j)."""
 
+    def conditionals(self, x: Tensor) -> Iterator[NormalMixture]:
+        """The laws of all coordinates in turn, for x: (n, d)."""
+        return (self.conditional(x, j) for j in range(self.dim))
+
     @property
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -32,7 +37,7 @@ class ConditionalDensity(nn.Module, ABC):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x), (n,), for x: (n, d)."""
-        parts = [self.conditional(x, j).log_prob(x[:, j]) for j in range(self.dim)]
+        parts = [law.log_prob(here) for law, here in zip(self.conditionals(x), x.mT, strict=True)]
         return torch.stack(parts).sum(0)
 
 
@@ -71,8 +76,19 @@ class GaussianMixtureDensity(ConditionalDensity):
         return {"dim": self.dim, "components": len(self.loc)}
 
     def conditional(self, x: Tensor, j: int) -> NormalMixture:
-        centred = (x[:, None, :j] - self.loc[:, :j]).movedim(0, 2)  # (K, j, n)
-        u = torch.linalg.solve_triangular(self.cholesky[:, :j, :j], centred, upper=False)
+        return self._law(self._whitened(x[:, :j]), j)
+
+    def conditionals(self, x: Tensor) -> Iterator[NormalMixture]:
+        u = self._whitened(x)
+        return (self._law(u[:, :j], j) for j in range(self.dim))
+
+    def _whitened(self, x: Tensor) -> Tensor:
+        """The first coordinates of L_k⁻¹(x − m_k), (K, j, n), for those of x, (n, j)."""
+        j = x.shape[1]
+        centred = (x[:, None] - self.loc[:, :j]).movedim(0, 2)
+        return torch.linalg.solve_triangular(self.cholesky[:, :j, :j], centred, upper=False)
+
+    def _law(self, u: Tensor, j: int) -> NormalMixture:
         log_diagonal = self.cholesky.diagonal(dim1=1, dim2=2).log()
         log_joint = self.log_weights[:, None] - log_diagonal[:, :j].sum(1, keepdim=True) - 0.5 * u.square().sum(1)
         loc = self.loc[:, j, None] + (self.cholesky[:, j, None, :j] @ u)[:, 0]

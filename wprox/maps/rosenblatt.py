@@ -84,8 +84,7 @@ class RosenblattMap(TransportMap):
         points = x.double()[:, self.order]
         log_weights = self.log_weights.expand(len(x), -1)
         scores, log_slopes = [], []
-        for j in range(self.dim):
-            laws, here = self._laws(points, j), points[:, j]
+        for here, *laws in zip(points.mT, *(part.conditionals(points) for part in self._parts), strict=True):
             z = _mixed(laws, log_weights).score(here)
             log_joint = log_weights + torch.stack([law.log_prob(here) for law in laws], 1)
             log_slopes.append(torch.logsumexp(log_joint, 1) - log_normal(z))
@@ -97,7 +96,7 @@ class RosenblattMap(TransportMap):
         z = y.double()
         log_weights, points = self.log_weights.expand(len(y), -1), z[:, :0]
         for j in range(self.dim):
-            laws = self._laws(points, j)
+            laws = [part.conditional(points, j) for part in self._parts]
             here = _mixed(laws, log_weights).quantile(z[:, j])
             log_weights = (log_weights + torch.stack([law.log_prob(here) for law in laws], 1)).log_softmax(1)
             points = torch.cat((points, here[:, None]), 1)
@@ -108,9 +107,6 @@ class RosenblattMap(TransportMap):
         points = x.double()[:, self.order]
         parts = torch.stack([density.log_prob(points) for density in self._parts], 1)
         return torch.logsumexp(self.log_weights + parts, 1).to(x.dtype)
-
-    def _laws(self, x: Tensor, j: int) -> list[NormalMixture]:
-        return [density.conditional(x, j) for density in self._parts]
 
 
 def _mixed(laws: Sequence[NormalMixture], log_weights: Tensor) -> NormalMixture:

@@ -23,6 +23,7 @@ from wprox.models.flow.start.stacking import Start, best_start
 from wprox.models.flow.training import TrainedBlocks, block_solver, train
 
 ROWS = 5000  # a column, under which a table is small enough for a choice
+COLUMNS = 500  # at most, since simple models of more cost as much as blocks
 MANY = 1000  # rows, from which on blocks alone are tried: with fewer, the start has always been ahead by far
 MARGIN = 0.5, 0.05  # nats, and nats a column, that blocks may be behind after the first of them, and go on
 HELD = 0.2  # of the rows left out, by which blocks after a start are judged
@@ -30,17 +31,10 @@ FEWEST = 100  # rows left out, from which on blocks are tried after a start
 LEAST_GAIN = 0.01  # nats a row, and
 ERRORS = 1.0  # standard errors by which what is more must be better
 
-FREE = (
-    "memory_budget",
-    "validation_fraction",
-    "standardize",
-    "integer",
-    "bounds",
-    "smoothing",
-    "drop_constant",
-    "seed",
-)
-FREE += ("progress", "selection")  # arguments that say nothing of how blocks are trained
+FREE = {  # arguments that say nothing of how blocks are trained
+    *("memory_budget", "validation_fraction", "standardize", "integer", "bounds", "smoothing", "drop_constant"),
+    *("seed", "progress", "selection"),
+}
 
 
 def is_wanted(arguments: Mapping[str, Any], defaults: Mapping[str, Any], size: TableSize) -> bool:
@@ -54,7 +48,7 @@ def is_wanted(arguments: Mapping[str, Any], defaults: Mapping[str, Any], size: T
     if arguments["selection"] is not None:
         return bool(arguments["selection"])
     is_open = all(arguments[name] is defaults[name] for name in arguments if name not in FREE)
-    return is_open and size.rows < ROWS * size.dim
+    return is_open and size.rows < ROWS * size.dim and size.dim <= COLUMNS
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,9 @@ class Bandwidths:
 
 def product_bandwidths(x: Tensor, generator: torch.Generator) -> Tensor:
     """log h, (d,), of greatest leave-one-out likelihood of a kernel density estimate of rows x with Π_l N(0, h_l²)."""
+    x = x[torch.randperm(len(x), generator=generator)[:CENTRES].to(x.device)]
     n, d = x.shape
-    rows = torch.randperm(n, generator=generator)[:BANDWIDTH_ROWS].to(x.device)
+    rows = torch.arange(min(n, BANDWIDTH_ROWS), device=x.device)
     log_bandwidth = x.new_full((d,), math.log(0.3)).requires_grad_()
     optimizer = torch.optim.LBFGS([log_bandwidth], max_iter=40, line_search_fn="strong_wolfe")
     at_once = _at_once(n, x)

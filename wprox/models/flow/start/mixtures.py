@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -31,11 +32,11 @@ class Fold(NamedTuple):
 
 def gaussian_fits() -> dict[str, Fit]:
     """Gaussians with the covariance of the rows plus a ridge, and that of Ledoit and Wolf (2004)."""
-    fits: dict[str, Fit] = {f"ridge {ridge:g}": lambda x, ridge=ridge: _gaussian(x, ridge) for ridge in RIDGES}
+    fits: dict[str, Fit] = {f"ridge {ridge:g}": partial(_gaussian, ridge=ridge) for ridge in RIDGES}
     return fits | {"Ledoit–Wolf": _ledoit_wolf}
 
 
-def _gaussian(x: Tensor, ridge: float) -> GaussianMixtureDensity:
+def _gaussian(x: Tensor, *, ridge: float) -> GaussianMixtureDensity:
     centred = x - x.mean(0)
     return _single(x, centred.mT @ centred / len(x) + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device))
 

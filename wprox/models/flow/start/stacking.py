@@ -21,6 +21,7 @@ from wprox.models.flow.start.kernels import (
 from wprox.models.flow.start.mixtures import Fold, best_gaussian, best_mixture
 from wprox.models.flow.start.mixtures import left_out_log_prob as mixture_log_prob
 
+COLUMNS = 100  # above which a start is Gaussian
 FEW = 1000  # rows, below which each is left out once; else a part of them is
 FOLDS = 3  # where each is
 PART = 0.25  # of the rows, and
@@ -83,11 +84,12 @@ def best_start(x: Tensor, seed: int, folds: Sequence[Fold] | None = None) -> Sta
     order = log_bandwidth.argsort()
     points = x[:, order]
     folds = _folds(len(x), generator) if folds is None else folds
-    experts = [
-        _mixtures("Gaussian", points, folds, best_gaussian(points, folds)),
-        _mixtures("Gaussian mixture", points, folds, best_mixture(points, folds, seed)),
-        _kernels(points, folds, log_bandwidth[order], generator),
-    ]
+    experts = [_mixtures("Gaussian", points, folds, best_gaussian(points, folds))]
+    if x.shape[1] <= COLUMNS:
+        experts += [
+            _mixtures("Gaussian mixture", points, folds, best_mixture(points, folds, seed)),
+            _kernels(points, folds, log_bandwidth[order], generator),
+        ]
     log_prob = torch.stack([expert.log_prob for expert in experts], 1)
     weights = stacked_weights(log_prob)
     kept = [
