@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 MEMORY_BUDGET = 2**29  # bytes, where nobody says another number
-MOST_ROWS = 16_384  # at once; more are no faster
+MOST_ROWS = 4096  # at once; more are no faster
 NUMBER_BYTES = 2**13  # an entry of the rows that a function takes at most, so that few need no measuring
 PROBE = 64  # rows to measure on, or fewer, where so many could exceed the budget, but
 LEAST_PROBE = 4

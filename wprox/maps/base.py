@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from wprox._autograd import needed
 from wprox._checks import as_rows, described, is_several
-from wprox.maps._memory import in_batches, rows_at_once
+from wprox.maps._memory import current_limit, in_batches, rows_at_once
 from wprox.maps.precision import frozen
 
-CHUNK_VALUES = 2**22  # numbers that an intermediate tensor may hold where no graph is kept
+CHUNK_BYTES = 128  # of the memory limit a number of an intermediate tensor, of which there may be sixteen of float64
 
 
 def _of_points(method: Callable) -> Callable:
@@ -230,7 +230,7 @@ def for_points(map: TransportMap, x: Tensor) -> tuple[TransportMap, bool]:
 
 def in_chunks(apply: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, row_values: int) -> tuple[Tensor, Tensor]:
     """apply(x), by chunks of rows where no graph is kept, so that `row_values` numbers a row stay bounded in memory."""
-    rows = max(1, CHUNK_VALUES // row_values)
+    rows = max(1, current_limit() // (CHUNK_BYTES * max(1, row_values)))
     if torch.is_grad_enabled() or len(x) <= rows:
         return apply(x)
     parts = [apply(chunk) for chunk in x.split(rows)]
