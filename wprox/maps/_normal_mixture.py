@@ -12,6 +12,7 @@ LOG_TWO_PI = math.log(2 * math.pi)
 FAR = -25.0  # log P(N(0, 1) > y), below which y comes from an asymptotic series
 NEGLIGIBLE = -60.0  # log-weight under the largest, below which a component has no part in a quantile
 LOST = 1e-280  # a probability, below which sums of its parts lose digits
+ASYMPTOTIC = 300.0  # from where φ(y)/Φ(−y) is its series to all digits
 INVERSE_ROOT_TWO = 1 / math.sqrt(2)
 ITERATIONS = 200  # of the search for a quantile; bisection alone needs about 100
 
@@ -48,6 +49,8 @@ class NormalMixture(NamedTuple):
         It lies between the least and the largest of the components' own, m_k + s_k z: Newton's method for the logarithm
         of the nearer tail between them, and bisection where a step leaves the bracket or is over half of the one before.
         """
+        if not len(z):
+            return z
         law = self._of_weight()
         side = torch.where(z < 0, 1.0, -1.0).to(z)
         goal = torch.special.log_ndtr(-z.abs())
@@ -127,5 +130,6 @@ def normal_quantile(log_tail: Tensor) -> Tensor:
 
 def _newton(y: Tensor, log_tail: Tensor) -> Tensor:
     reached = torch.special.log_ndtr(-y)
-    hazard = (-0.5 * y.square() - 0.5 * LOG_TWO_PI - reached).exp()
+    near = (-0.5 * y.square() - 0.5 * LOG_TWO_PI - reached).clamp(max=10.0).exp()
+    hazard = torch.where(y < ASYMPTOTIC, near, y + 1 / y - 2 / y**3)
     return y + (reached - log_tail) / hazard

@@ -98,13 +98,14 @@ class RosenblattMap(TransportMap):
             log_slopes.append(torch.logsumexp(log_joint, 1) - log_normal(z))
             log_weights = log_joint.log_softmax(1)
             scores.append(z)
-        return torch.stack(scores, 1).to(x.dtype), torch.stack(log_slopes).sum(0).to(x.dtype)
+        y = torch.stack(scores, 1)[:, self.order.argsort()]
+        return y.to(x.dtype), torch.stack(log_slopes).sum(0).to(x.dtype)
 
     def inverse(self, y: Tensor) -> Tensor:
         return in_chunks(lambda part: (self._inverse(part), part), y, self._row_values)[0]
 
     def _inverse(self, y: Tensor) -> Tensor:
-        z = y.double()
+        z = y.double()[:, self.order]
         log_weights, points = self.log_weights.expand(len(y), -1), z[:, :0]
         for j in range(self.dim):
             laws = [part.conditional(points, j) for part in self._parts]
