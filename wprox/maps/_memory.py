@@ -77,11 +77,10 @@ def _is_plain(value: Any) -> bool:
 def rows_at_once(function: Callable[[Tensor], object], x: Tensor, memory_budget: int | None = None) -> int:
     """The number of rows of x: (n, d) that `function` may see at once within a budget of bytes, at least one.
 
-    The budget is that of `memory_limit` by default.
-
-    What it takes is measured on a few rows, and counted as growing in proportion to them. Half of the budget is left
-    for what is not measured: the rows themselves, their images, and memory that is not given back at once. Narrow rows
-    are not measured on, which takes as long as mapping hundreds of them: they are few numbers at once.
+    The budget is that of `memory_limit` by default. What `function` takes is measured on a few rows, and counted as
+    growing in proportion to them. Half of the budget is left for what is not measured: the rows themselves, their
+    images, and memory that is not given back at once. Narrow rows are not measured on, which takes as long as mapping
+    hundreds of them: they are few numbers at once.
     """
     memory_budget = current_limit() if memory_budget is None else memory_budget
     most = min(MOST_ROWS, max(1, len(x)))
