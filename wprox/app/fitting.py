@@ -114,6 +114,8 @@ def _fit(options: FitOptions, folder: FitFolder) -> None:
         say(f"left out, for they do not vary in the training rows: {listed(constant)}", quiet)
 
     flow, failed = _train(rows, options)
+    if flow.selection_ is not None:
+        say(f"chosen: {flow.selection_}", quiet)
     if table.named:
         flow.feature_names_in_ = np.array(table.columns, dtype=object)
     metrics = _metrics_of(flow, rows, table, constant, options)
@@ -143,7 +145,7 @@ def _write(
         for name, figure in pictures.items():
             figure.savefig(new / name)
 
-    setting = counted(len(flow.blocks_), "block")
+    setting = "start, " * (flow.start_ is not None) + counted(len(flow.blocks_), "block")
     setting += f", data smoothed by {flow.smoothing:g}" if flow.smoothing else ""
     try:
         nll = -flow.score(rows.test)
@@ -155,7 +157,7 @@ def _write(
 
 def _say_where(flow: JKOFlow, folder: FitFolder, failed: bool) -> None:
     """Say where the model is, and end the program where that is not all there is to say."""
-    what = counted(len(flow.blocks_), "block")
+    what = "its start, " * (flow.start_ is not None) + counted(len(flow.blocks_), "block")
     if folder.trouble:
         typer.echo(
             f"wprox: {folder.out} could not be written ({folder.trouble}); the model is in {folder.place}", err=True
@@ -186,6 +188,7 @@ def _metrics_of(flow: JKOFlow, rows: Rows, table: Table, constant: list[str], op
         },
         "seed": options.seed,
         "interrupted": flow.interrupted_,
+        "selection": None if flow.selection_ is None else flow.selection_.to_json(),
         "held_out": [],
         "blocks": flow.history_,
     }
@@ -257,10 +260,10 @@ def _train(rows: Rows, options: FitOptions) -> tuple[JKOFlow, bool]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="interrupted", category=RuntimeWarning)  # said at the end
-            return flow.fit(torch.as_tensor(rows.train), validation=torch.as_tensor(rows.validation)), False
+            return flow.fit(torch.as_tensor(np.concatenate([rows.train, rows.validation]))), False
     except StepFailedError as error:
         typer.echo(f"wprox: {error}", err=True)
-        if not getattr(flow, "blocks_", None):
+        if not (getattr(flow, "blocks_", None) or getattr(flow, "start_", None)):
             raise typer.Exit(FAILED) from None
         return flow, True
 

@@ -46,8 +46,8 @@ class NormalMixture(NamedTuple):
     def quantile(self, z: Tensor) -> Tensor:
         """x with F(x) = Φ(z), for z: (n,).
 
-        It lies between the least and the largest of the components' own, m_k + s_k z: Newton's method for the logarithm
-        of the nearer tail between them, and bisection where a step leaves the bracket or is over half of the one before.
+        It lies between the least and the largest of the components' own, m_k + s_k z: Newton's method between them for
+        the logarithm of the nearer tail, and bisection where a step leaves the bracket or is over half of the last.
         """
         if not len(z):
             return z

@@ -50,9 +50,12 @@ class TransportMap(nn.Module, ABC):
 
     Attributes:
         dim: the dimension d.
+        keeps_precision: whether it computes in the precision of its own tensors whatever that of the points is, and
+            wants nothing trained; `False` but for `RosenblattMap`.
     """
 
     dim: int
+    keeps_precision = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

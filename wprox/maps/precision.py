@@ -15,8 +15,9 @@ Module = TypeVar("Module", bound=nn.Module)
 def in_precision(module: Module, dtype: torch.dtype) -> Module:
     """The module in a floating-point type: itself where it is in that type, else a copy of it with other tensors.
 
-    The copy is shallow but for tensors and for what containers hold, so that it costs a tenth of a deep one and is made
-    anew each time: it cannot be out of date.
+    Parts that keep their precision (`TransportMap.keeps_precision`) are taken as they are. The copy is shallow but for
+    tensors and for what containers hold, so that it costs a tenth of a deep one and is made anew each time: it cannot
+    be out of date.
 
     Example:
         >>> import torch, wprox
@@ -42,6 +43,8 @@ def _cast(module: Any, convert: Callable[[Tensor], Tensor], memo: dict[int, Any]
     """A copy of a module; `memo` has the copy of each module and tensor by its id, as that of `copy.deepcopy`."""
     if id(module) in memo:
         return memo[id(module)]
+    if getattr(module, "keeps_precision", False):
+        return module
     new = memo[id(module)] = module.__class__.__new__(module.__class__)
     state = dict(vars(module))
     for kind in ("_parameters", "_buffers"):

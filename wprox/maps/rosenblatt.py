@@ -38,6 +38,7 @@ class RosenblattMap(TransportMap):
 
     log_weights: Tensor
     order: Tensor
+    keeps_precision = True
 
     def __init__(
         self, densities: Sequence[ConditionalDensity], weights: Any = None, order: Tensor | None = None

@@ -28,8 +28,8 @@ MANY = 1000  # rows, from which on blocks alone are tried: with fewer, the start
 MARGIN = 0.5, 0.05  # nats, and nats a column, that blocks may be behind after the first of them, and go on
 HELD = 0.2  # of the rows left out, by which blocks after a start are judged
 FEWEST = 100  # rows left out, from which on blocks are tried after a start
-LEAST_GAIN = 0.01  # nats a row, and
-ERRORS = 1.0  # standard errors by which what is more must be better
+LEAST_GAIN = 0.02  # nats a row, and
+ERRORS = 2.0  # standard errors by which what is more must be better
 
 FREE = {  # arguments that say nothing of how blocks are trained
     *("memory_budget", "validation_fraction", "standardize", "integer", "bounds", "smoothing", "drop_constant"),
@@ -146,8 +146,9 @@ def _after(
     trained = TrainedBlocks()
     if interrupted or len(latents) < FEWEST:
         return "start", TrainedBlocks(interrupted=interrupted), data, None
-    train(trained, block_solver(settings), settings, data, offset - float(_log_prob([], data.held_out.points).mean()))
-    gain = _log_prob(trained.maps, data.held_out.points) - _log_prob([], data.held_out.points)
+    without = _log_prob([], data.held_out.points)
+    train(trained, block_solver(settings), settings, data, offset - float(without.mean()) - LEAST_GAIN)
+    gain = _log_prob(trained.maps, data.held_out.points) - without
     if _is_better(gain):
         return "start and blocks", trained, data, float(gain.mean())
     return "start", TrainedBlocks(interrupted=trained.interrupted), data, float(gain.mean())

@@ -24,6 +24,7 @@ from wprox.models.flow.start.mixtures import left_out_log_prob as mixture_log_pr
 COLUMNS = 100  # above which a start is Gaussian
 FEW = 1000  # rows, below which each is left out once; else a part of them is
 FOLDS = 3  # where each is
+PARTS = 20  # in which Gaussians see rows left out
 PART = 0.25  # of the rows, and
 MOST = 1000  # of them, that are left out once
 UPDATES = 200  # of the weights
@@ -84,7 +85,7 @@ def best_start(x: Tensor, seed: int, folds: Sequence[Fold] | None = None) -> Sta
     order = log_bandwidth.argsort()
     points = x[:, order]
     folds = _folds(len(x), generator) if folds is None else folds
-    experts = [_mixtures("Gaussian", points, folds, best_gaussian(points, folds))]
+    experts = [_gaussian(points, folds)]
     if x.shape[1] <= COLUMNS:
         experts += [
             _mixtures("Gaussian mixture", points, folds, best_mixture(points, folds, seed)),
@@ -119,8 +120,22 @@ def _folds(n: int, generator: torch.Generator) -> list[Fold]:
     if n >= FEW:
         held = min(MOST, round(PART * n))
         return [Fold(order[held:], order[:held])]
-    parts = order.tensor_split(FOLDS)
-    return [Fold(torch.cat([*parts[:k], *parts[k + 1 :]]), parts[k]) for k in range(FOLDS)]
+    return _in_folds(order, FOLDS)
+
+
+def _gaussian(x: Tensor, folds: Sequence[Fold]) -> Expert:
+    """A Gaussian judged by rows that are left out a few at a time, since what it needs depends on their number."""
+    if len(folds) == 1:
+        return _mixtures("Gaussian", x, folds, best_gaussian(x, folds))
+    left_out = torch.cat([fold.left_out for fold in folds])
+    fine = _in_folds(left_out, PARTS)  # in the same order
+    return _mixtures("Gaussian", x, fine, best_gaussian(x, fine))
+
+
+def _in_folds(rows: Tensor, count: int) -> list[Fold]:
+    """So many folds, which leave out rows in the order given."""
+    parts = rows.tensor_split(min(count, len(rows)))
+    return [Fold(torch.cat([*parts[:k], *parts[k + 1 :]]), parts[k]) for k in range(len(parts))]
 
 
 def _mixtures(family: str, x: Tensor, folds: Sequence[Fold], chosen: tuple[str, Callable]) -> Expert:
