@@ -23,6 +23,7 @@ from wprox._writing import claimed
 
 ENDINGS = (".csv", ".npy", ".parquet")
 BATCH_ROWS = 2**14  # of a .parquet file at once
+BUFFER = 2**16  # bytes of each of its columns at once; without it they are read whole
 UNSAFE = '",;\t\r\n\ufeff'  # in names: separators, and what programs take for the ends of lines and files
 CELL = re.compile(r'("(?:[^"]|"")*"|[^,]*),')
 MISSING = frozenset({"", "na", "n/a", "null", "none", "<na>"})
@@ -355,10 +356,10 @@ def _read_parquet(file: Path) -> Table:
     text: dict[str, str] = {}
     n = 0
     try:
-        parquet = import_module("pyarrow.parquet").ParquetFile(file)
+        parquet = import_module("pyarrow.parquet").ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
         columns = [str(name) for name in parquet.schema_arrow.empty_table().to_pandas().columns]
         values = np.empty((parquet.metadata.num_rows, len(columns)))
-        for batch in parquet.iter_batches(BATCH_ROWS):
+        for batch in parquet.iter_batches(BATCH_ROWS, use_threads=False):
             frame = batch.to_pandas()
             for name, kind in zip(columns, frame.dtypes, strict=True):
                 if not types.is_numeric_dtype(kind) or types.is_complex_dtype(kind):
