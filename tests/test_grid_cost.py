@@ -117,3 +117,22 @@ def test_among_walls_the_cost_is_that_of_paths_around_them(walls, seed):
     assert found >= exact(mu, rho, finite) * (1 - 1e-9)
     assert found < 5 * exact(mu, rho, finite)
     assert bound(mu, mu) == 0
+
+
+@pytest.mark.parametrize("walls", [None, ring(20)], ids=["free", "ring"])
+def test_flows_on_planes_arrive(walls):
+    """The bound falls to 0 with W₂, where the best plan moves no axis by itself too: `jko(tol=...)` ends there."""
+
+    def potential(x):
+        return 2 * x[:, 0].square() + 4 * (x[:, 1] - 0.6 * x[:, 0].square() + 0.4).square()
+
+    initial, rest = (
+        wprox.Grid.from_density(density, (20, 20), [(-2.0, 2.0), (-2.0, 2.0)], walls)
+        for density in (lambda x: torch.exp(-2 * (x - 1.2).square().sum(-1)), lambda x: torch.exp(-potential(x)))
+    )
+    functional, solver = wprox.PotentialEnergy(potential) + wprox.Entropy(), wprox.SinkhornProx(blur=0.3)
+    trajectory = wprox.jko(functional, solver, initial, step_size=4.0, n_steps=20, tol=1e-2)
+    assert trajectory.converged
+    last = math.sqrt(float(trajectory.steps[-1].transport_cost))
+    assert last <= 1e-2 * 4 < math.sqrt(float(trajectory.steps[-2].transport_cost))
+    assert float((trajectory.final.weights - rest.weights).abs().sum()) < 0.01

@@ -283,16 +283,16 @@ def beside_a_wall(n, with_wall):
     return wprox.Grid.from_density(lambda x: torch.exp(-60 * (x - 0.35).square().sum(-1)), (n, n), SQUARE, walls)
 
 
-@pytest.mark.parametrize("blur", [1 / 48, 2 / 48, 3 / 48])
-def test_step_beside_a_harmless_wall_is_the_gaussian_one(blur):
+@pytest.mark.parametrize(("blur", "apart"), [(1 / 48, 0.04), (2 / 48, 0.005), (3 / 48, 0.015)])
+def test_step_beside_a_harmless_wall_is_the_gaussian_one(blur, apart):
+    """At a blur of one cell the factors are three, whose tails are longer: W₂² of the two steps differs by 3.8 %."""
     functional = wprox.PotentialEnergy(lambda x: 5 * x[:, 0]) + 0.5 * wprox.Entropy()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         solver = wprox.SinkhornProx(blur=blur)
         free, walled = (solver.step(functional, beside_a_wall(48, flag), 0.005) for flag in (False, True))
     assert float((walled.measure.mass - free.measure.mass).abs().sum()) < 0.01
-    lengths = [math.sqrt(float(step.transport_cost)) for step in (walled, free)]
-    assert lengths[0] == pytest.approx(lengths[1], rel=0.03)
+    assert float(walled.transport_cost) == pytest.approx(float(free.transport_cost), rel=apart)
     assert float(walled.value) == pytest.approx(float(free.value), rel=5e-3)
 
 

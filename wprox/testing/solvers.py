@@ -201,8 +201,6 @@ def transport_cost(case: Case) -> None:
     require(isinstance(cost, Tensor) and cost.ndim == 0, f"transport_cost must be a scalar tensor, it is {cost!r}")
     exact, found = float(w2(case.start, case.step.measure)), math.sqrt(max(float(cost), 0.0))
     slack = case.rtol * exact + (0.0 if case.start.dtype == torch.float64 else 1e-4)
-    if isinstance(case.start, Grid):  # entropic transport knows lengths to about a cell
-        slack += max(case.start.cell_widths)
     require(found >= exact - slack, f"√transport_cost is {found:.6g}, below W₂ = {exact:.6g} by more than {slack:.2g}")
 
 

@@ -165,13 +165,43 @@ def _all_potentials(
 def _potentials(
     cost: Tensor, a: Tensor, b: Tensor, epsilon: float, tol: float, iterations: int, symmetric: bool
 ) -> tuple[Tensor, Tensor]:
-    r"""The dual potentials f and g of OT_ε, with the plan a_i b_j exp((f_i + g_j − C_ij)/ε).
+    """The dual potentials f and g of OT_ε, with the plan a_i b_j exp((f_i + g_j − C_ij)/ε).
 
-    Log-domain iterations while ε falls to its value, then stabilised ones on the kernel at f and g (Schmitzer 2019):
-    plain for a while, then over-relaxed with the factor that is optimal for the rate observed (Lehmann, von Renesse,
-    Sambale and Uschmajew 2022); averaged, where both marginals are one (Feydy 2020, section 3.3).
+    ε falls to its value, and each level is solved roughly before the next one starts: where points are far apart in
+    blurs, their potentials hardly hear of each other at the last level alone.
     """
-    f, g = _annealed(cost, a, b, epsilon, symmetric)
+    f, g = torch.zeros_like(a), torch.zeros_like(b)
+    level = max(float(cost.max()), epsilon)
+    while level > epsilon:
+        f, g, _ = _iterated(cost, a, b, level, LEVEL_TOL, LEVEL_ITERATIONS, symmetric, f, g)
+        level = max(level / 4, epsilon)
+    f, g, error = _iterated(cost, a, b, epsilon, tol, iterations, symmetric, f, g)
+    if not error <= tol:
+        warn(
+            f"after {iterations} Sinkhorn iterations the marginals of the entropic plan are off by {error:.2g} in "
+            f"mass, more than tol = {tol:g}; raise blur, tol or iterations",
+            UserWarning,
+        )
+    return f, g
+
+
+def _iterated(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: float,
+    tol: float,
+    iterations: int,
+    symmetric: bool,
+    f: Tensor,
+    g: Tensor,
+) -> tuple[Tensor, Tensor, float]:
+    """Potentials from f and g on by Sinkhorn iterations, and by how much the marginals of their plan are off, in mass.
+
+    They run on the kernel at f and g, which absorbs them when they have moved far (Schmitzer 2019): plain for a while,
+    then over-relaxed with the factor that is optimal for the rate observed (Lehmann, von Renesse, Sambale and
+    Uschmajew 2022); averaged, where both marginals are one (Feydy 2020, section 3.3).
+    """
     error, relaxation, errors, count = math.inf, 1.0, [math.inf], 0
     while not error <= tol and count < iterations:
         kernel = ((f[:, None] + g - cost) / epsilon).exp()
@@ -203,40 +233,13 @@ def _potentials(
             elif count % CYCLE == 0 or error > 2 * errors[-2]:
                 relaxation = 1.0
         f, g = f + epsilon * log_u, g + epsilon * log_v
-    if not error <= tol:
-        warn(
-            f"after {iterations} Sinkhorn iterations the marginals of the entropic plan are off by {error:.2g} in "
-            f"mass, more than tol = {tol:g}; raise blur, tol or iterations",
-            UserWarning,
-        )
-    return f, g
+    return f, g, error
 
 
 def _solve(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, tol: float, f: Tensor, g: Tensor) -> bool:
     """Whether potentials are those of OT_ε: the marginals of their plan are within the tolerance."""
     plan = ((f[:, None] + g - cost) / epsilon).exp()
     return float(a @ (plan @ b - 1).abs() + b @ (a @ plan - 1).abs()) <= tol
-
-
-def _annealed(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Potentials near those of OT_ε, from larger ε: each level is solved roughly before the next one starts.
-
-    Where points are far apart in blurs, their potentials hardly hear of each other at the last level alone.
-    """
-    f, g = torch.zeros_like(a), torch.zeros_like(b)
-    level = max(float(cost.max()), epsilon)
-    while True:
-        for _ in range(1 if level == epsilon else LEVEL_ITERATIONS):  # the last one is solved on the kernel
-            before, f = f, -level * torch.logsumexp(b.log() + (g - cost) / level, 1)
-            if symmetric:
-                f = g = (f + g) / 2
-            else:
-                g = -level * torch.logsumexp(a.log() + (f - cost.mT) / level, 1)
-            if float(a @ ((before - f) / level).expm1().abs()) <= LEVEL_TOL:
-                break
-        if level == epsilon:
-            return f, g
-        level = max(level / 4, epsilon)
 
 
 def _gaussian_sinkhorn(p: Gaussian, q: Gaussian, epsilon: float) -> Tensor:
