@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import wprox
 from wprox.maps import ConditionalDensity, GaussianMixtureDensity, KernelDensity, RosenblattMap
+from wprox.maps._memory import PeakMemory, memory_limit
 from wprox.maps._normal_mixture import NormalMixture, normal_quantile
 from wprox.maps.base import describe
 from wprox.maps.registry import rebuild
@@ -156,3 +157,16 @@ def test_refusals():
     with pytest.raises(ValueError, match="density of class Mine, which wprox does not know"):
         RosenblattMap.from_config({"densities": [{"class": "Mine", "config": {}}]}, rebuild)
     assert issubclass(KernelDensity, ConditionalDensity)
+
+
+def test_many_centres_stay_within_the_memory_limit():
+    generator = torch.Generator().manual_seed(0)
+    density = KernelDensity(2, 500, 2)
+    density.centres = torch.randn(500, 2, generator=generator, dtype=torch.float64)
+    map, x = RosenblattMap([density]), torch.randn(600, 2, generator=generator, dtype=torch.float64)
+    whole = map(x)
+    with memory_limit(2**23), torch.no_grad(), PeakMemory() as memory:
+        parts, back = map(x), map.inverse(whole[0])
+    assert memory.peak <= 2**23 < 8 * 600 * 1000 * 2
+    assert torch.allclose(torch.cat([parts[0], parts[1][:, None]], 1), torch.cat([whole[0], whole[1][:, None]], 1))
+    assert torch.allclose(back, x, atol=1e-8)

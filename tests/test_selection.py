@@ -1,5 +1,6 @@
 """What a flow of a small table consists of: never behind the simple models, atoms kept, saved and loaded whole."""
 
+import copy
 import math
 
 import numpy as np
@@ -7,12 +8,13 @@ import pytest
 import torch
 
 import wprox
+from wprox.models.flow.preprocessing import Preprocessing
 from wprox.models.flow.selection import is_wanted
 from wprox.models.flow.settings import TableSize
 from wprox.models.flow.start.kernels import Bandwidths, product_bandwidths
 from wprox.models.flow.start.kernels import left_out_log_prob as kernel_log_prob
 from wprox.models.flow.start.mixtures import Fold, best_gaussian, best_mixture, joint_log_prob, left_out_log_prob
-from wprox.models.flow.start.stacking import stacked_weights
+from wprox.models.flow.start.stacking import best_start, stacked_weights
 
 
 def normal(n, d, seed=0):
@@ -69,10 +71,11 @@ def test_round_trips_and_files(fitted, tmp_path):
     assert torch.equal(again.sample(5, seed=1), fitted.sample(5, seed=1))
 
 
-def test_what_needs_blocks_says_so(fitted):
+def test_what_needs_blocks_says_so():
+    fitted = wprox.JKOFlow(seed=0).fit(normal(60, 4))
     assert not fitted.blocks_
     with pytest.raises(ValueError, match=r"there are no steps to certify\. Fit it with selection=False"):
-        fitted.certificate(table_of_atoms(50, 1))
+        fitted.certificate(normal(50, 4, 1))
     with pytest.raises(ValueError, match="the flow has no blocks, so that there is nothing to re-space"):
         fitted.refine()
 
@@ -83,11 +86,28 @@ def test_the_same_seed_gives_the_same_flow(fitted):
     assert torch.equal(again.log_prob(x), fitted.log_prob(x))
 
 
-def test_order_and_units_of_columns_do_not_matter(fitted):
+def test_order_and_units_of_columns_do_not_matter_to_the_start(fitted):
     test = table_of_atoms(300, 7)
     order, scale = [2, 0, 3, 1], torch.tensor([1e3, 1.0, 1e-4, 7.0], dtype=torch.float64)
-    other = wprox.JKOFlow(seed=0).fit(table_of_atoms(200, 0)[:, order] * scale)
-    assert abs(other.score(test[:, order] * scale) + float(scale.log().sum()) - fitted.score(test)) < 0.1
+    z, other = (
+        Preprocessing().fit(x).forward(x)[0] for x in (table_of_atoms(200, 0), table_of_atoms(200, 0)[:, order] * scale)
+    )
+    assert torch.allclose(z[:, order], other, atol=1e-9)
+    starts = [best_start(points, 0).map(points) for points in (z, other)]
+    test = Preprocessing().fit(table_of_atoms(200, 0)).forward(test)[0]
+    scores = [
+        float(start.log_prob(points).mean()) for start, points in zip(starts, (test, test[:, order]), strict=True)
+    ]
+    assert abs(scores[0] - scores[1]) < 0.05
+
+
+def test_blocks_after_the_start_gain_on_rows_that_nobody_saw(fitted):
+    if not fitted.blocks_:
+        pytest.skip("none were chosen")
+    test = table_of_atoms(1000, 7)
+    alone = copy.copy(fitted)
+    alone.blocks_ = []
+    assert fitted.score(test) > alone.score(test)
 
 
 @pytest.mark.parametrize(("n", "d"), [(50, 20), (200, 5)])

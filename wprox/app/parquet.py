@@ -6,6 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+BUFFER = 2**16  # bytes of each column at once; without it columns are read whole
+
 
 def pandas_for(file: Path) -> Any:
     """pandas, which a file needs."""
@@ -19,7 +21,7 @@ def pandas_for(file: Path) -> Any:
 def parquet_file(file: Path) -> Any:
     """What a .parquet file holds, unread."""
     pandas_for(file)
-    return import_module("pyarrow.parquet").ParquetFile(file)
+    return import_module("pyarrow.parquet").ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
 
 
 def not_parquet(file: Path, error: Exception) -> ValueError:

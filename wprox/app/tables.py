@@ -372,7 +372,7 @@ def _read_parquet(file: Path) -> Table:
         parquet = parquet_file(file)
         columns = [str(name) for name in parquet.schema_arrow.empty_table().to_pandas().columns]
         values = np.empty((parquet.metadata.num_rows, len(columns)))
-        for batch in parquet.iter_batches(BATCH_ROWS):
+        for batch in parquet.iter_batches(BATCH_ROWS, use_threads=False):
             frame = batch.to_pandas()
             for name, kind in zip(columns, frame.dtypes, strict=True):
                 if not types.is_numeric_dtype(kind) or types.is_complex_dtype(kind):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,10 +13,28 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-MEMORY_BUDGET = 2**29  # bytes
-MOST_ROWS = 16_384  # at once; more are no faster
+MEMORY_BUDGET = 2**29  # bytes, where nobody says another number
+MOST_ROWS = 4096  # at once; more are no faster
 NUMBER_BYTES = 2**13  # an entry of the rows that a function takes at most, so that few need no measuring
-PROBE = 64  # rows to measure on
+PROBE = 64  # rows to measure on, or fewer, where so many could exceed the budget, but
+LEAST_PROBE = 4
+
+_budget = ContextVar("memory_budget", default=MEMORY_BUDGET)
+
+
+@contextmanager
+def memory_limit(memory_budget: int) -> Iterator[None]:
+    """Inside, rows are mapped within this budget, however deep the code that maps them."""
+    token = _budget.set(memory_budget)
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
+def current_limit() -> int:
+    """The budget of the `memory_limit` that this is inside of, in bytes."""
+    return _budget.get()
 
 
 class PeakMemory(TorchDispatchMode):
@@ -54,19 +74,22 @@ def _is_plain(value: Any) -> bool:
 
 
 @torch.no_grad()
-def rows_at_once(function: Callable[[Tensor], object], x: Tensor, memory_budget: int = MEMORY_BUDGET) -> int:
+def rows_at_once(function: Callable[[Tensor], object], x: Tensor, memory_budget: int | None = None) -> int:
     """The number of rows of x: (n, d) that `function` may see at once within a budget of bytes, at least one.
 
-    What it takes is measured on a few rows, and counted as growing in proportion to them. Half of the budget is left
-    for what is not measured: the rows themselves, their images, and memory that is not given back at once. Narrow rows
-    are not measured on, which takes as long as mapping hundreds of them: they are few numbers at once.
+    The budget is that of `memory_limit` by default. What `function` takes is measured on a few rows, and counted as
+    growing in proportion to them. Half of the budget is left for what is not measured: the rows themselves, their
+    images, and memory that is not given back at once. Narrow rows are not measured on, which takes as long as mapping
+    hundreds of them: they are few numbers at once.
     """
+    memory_budget = current_limit() if memory_budget is None else memory_budget
     most = min(MOST_ROWS, max(1, len(x)))
     if len(x) <= PROBE or most * x.shape[1] * NUMBER_BYTES <= memory_budget:
         return most
+    probe = min(PROBE, max(LEAST_PROBE, memory_budget // (2 * NUMBER_BYTES * x.shape[1])))
     with PeakMemory() as memory:
-        function(x[:PROBE])
-    return max(1, min(most, memory_budget * PROBE // (2 * max(1, memory.peak))))
+        function(x[:probe])
+    return max(1, min(most, memory_budget * probe // (2 * max(1, memory.peak))))
 
 
 def in_batches(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, batch_size: int) -> tuple[Tensor, ...]:

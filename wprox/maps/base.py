@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from wprox._autograd import needed
 from wprox._checks import as_rows, described, is_several
-from wprox.maps._memory import MEMORY_BUDGET, in_batches, rows_at_once
+from wprox.maps._memory import current_limit, in_batches, rows_at_once
 from wprox.maps.precision import frozen
 
-CHUNK_VALUES = 2**22  # numbers that an intermediate tensor may hold where no graph is kept
+CHUNK_BYTES = 128  # of the memory limit a number of an intermediate tensor, of which there may be sixteen of float64
 
 
 def _of_points(method: Callable) -> Callable:
@@ -202,7 +202,7 @@ def describe(map: TransportMap) -> dict[str, Any]:
 
 
 def apply_in_batches(
-    map: TransportMap, x: Tensor, batch_size: int | None = None, memory_budget: int = MEMORY_BUDGET
+    map: TransportMap, x: Tensor, batch_size: int | None = None, memory_budget: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """T(x) and its log-determinant, in as many rows at once as the memory allows, or `batch_size`.
 
@@ -216,7 +216,7 @@ def apply_in_batches(
 
 
 def invert_in_batches(
-    map: TransportMap, y: Tensor, batch_size: int | None = None, memory_budget: int = MEMORY_BUDGET
+    map: TransportMap, y: Tensor, batch_size: int | None = None, memory_budget: int | None = None
 ) -> Tensor:
     """T⁻¹(y), as `apply_in_batches` takes T(x)."""
     map, wanted = for_points(map, y)
@@ -233,7 +233,7 @@ def for_points(map: TransportMap, x: Tensor) -> tuple[TransportMap, bool]:
 
 def in_chunks(apply: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, row_values: int) -> tuple[Tensor, Tensor]:
     """apply(x), by chunks of rows where no graph is kept, so that `row_values` numbers a row stay bounded in memory."""
-    rows = max(1, CHUNK_VALUES // row_values)
+    rows = max(1, current_limit() // (CHUNK_BYTES * max(1, row_values)))
     if torch.is_grad_enabled() or len(x) <= rows:
         return apply(x)
     parts = [apply(chunk) for chunk in x.split(rows)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wprox._checks import as_floating, described, is_several
 from wprox.maps._normal_mixture import NormalMixture
-from wprox.maps.base import TransportMap
+from wprox.maps.base import TransportMap, in_chunks
 from wprox.maps.conditionals import DENSITIES, ConditionalDensity, log_normal
 
 
@@ -81,7 +81,15 @@ class RosenblattMap(TransportMap):
     def _parts(self) -> list[ConditionalDensity]:
         return [part for part in self.densities if isinstance(part, ConditionalDensity)]
 
+    @property
+    def _row_values(self) -> int:
+        """The numbers that a conditional law of one row takes."""
+        return sum(part.conditional(self.log_weights.new_zeros(1, 0), 0).loc.shape[1] for part in self._parts)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return in_chunks(self._forward, x, self._row_values)
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         points = x.double()[:, self.order]
         log_weights = self.log_weights.expand(len(x), -1)
         scores, log_slopes = [], []
@@ -95,6 +103,9 @@ class RosenblattMap(TransportMap):
         return y.to(x.dtype), torch.stack(log_slopes).sum(0).to(x.dtype)
 
     def inverse(self, y: Tensor) -> Tensor:
+        return in_chunks(lambda part: (self._inverse(part), part), y, self._row_values)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
         z = y.double()[:, self.order]
         log_weights, points = self.log_weights.expand(len(y), -1), z[:, :0]
         for j in range(self.dim):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wprox._warnings import warn
 from wprox.maps import ComposedMap, TransportMap
-from wprox.maps._memory import MEMORY_BUDGET, in_batches, rows_at_once
+from wprox.maps._memory import MEMORY_BUDGET, in_batches, memory_limit, rows_at_once
 from wprox.maps.base import apply_in_batches, for_points
 from wprox.maps.precision import in_precision
 from wprox.measures.laws import standard_normal_log_prob
@@ -75,8 +75,8 @@ class FlowDensity:
         return self._in_batches(lambda y: self.preprocessing.inverse(map.inverse(y.double()), y.dtype), y, wanted)
 
     def _in_batches(self, function: Callable[[Tensor], Tensor], x: Tensor, wanted: bool) -> Tensor:
-        with torch.set_grad_enabled(wanted):
-            return in_batches(lambda x: (function(x),), x, rows_at_once(function, x, self.memory_budget))[0]
+        with memory_limit(self.memory_budget), torch.set_grad_enabled(wanted):
+            return in_batches(lambda x: (function(x),), x, rows_at_once(function, x))[0]
 
     def path(self, x: Tensor) -> list[Tensor]:
         """z and its images under T_1, T_2 ∘ T_1, …: N + 1 tensors (n, dim), without what is random in z."""
@@ -86,7 +86,8 @@ class FlowDensity:
         """z, T_1(z), T_2(T_1(z)), …: N + 1 tensors (n, dim)."""
         path = [z]
         for block in self.map(z.dtype).maps:
-            path.append(apply_in_batches(block, path[-1], memory_budget=self.memory_budget)[0])
+            with memory_limit(self.memory_budget):
+                path.append(apply_in_batches(block, path[-1])[0])
         return path
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wprox._random import make_generator
 from wprox.maps import TransportMap
+from wprox.maps._memory import memory_limit
 from wprox.maps.base import apply_in_batches
 from wprox.measures.laws import standard_normal_log_prob
 from wprox.models.flow.data import FlowData
@@ -28,7 +29,7 @@ MANY = 1000  # rows, from which on blocks alone are tried: with fewer, the start
 MARGIN = 0.5, 0.05  # nats, and nats a column, that blocks may be behind after the first of them, and go on
 HELD = 0.2  # of the rows left out, by which blocks after a start are judged
 FEWEST = 100  # rows left out, from which on blocks are tried after a start
-LEAST_GAIN = 0.02  # nats a row, and
+LEAST_GAIN = 0.05  # nats a row, and
 ERRORS = 2.0  # standard errors by which what is more must be better
 
 FREE = {  # arguments that say nothing of how blocks are trained
@@ -115,7 +116,8 @@ def choose(rows: Tensor, validation: Tensor | None, preprocessing: Preprocessing
     z, log_det = preprocessing.forward(given.double(), generator)
     z, offset = z.detach(), -float(log_det.mean())
     folds = None if validation is None else [Fold(torch.arange(len(rows)), torch.arange(len(rows), len(given)))]
-    start = best_start(z, settings.seed, folds)
+    with memory_limit(settings.memory_budget):
+        start = best_start(z, settings.seed, folds)
     nll = {"start": offset - float(start.log_prob.mean())}
     chosen, begin, trained, data = "start", None, TrainedBlocks(), None
     if len(z) >= MANY:

@@ -14,6 +14,7 @@ from wprox._warnings import warn
 from wprox.functionals import KL
 from wprox.jko import jko_steps
 from wprox.maps import ComposedMap, TransportMap
+from wprox.maps._memory import memory_limit
 from wprox.measures.laws import standard_normal, standard_normal_log_prob
 from wprox.models.flow.data import FlowData
 from wprox.models.flow.settings import FlowSettings
@@ -107,14 +108,15 @@ def train(
         enough: the held-out NLL that the first block must reach for more to be trained.
     """
     try:
-        for block in trained_blocks(solver, settings, data):
-            trained.maps.append(block.map)
-            trained.step_sizes.append(block.step_size)
-            trained.history.append(block.entry)
-            if block.entry["held_out_nll"] > enough:
-                return
-        if settings.fine_tune:
-            train_together(trained, settings, data)
+        with memory_limit(settings.memory_budget):
+            for block in trained_blocks(solver, settings, data):
+                trained.maps.append(block.map)
+                trained.step_sizes.append(block.step_size)
+                trained.history.append(block.entry)
+                if block.entry["held_out_nll"] > enough:
+                    return
+            if settings.fine_tune:
+                train_together(trained, settings, data)
     except KeyboardInterrupt:
         if not trained.maps:
             raise

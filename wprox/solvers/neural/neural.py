@@ -304,7 +304,7 @@ class NeuralProx(ParticleSolver):
         probe = training.weights.nonzero()[:64, 0]
         with seeded(step_seed(self.seed, 2**20) + 1, training.device):
             try:
-                row_bytes = max(1.0, saved_bytes_per_row(map.train(), probed, probe))
+                row_bytes = max(1.0, saved_bytes_per_row(map.train(), probed, probe, memory_budget))
             finally:  # Ctrl-C must not leave a map that draws dropout and partitions
                 map.eval()
             settings = replace(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from wprox.solvers.neural.batches import Batch, Batches
+from wprox._random import seeded
+from wprox.solvers.neural.batches import LEAST, Batch, Batches
 from wprox.solvers.problem import StepFailedError
 
 SETTLED, LATE, FEW_LOOKS, FEW_ITERATIONS = (
@@ -195,11 +196,18 @@ def _schedule(fraction: float, warmup: float = 0.05) -> float:
     return 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / (1 - warmup)))
 
 
-def saved_bytes_per_row(module: nn.Module, forward: Callable[[Tensor], Tensor], rows: Tensor) -> float:
+def saved_bytes_per_row(
+    module: nn.Module, forward: Callable[[Tensor], Tensor], rows: Tensor, memory_budget: float = math.inf
+) -> float:
     """The memory that autograd keeps for the backward pass, in bytes a row, measured on the given row indices.
 
-    The module's own parameters are kept as well, but they are there anyway and do not grow with the rows.
+    The module's own parameters are kept as well, but they are there anyway and do not grow with the rows. Where all of
+    the rows might exceed the budget, as the first ones tell, fewer are measured on.
     """
+    if math.isfinite(memory_budget):
+        with seeded(0, rows.device):
+            few = saved_bytes_per_row(module, forward, rows[:LEAST])
+        rows = rows[: max(LEAST, int(memory_budget / max(1.0, few)))]
     own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     seen: dict[int, int] = {}
 

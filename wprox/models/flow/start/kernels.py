@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wprox.maps._memory import current_limit
 from wprox.maps._normal_mixture import LOG_TWO_PI
 from wprox.maps.conditionals import KernelDensity
 
@@ -18,6 +19,7 @@ RATE = 0.2
 PENALTIES = (10.0, 2.0)  # nats a bandwidth or slope in use, to choose from
 ITERATIONS = 120
 BANDWIDTH_ROWS = 800  # whose likelihood decides of the first bandwidths
+COPIES = 16  # tensors as large as all differences of queries and centres that are alive at once, with their gradients
 LEAST = 1e-5  # bandwidth of a given coordinate, in standardised units, which float32 resolves
 
 
@@ -91,15 +93,19 @@ def product_bandwidths(x: Tensor, generator: torch.Generator) -> Tensor:
     rows = torch.arange(min(n, BANDWIDTH_ROWS), device=x.device)
     log_bandwidth = x.new_full((d,), math.log(0.3)).requires_grad_()
     optimizer = torch.optim.LBFGS([log_bandwidth], max_iter=40, line_search_fn="strong_wolfe")
-    itself = torch.zeros(len(rows), n, dtype=torch.bool, device=x.device)
-    itself[torch.arange(len(rows)), rows] = True
+    at_once = _at_once(n, x)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        scale = log_bandwidth.exp()
-        squares = torch.cdist(x[rows] / scale, x / scale).square().masked_fill(itself, math.inf)
-        objective = log_bandwidth.sum() - torch.logsumexp(-squares / 2, 1).mean()
+        objective = log_bandwidth.sum()
         objective.backward()
+        for part in rows.split(at_once):
+            scale = log_bandwidth.exp()
+            itself = part[:, None] == torch.arange(n, device=x.device)
+            squares = torch.cdist(x[part] / scale, x / scale).square().masked_fill(itself, math.inf)
+            less = torch.logsumexp(-squares / 2, 1).sum() / len(rows)
+            (-less).backward()
+            objective = objective - less
         return objective
 
     optimizer.step(loss)
@@ -124,12 +130,14 @@ def train_bandwidths(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, ITERATIONS)
     bandwidths, places = Bandwidths(*parameters), _places(centres, len(x))
     points = x[centres]
+    at_once = _at_once(points.numel(), x)
     for _ in range(ITERATIONS):
         batch = queries[torch.randperm(len(queries), generator=generator)[:QUERIES].to(x.device)]
-        log_prob = bandwidths.log_prob(x[batch], points, places[batch]).sum(1).mean()
-        loss = penalty / len(queries) * bandwidths.penalty() - log_prob
         optimizer.zero_grad()
-        loss.backward()
+        (penalty / len(queries) * bandwidths.penalty()).backward()
+        for part in batch.split(at_once):
+            log_prob = bandwidths.log_prob(x[part], points, places[part]).sum() / len(batch)
+            (-log_prob).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 10.0)
         optimizer.step()
         schedule.step()
@@ -140,9 +148,15 @@ def train_bandwidths(
 def left_out_log_prob(bandwidths: Bandwidths, x: Tensor, centres: Tensor, queries: Tensor) -> Tensor:
     """log p of the rows x[queries], (q,), each left out where it is a centre."""
     places, points = _places(centres, len(x)), x[centres]
+    at_once = min(QUERIES, _at_once(points.numel(), x))
     with torch.no_grad():
-        parts = [bandwidths.log_prob(x[part], points, places[part]).sum(1) for part in queries.split(QUERIES)]
+        parts = [bandwidths.log_prob(x[part], points, places[part]).sum(1) for part in queries.split(at_once)]
     return torch.cat(parts)
+
+
+def _at_once(numbers: int, x: Tensor) -> int:
+    """How many queries may be looked at together, where each takes tensors of so many numbers of the dtype of x."""
+    return max(1, current_limit() // (2 * COPIES * numbers * x.element_size()))
 
 
 def _places(centres: Tensor, n: int) -> Tensor:
