@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wprox.app.parquet import not_parquet, parquet_file
+from wprox.app.parquet import not_parquet, pandas_for, parquet_file
 from wprox.app.tables import (
     MISSING,
     Table,
@@ -75,6 +75,7 @@ def _read_npy(file: Path) -> MixedTable:
 
 
 def _read_parquet(file: Path) -> MixedTable:
+    pandas_for(file)
     try:
         frame = parquet_file(file).read().to_pandas()
     except Exception as error:
