@@ -220,7 +220,7 @@ def test_fine_tuning_on_a_gaussian_takes_fresh_draws(memory_budget):
     solver.fine_tune(map, wprox.KL(log_target), start, memory_budget=memory_budget)
     assert torch.allclose(map.shift, torch.tensor([1.0, -2.0]), atol=0.05)
     assert torch.allclose(map.matrix, torch.eye(2), atol=0.05)
-    batches = [x for x in seen if len(x) not in (64, 8192)]
+    batches = [x for x in seen if len(x) != 8192][2:]  # without what measures the memory, and looks
     assert len(batches) >= 100
     assert (len(batches[0]) == 256) == (memory_budget > 2**20)
     assert not torch.equal(map.inverse(batches[-1]), map.inverse(batches[-2]))

@@ -322,7 +322,7 @@ def test_integrate_is_linear_and_weights_are_a_probability(rows, a, b):
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: wprox.Particles(torch.zeros(3)), ValueError, r"shape \(n, d\), got \(3,\); reshape"),
+        (lambda: wprox.Particles(torch.zeros(3)), ValueError, r"shape \(n, d\), got \(3,\)\. Reshape your data"),
         (lambda: wprox.Particles(torch.zeros(0, 2)), ValueError, "empty"),
         (lambda: wprox.Particles(torch.zeros(2, 0)), ValueError, "empty"),
         (lambda: wprox.Particles([[1.0], [math.nan]]), ValueError, "1 NaN or infinite entries, the first at row 1, co"),

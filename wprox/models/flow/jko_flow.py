@@ -257,7 +257,7 @@ class JKOFlow(FlowEstimator):
             raise NotFittedError("the training data are not kept in files: call fit(X) again, then refine()")
         if len(self.blocks_) < 2:
             raise ValueError(
-                f"the flow has {len(self.blocks_) or 'no'} block{'s' * (not self.blocks_)}, so that there is nothing "
+                f"the flow has {'one block' if self.blocks_ else 'no blocks'}, so that there is nothing "
                 "to re-space; fit it with more (n_blocks)"
             )
         settings = FlowSettings.of(self.get_params(deep=False), self._data.size)
