@@ -16,8 +16,8 @@ CENTRES = 3000  # at most
 SCALES = (1.0, 4.0)  # of a coordinate's kernel, in units of its first bandwidth, to begin with
 QUERIES = 32  # rows left out, in a step of Adam
 RATE = 0.2
-PENALTIES = (10.0, 2.0)  # nats a bandwidth or slope in use, to choose from
-ITERATIONS = 120
+PENALTY = 3.0  # nats a bandwidth or slope in use
+ITERATIONS = 160
 BANDWIDTH_ROWS = 800  # whose likelihood decides of the first bandwidths
 COPIES = 16  # tensors as large as all differences of queries and centres that are alive at once, with their gradients
 LEAST = 1e-5  # bandwidth of a given coordinate, in standardised units, which float32 resolves
@@ -114,7 +114,7 @@ def product_bandwidths(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train_bandwidths(
-    start: Bandwidths, x: Tensor, centres: Tensor, queries: Tensor, penalty: float, generator: torch.Generator
+    start: Bandwidths, x: Tensor, centres: Tensor, queries: Tensor, generator: torch.Generator
 ) -> Bandwidths:
     """Bandwidths of greatest penalised likelihood of the rows x[queries], each left out where it is a centre.
 
@@ -123,7 +123,6 @@ def train_bandwidths(
         x: (n, d).
         centres: (m,), indices of rows.
         queries: (q,), indices of rows.
-        penalty: nats a bandwidth or slope in use.
         generator: draws minibatches of queries.
     """
     parameters = [tensor.clone().requires_grad_() for tensor in start.tensors]
@@ -135,7 +134,7 @@ def train_bandwidths(
     for _ in range(ITERATIONS):
         batch = queries[torch.randperm(len(queries), generator=generator)[:QUERIES].to(x.device)]
         optimizer.zero_grad()
-        (penalty / len(queries) * bandwidths.penalty()).backward()
+        (PENALTY / len(queries) * bandwidths.penalty()).backward()
         for part in batch.split(at_once):
             log_prob = bandwidths.log_prob(x[part], points, places[part]).sum() / len(batch)
             (-log_prob).backward()

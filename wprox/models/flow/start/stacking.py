@@ -12,7 +12,6 @@ from wprox.maps.conditionals import ConditionalDensity
 from wprox.maps.rosenblatt import RosenblattMap
 from wprox.models.flow.start.kernels import (
     CENTRES,
-    PENALTIES,
     Bandwidths,
     left_out_log_prob,
     product_bandwidths,
@@ -147,24 +146,15 @@ def _kernels(x: Tensor, folds: Sequence[Fold], log_bandwidth: Tensor, generator:
     """Bandwidths trained on the rows of each fold, judged on those left out, which stay centres for one another."""
     points, start = x.float(), Bandwidths.of_product_kernel(log_bandwidth.float())
     centres = torch.randperm(len(x), generator=generator)[:CENTRES]
-    path = [[start]] * len(folds)
-    scores = []
-    for penalty in PENALTIES:
-        path = [
-            [*so_far, train_bandwidths(so_far[-1], points, centres, fold.kept, penalty, generator)]
-            for so_far, fold in zip(path, folds, strict=True)
-        ]
-        log_prob = [
-            left_out_log_prob(so_far[-1], points, centres, fold.left_out)
-            for so_far, fold in zip(path, folds, strict=True)
-        ]
-        scores.append(torch.cat(log_prob).double())
-    best = max(range(len(PENALTIES)), key=lambda k: float(scores[k].mean()))
-    found = [so_far[best + 1] for so_far in path]
+    found = [train_bandwidths(start, points, centres, fold.kept, generator) for fold in folds]
+    log_prob = [
+        left_out_log_prob(bandwidths, points, centres, fold.left_out)
+        for bandwidths, fold in zip(found, folds, strict=True)
+    ]
     mean = Bandwidths(*(torch.stack(parts).mean(0) for parts in zip(*(one.tensors for one in found), strict=True)))
 
     def density(rows: Tensor) -> ConditionalDensity:
         some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:CENTRES]
         return mean.density(rows[some])
 
-    return Expert(f"kernels, penalty {PENALTIES[best]:g}", scores[best], density)
+    return Expert("kernels", torch.cat(log_prob).double(), density)
