@@ -85,7 +85,7 @@ class JKOFlow(FlowEstimator):
         selection: whether rows left out choose what the flow consists of: the exact map of the best simple model (a
             stacked mixture of a Gaussian, a Gaussian mixture and kernel conditionals) to N(0, I), blocks after it where
             they gain, or blocks alone. By default where there are fewer than 5,000 rows a column and no argument of the
-            training is given; `False` trains blocks by the rules above.
+            training is given; `False` trains blocks by the rules above, which hold no rows of the table, as kernels do.
         seed: of everything random.
         progress: show progress bars.
 
