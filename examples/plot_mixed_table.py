@@ -19,7 +19,7 @@ import wprox
 # Older people live in Ulm and do not tell their age; a better plan means more visits and higher bills.
 
 rng = np.random.default_rng(0)
-n = 1500
+n = 900
 town = rng.choice(["Bonn", "Köln", "Ulm"], n, p=[0.5, 0.3, 0.2])
 plan = rng.choice(["free", "basic", "gold"], n, p=[0.5, 0.3, 0.2])
 level = np.select([plan == "basic", plan == "gold"], [1.0, 2.0], 0.0)
@@ -42,7 +42,7 @@ rows = pd.DataFrame(
 # --------------
 # The flow says how it took each column. Rows that it makes are a data frame like the data.
 
-flow = wprox.JKOFlow(columns="auto", n_blocks=1, fine_tune_iterations=400).fit(rows)
+flow = wprox.JKOFlow(columns="auto", seed=0).fit(rows)
 print(flow.columns_)
 made = flow.sample(n, seed=0)
 print(made.head())
