@@ -15,17 +15,32 @@ from wprox._checks import as_points
 Array = Any  # a tensor where the rows are a tensor, else a NumPy array
 
 
+def is_frame(X: Any) -> bool:
+    """Whether this is a data frame."""
+    return hasattr(X, "columns") and hasattr(X, "to_numpy")
+
+
+def column_names(frame: Any, name: str) -> list[str]:
+    """The names of a data frame's columns, as text.
+
+    Raises:
+        ValueError: for columns without a name and several of one name.
+    """
+    columns = [str(column) for column in frame.columns]
+    nameless = [str(j) for j, column in enumerate(frame.columns) if column is None or column != column]
+    if nameless:
+        raise ValueError(f"{name} has no name for column {', '.join(nameless)} (counted from 0); name every column")
+    repeated = sorted({column for column in columns if columns.count(column) > 1})
+    if repeated:
+        raise ValueError(f"{name} has several columns of one name: {', '.join(repeated)}; rename them")
+    return columns
+
+
 def as_table(X: Any, name: str) -> tuple[Tensor, list[str] | None]:
     """A finite tensor (n, d) and the names of its columns, from an array or a data frame."""
     columns = None
-    if hasattr(X, "columns") and hasattr(X, "to_numpy"):
-        columns = [str(column) for column in X.columns]
-        nameless = [str(j) for j, column in enumerate(X.columns) if column is None or column != column]
-        if nameless:
-            raise ValueError(f"{name} has no name for column {', '.join(nameless)} (counted from 0); name every column")
-        repeated = sorted({column for column in columns if columns.count(column) > 1})
-        if repeated:
-            raise ValueError(f"{name} has several columns of one name: {', '.join(repeated)}; rename them")
+    if is_frame(X):
+        columns = column_names(X, name)
         text = [column for column, dtype in zip(columns, X.dtypes, strict=True) if dtype.kind not in "fiub"]
         if text:
             raise TypeError(

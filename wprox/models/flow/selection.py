@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wprox._random import make_generator
-from wprox.maps import TransportMap
+from wprox.maps import ComposedMap, TransportMap
 from wprox.maps._memory import memory_limit
 from wprox.maps.base import apply_in_batches
 from wprox.measures.laws import standard_normal_log_prob
@@ -165,12 +165,11 @@ def _is_better(gain: Tensor) -> bool:
 
 def _log_prob(maps: Sequence[TransportMap], z: Tensor) -> Tensor:
     """log p(z), (n,), in float64, of the law that maps send to N(0, I)."""
-    log_det = z.new_zeros(len(z))
+    if not maps:
+        return standard_normal_log_prob(z).double()
     with torch.no_grad():
-        for map in maps:
-            z, part = apply_in_batches(map, z)
-            log_det = log_det + part
-    return (standard_normal_log_prob(z) + log_det).double()
+        y, log_det = apply_in_batches(ComposedMap(maps), z)
+    return (standard_normal_log_prob(y) + log_det).double()
 
 
 def _jitter(z: Tensor, start: Start) -> Tensor | float:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wprox.maps._normal_mixture import normal_quantile
+
 CLIP = 20.0  # robust standard deviations from the median beyond which an entry does not count for more
 FEW = 0.02  # of the rows, beyond which entries so far out are a mode where their distances differ by less than this:
 ALIKE = 0.3  # the standard deviation of their logarithm, which is 1 for the tails of a Cauchy law
@@ -122,19 +124,6 @@ class Tails:
 
 LOG_TAIL = float(torch.special.log_ndtr(torch.tensor(-START, dtype=torch.float64)))  # log Φ̄(a)
 SIGMA = math.exp(LOG_TAIL + START**2 / 2) * math.sqrt(2 * math.pi)
-
-
-def normal_quantile(log_tail: Tensor) -> Tensor:
-    """y > 0 with log P(N(0, 1) > y) = `log_tail`, far out too, where the probability itself is no number any more.
-
-    Newton's method from the leading terms of the asymptotic series.
-    """
-    y = (-2 * log_tail - (-4 * math.pi * log_tail).log()).sqrt()
-    for _ in range(5):
-        reached = torch.special.log_ndtr(-y)
-        hazard = (-y.square() / 2 - 0.5 * math.log(2 * math.pi) - reached).exp()
-        y = y + (reached - log_tail) / hazard
-    return y
 
 
 def _column_blocks(x: Tensor) -> list[slice]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from wprox._checks import check_size
 from wprox._warnings import warn
+from wprox.models.flow.columns import is_frame
 from wprox.models.flow.table.finding import Column, check_wishes, find_column
-from wprox.models.flow.table.frames import Frame, as_frame, is_frame, pandas
+from wprox.models.flow.table.frames import Frame, as_frame, pandas
 from wprox.models.flow.table.laws import Category, Constant, Copy, Law, Number, source_of
 from wprox.models.flow.table.order import canonical_orders
 from wprox.models.flow.table.values import DAY, PER_SECOND, Dates, Labels

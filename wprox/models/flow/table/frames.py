@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from wprox._arrays import as_plain
+from wprox.models.flow.columns import column_names, is_frame
 
 Frame = Any  # pandas.DataFrame and pandas.Series: pandas is imported where a table needs it
 Series = Any
@@ -24,11 +25,6 @@ def pandas() -> Any:
         return import_module("pandas")
     except ImportError as error:
         raise ImportError('tables with columns of their own kinds need pandas: pip install "wprox[parquet]"') from error
-
-
-def is_frame(X: Any) -> bool:
-    """Whether this is a data frame."""
-    return hasattr(X, "columns") and hasattr(X, "to_numpy")
 
 
 def as_frame(X: Any, name: str, labels: list[Any] | None = None) -> Frame:
@@ -50,17 +46,10 @@ def as_frame(X: Any, name: str, labels: list[Any] | None = None) -> Frame:
                 f"{name} has {d} columns, the flow was fitted to {len(labels)}: {name} has {d} features, but JKOFlow "
                 f"is expecting {len(labels)} features as input"  # in scikit-learn's words
             )
-        frame = pandas().DataFrame(array, columns=labels or [f"x{j + 1}" for j in range(array.shape[1])])
-        return frame
+        return pandas().DataFrame(array, columns=labels or [f"x{j + 1}" for j in range(d)])
     if X.columns.nlevels > 1:
         raise ValueError(f"{name} has names of {X.columns.nlevels} levels; give each column one name")
-    names = [str(column) for column in X.columns]
-    nameless = [str(j) for j, column in enumerate(X.columns) if column is None or column != column]
-    if nameless:
-        raise ValueError(f"{name} has no name for column {', '.join(nameless)} (counted from 0); name every column")
-    repeated = sorted({column for column in names if names.count(column) > 1})
-    if repeated:
-        raise ValueError(f"{name} has several columns of one name: {', '.join(repeated)}; rename them")
+    column_names(X, name)
     return X
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wprox.models.flow.tails import GAIN, normal_quantile
+from wprox.maps._normal_mixture import normal_quantile
+from wprox.models.flow.tails import GAIN
 
 HALF_LOG = 0.5 * math.log(2 * math.pi)
 FAR = 7.0  # scales, beyond which 1 − e^{−t} has lost digits
