@@ -14,6 +14,7 @@ from wprox._checks import StepSize, as_points, check_count, check_fraction, chec
 from wprox._modes import doors
 from wprox._random import Seed, check_seed, make_generator
 from wprox.maps import TransportMap
+from wprox.maps._memory import memory_limit
 from wprox.maps.registry import MapFactory, check_map_classes
 from wprox.metrics import Distance
 from wprox.models.flow.columns import Array, as_given, as_numpy, as_table, in_order
@@ -204,7 +205,8 @@ class JKOFlow(FlowEstimator):
         arguments = self.get_params(deep=False)
         if is_wanted(arguments, self._defaults(), TableSize(len(X), preprocessing.dim)):
             settings = FlowSettings.of(arguments, TableSize(len(X), preprocessing.dim))
-            choice = choose(X, validation, preprocessing, settings)
+            with memory_limit(settings.memory_budget):
+                choice = choose(X, validation, preprocessing, settings)
             self._begin(X, columns, preprocessing, choice.data)
             self.start_, self.selection_ = choice.start, choice.selection
             self._take(choice.blocks)

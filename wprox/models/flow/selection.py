@@ -13,7 +13,6 @@ from torch import Tensor
 
 from wprox._random import make_generator
 from wprox.maps import ComposedMap, TransportMap
-from wprox.maps._memory import memory_limit
 from wprox.maps.base import apply_in_batches
 from wprox.measures.laws import standard_normal_log_prob
 from wprox.models.flow.data import FlowData
@@ -116,8 +115,7 @@ def choose(rows: Tensor, validation: Tensor | None, preprocessing: Preprocessing
     z, log_det = preprocessing.forward(given.double(), generator)
     z, offset = z.detach(), -float(log_det.mean())
     folds = None if validation is None else [Fold(torch.arange(len(rows)), torch.arange(len(rows), len(given)))]
-    with memory_limit(settings.memory_budget):
-        start = best_start(z, settings.seed, folds)
+    start = best_start(z, settings.seed, folds)
     nll = {"start": offset - float(start.log_prob.mean())}
     chosen, begin, trained, data = "start", None, TrainedBlocks(), None
     if len(z) >= MANY:
